@@ -1,0 +1,31 @@
+"""LinearConvRankRatio: low-rank LinearConv whose rank is a share of its primary filters, R = max(1, int(P * rank))."""
+
+from numbers import Real
+
+from linearconv_lowrank import LinearConvLowRank
+
+
+class LinearConvRankRatio(LinearConvLowRank):
+    """LinearConv with A = column_weights @ row_weights of rank R = max(1, int(P * rank)).
+
+    Args:
+        rank (float): share of the P primary filters, 0 < rank <= 1. At 1 the factors are as large as `A` can need
+            and hold more numbers than `A` itself: vanilla full rank is :class:`linearconv.LinearConv`. Default: 0.5
+
+    All other arguments, and the parameters, are those of :class:`linearconv_lowrank.LinearConvLowRank`.
+
+    Raises:
+        ValueError: for a rank outside (0, 1].
+    """
+
+    def __init__(self, *args, rank=0.5, **kwargs):
+        super().__init__(*args, rank=rank, **kwargs)
+
+    @staticmethod
+    def _check_rank(rank):
+        if not isinstance(rank, Real) or isinstance(rank, bool) or not 0 < rank <= 1:
+            raise ValueError(f"rank must be a share of the primary filters in (0, 1], got {rank!r}")
+        return float(rank)
+
+    def _inner_dimension(self):
+        return max(1, int(self.primary_channels * self.rank))

@@ -1,0 +1,94 @@
+"""The regularisers equal numpy's correlation and stay finite where numpy's does not."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+
+from corr_reg import corr_loss, filter_correlation, l1_loss
+from linearconv import LinearConv
+from linearconv_sparse import LinearConvSparse
+from tests.layers import VARIANTS
+
+
+@pytest.mark.parametrize("dtype, limit", ((torch.float64, 1e-13), (torch.float32, 1e-5)))
+@pytest.mark.parametrize("shape", ((8, 4, 3, 3), (1, 4, 3, 3), (32, 3, 3, 3), (16, 1, 3, 3)))
+def test_correlation_equals_numpy(shape, dtype, limit):
+    filters = torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0)) + 0.3
+    expected = np.atleast_2d(np.corrcoef(filters.double().flatten(1).numpy()))
+    assert np.abs(filter_correlation(filters).numpy() - expected).max() < limit
+
+
+def test_the_loss_is_the_sum_over_all_layers_of_any_module():
+    torch.manual_seed(0)
+    layers = [make(6, 10, 3) for make in VARIANTS.values()]
+    model = nn.ModuleDict({"a": nn.Sequential(*layers[:2]), "b": nn.ModuleList(layers[2:]), "c": nn.Conv2d(6, 10, 3)})
+    expected = 0.0
+    for layer in layers:
+        correlation = np.corrcoef(layer.conv_weights.detach().double().flatten(1).numpy())
+        expected += np.abs(correlation - np.eye(len(correlation))).sum()
+    assert corr_loss(model).item() == pytest.approx(expected, rel=1e-5)
+    assert corr_loss(layers[0]).item() > 0
+    assert corr_loss(nn.Conv2d(3, 4, 3)).item() == 0
+
+
+def test_gradient_passes_gradcheck():
+    filters = torch.randn(5, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.autograd.gradcheck(filter_correlation, (filters.requires_grad_(),))
+
+
+def test_descending_on_the_loss_decorrelates_the_filters():
+    torch.manual_seed(0)
+    layer = LinearConv(8, 16, 3)
+    with torch.no_grad():
+        layer.conv_weights.add_(2 * torch.randn(8, 3, 3))  # a shared component: all filters correlate
+    before = corr_loss(layer).item()
+    optimizer = torch.optim.Adam(layer.parameters(), lr=1e-2)
+    for _ in range(200):
+        optimizer.zero_grad()
+        corr_loss(layer).backward()
+        optimizer.step()
+    assert corr_loss(layer).item() < 0.25 * before
+
+
+@pytest.mark.parametrize("value", (0.0, 0.1, -3.7, 1e-20))
+@pytest.mark.parametrize("constant", ((0,), (0, 2), (0, 1, 2, 3)))
+def test_constant_filters_give_finite_values_and_gradients(value, constant):
+    layer = LinearConv(5, 8, 3)
+    with torch.no_grad():
+        layer.conv_weights[list(constant)] = value
+    loss = corr_loss(layer)
+    loss.backward()
+    gradient = layer.conv_weights.grad
+    assert loss.isfinite() and gradient.isfinite().all()
+    assert gradient[list(constant)].abs().max() == 0  # what has no direction is not pushed anywhere
+    varying = [i for i in range(4) if i not in constant]
+    if len(varying) > 1:  # and the others are treated as if it were not there
+        rest = np.corrcoef(layer.conv_weights.detach()[varying].double().flatten(1).numpy())
+        assert loss.item() == pytest.approx(np.abs(rest - np.eye(len(rest))).sum(), rel=1e-4)
+        assert gradient[varying].abs().max() > 0
+    else:
+        assert loss.item() == 0
+
+
+def test_one_element_filters_have_no_correlation():
+    layer = LinearConv(1, 8, 1)
+    corr_loss(layer).backward()
+    assert corr_loss(layer).item() == 0
+    assert layer.conv_weights.grad.abs().max() == 0
+
+
+def test_nearly_parallel_filters_stay_within_the_unit_interval():
+    filters = torch.randn(1, 64, 3, 3).repeat(6, 1, 1, 1) * torch.tensor([1, 2, 3, -1, -2, 1e-4]).view(6, 1, 1, 1)
+    assert filter_correlation(filters).abs().max() <= 1
+
+
+def test_l1_term_is_of_the_sparse_layers_alone():
+    torch.manual_seed(0)
+    sparse, full = LinearConvSparse(3, 8, 3), LinearConv(3, 8, 3)
+    loss = l1_loss(nn.Sequential(full, sparse))
+    assert loss.item() == pytest.approx(np.abs(sparse.linear_weights.detach().numpy()).sum(), rel=1e-6)
+    loss.backward()
+    assert torch.equal(sparse.linear_weights.grad, sparse.linear_weights.sign())
+    assert full.linear_weights.grad is None
+    assert l1_loss(full).item() == 0

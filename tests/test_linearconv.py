@@ -1,0 +1,428 @@
+"""The layers: what they compute, how they compare with nn.Conv2d, and that nothing about them goes stale."""
+
+import copy
+import itertools
+import pickle
+from functools import partial
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from linearconv import LinearConv
+from linearconv_lowrank import LinearConvLowRank
+from linearconv_rankratio import LinearConvRankRatio
+from linearconv_sparse import LinearConvSparse
+from tests.layers import VARIANTS, explicit_filters, prune_half, reference, relative_error
+
+GEOMETRIES = {
+    "3x3": dict(kernel_size=3, padding=1),
+    "1x1": dict(kernel_size=1),
+    "5x3 stride (2, 1)": dict(kernel_size=(5, 3), stride=(2, 1), padding=(2, 0)),
+    "dilated": dict(kernel_size=3, dilation=(2, 3), padding=3),
+    "same": dict(kernel_size=(4, 3), padding="same"),
+    "valid": dict(kernel_size=3, padding="valid"),
+    "reflect": dict(kernel_size=3, padding=(1, 2), padding_mode="reflect"),
+    "circular same": dict(kernel_size=(3, 5), padding="same", padding_mode="circular"),
+    "replicate strided": dict(kernel_size=3, stride=2, padding=1, padding_mode="replicate", bias=False),
+    "grouped": dict(kernel_size=3, padding=1, groups=2),
+    "depthwise": dict(kernel_size=3, padding=1, groups=6, bias=False),
+}
+variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
+computes = pytest.mark.parametrize("compute", ("filters", "features", "auto"))
+
+
+def test_every_variant_geometry_mode_and_dtype_equals_an_independent_float64_computation():
+    torch.manual_seed(0)
+    checked = 0
+    for (name, make), (shape, geometry), compute, dtype in itertools.product(
+        VARIANTS.items(), GEOMETRIES.items(), ("filters", "features"), (torch.float32, torch.float64)
+    ):
+        layer = prune_half(make(6, 12, **geometry, dtype=dtype, compute=compute))
+        input = torch.randn(2, 6, 11, 9, dtype=dtype)
+        limit = 1e-5 if dtype == torch.float32 else 1e-12
+        output = layer.eval()(input)
+        assert output.dtype == dtype
+        assert relative_error(output, reference(layer, input)) < limit, (name, shape, compute, dtype)
+        checked += 1
+    assert checked >= 40
+
+
+@variants
+@pytest.mark.parametrize("shape", ("3x3", "5x3 stride (2, 1)", "reflect", "1x1"))
+def test_filters_and_features_agree_in_output_and_gradient(variant, shape):
+    torch.manual_seed(0)
+    by_filters = variant(5, 9, **GEOMETRIES[shape], compute="filters", dtype=torch.float64)
+    by_features = variant(5, 9, **GEOMETRIES[shape], compute="features", dtype=torch.float64)
+    by_features.load_state_dict(prune_half(by_filters).state_dict())
+    assert (by_filters.mode, by_features.mode) == ("filters", "features")
+    results = []
+    for layer in (by_filters, by_features):
+        input = torch.randn(3, 5, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        output = layer(input.requires_grad_())
+        weights = torch.randn(output.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+        gradients = torch.autograd.grad((output * weights).sum(), (input, *layer.parameters()))
+        results.append((output, *gradients))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+@variants
+@pytest.mark.parametrize("geometry", (dict(padding=1), dict(groups=2), dict(stride=2, bias=False)), ids=str)
+@computes
+def test_gradients_pass_gradcheck(variant, geometry, compute):
+    torch.manual_seed(0)
+    layer = prune_half(variant(4, 6, 3, **geometry, compute=compute, dtype=torch.float64)).eval()
+    names, values = zip(*layer.named_parameters(), strict=True)
+
+    def function(input, *parameters):
+        return torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), (input,))
+
+    input = torch.randn(2, 4, 5, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(function, (input, *values))
+    assert torch.autograd.gradgradcheck(function, (input, *values))
+
+
+# ---- against nn.Conv2d ---------------------------------------------------------------------------------------------
+
+
+@variants
+def test_parameters_have_the_published_names_and_shapes(variant):
+    layer = variant(8, 14, 3)
+    shapes = {name: tuple(p.shape) for name, p in layer.named_parameters()}
+    assert shapes["conv_weights"] == (7, 8, 3, 3)
+    assert shapes["bias"] == (14,)
+    if isinstance(layer, LinearConvLowRank):
+        rank = 2 if type(layer) is LinearConvLowRank else 3  # 3 = int(7 * 0.5)
+        assert shapes["column_weights"] == (7, rank) and shapes["row_weights"] == (rank, 7)
+    else:
+        assert shapes["linear_weights"] == (7, 7)
+    assert layer.weight.shape == (14, 8, 3, 3)
+
+
+@variants
+@pytest.mark.parametrize(
+    "wrong",
+    (
+        dict(in_channels=5, groups=2),
+        dict(out_channels=5, groups=2),
+        dict(groups=0),
+        dict(padding="some"),
+        dict(padding="same", stride=2),
+        dict(padding_mode="mirror"),
+    ),
+    ids=str,
+)
+def test_arguments_are_refused_where_conv2d_refuses_them(variant, wrong):
+    arguments = dict(in_channels=4, out_channels=4, kernel_size=3) | wrong
+    with pytest.raises(ValueError) as theirs:
+        nn.Conv2d(**arguments)
+    with pytest.raises(ValueError) as ours:
+        variant(**arguments)
+    assert str(ours.value) == str(theirs.value)
+
+
+@pytest.mark.parametrize("alpha", (0, -0.5, 1.01, float("nan")))
+def test_alpha_outside_its_range_is_refused(alpha):
+    with pytest.raises(ValueError, match="alpha"):
+        LinearConv(4, 8, 3, alpha=alpha)
+
+
+def test_settings_outside_their_range_are_refused():
+    with pytest.raises(ValueError, match="compute"):
+        LinearConv(4, 8, 3, compute="fast")
+    for rank in (0, -1, 2.5, True):
+        with pytest.raises(ValueError, match="rank"):
+            LinearConvLowRank(4, 8, 3, rank=rank)
+    for rank in (0, 1.5, -0.1, float("nan")):
+        with pytest.raises(ValueError, match="rank"):
+            LinearConvRankRatio(4, 8, 3, rank=rank)
+    for sparsity in (1, 1.2, -0.1, float("nan")):
+        with pytest.raises(ValueError, match="sparsity"):
+            LinearConvSparse(4, 8, 3, sparsity=sparsity)
+    with pytest.raises(ValueError, match="schedule"):
+        LinearConvSparse(4, 8, 3, schedule="sudden")
+    with pytest.raises(ValueError, match="prune_begin"):
+        LinearConvSparse(4, 8, 3, prune_begin=5, prune_end=4)
+
+
+@variants
+@pytest.mark.parametrize(
+    "geometry", (dict(padding=1), dict(padding="same", padding_mode="circular"), dict(groups=2, bias=False)), ids=str
+)
+def test_fuse_gives_the_equivalent_conv2d(variant, geometry):
+    layer = prune_half(variant(4, 6, 3, **geometry)).eval()
+    layer.conv_weights.requires_grad_(False)
+    before = torch.get_rng_state()
+    conv = layer.fuse()
+    assert torch.equal(before, torch.get_rng_state())  # no random number is spent on it
+    assert type(conv) is nn.Conv2d and not conv.training and not conv.weight.requires_grad
+    input = torch.randn(2, 4, 7, 7)
+    torch.testing.assert_close(conv(input), layer(input), rtol=1e-5, atol=1e-5)
+    expected = layer(input).clone()
+    conv.weight.zero_()
+    torch.testing.assert_close(layer(input), expected)  # no memory is shared
+
+
+@variants
+@computes
+def test_unbatched_empty_and_channels_last_inputs(variant, compute):
+    layer = variant(4, 6, 3, padding=1, compute=compute)
+    batch = torch.randn(2, 4, 8, 8)
+    torch.testing.assert_close(layer.eval()(batch[0]), layer(batch)[0], rtol=1e-5, atol=1e-5)
+    assert layer(batch[:0]).shape == (0, 6, 8, 8)
+    output = layer.to(memory_format=torch.channels_last)(batch.to(memory_format=torch.channels_last))
+    assert output.is_contiguous(memory_format=torch.channels_last)
+
+
+@computes
+def test_initial_distributions_are_the_published_ones(compute):
+    torch.manual_seed(0)
+    layer = LinearConvLowRank(64, 256, 3, rank=64, compute=compute)
+    bound = (6 / (64 * 9 + 128 * 9)) ** 0.5  # Xavier uniform on (P, C, kh, kw)
+    assert 0.99 * bound < layer.conv_weights.abs().max() <= bound
+    assert layer.conv_weights.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
+    for parameter in (layer.column_weights, layer.row_weights, layer.bias):
+        assert 0.095 < parameter.abs().max() <= 0.1
+        assert parameter.std().item() == pytest.approx(0.1 / 3**0.5, rel=0.15)
+
+
+# ---- corners -------------------------------------------------------------------------------------------------------
+
+
+@variants
+@pytest.mark.parametrize("shape", (dict(out_channels=1), dict(out_channels=6, alpha=1)), ids=str)
+@computes
+def test_without_secondary_filters_the_layer_is_a_plain_convolution(variant, shape, compute):
+    layer = variant(4, kernel_size=3, compute=compute, **shape)
+    conv = nn.Conv2d(4, layer.out_channels, 3)
+    assert sum(p.numel() for p in layer.parameters()) == sum(p.numel() for p in conv.parameters())
+    output = layer(torch.randn(2, 4, 6, 6))
+    output.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in layer.parameters())  # as DistributedDataParallel needs
+    conv.load_state_dict({"weight": layer.conv_weights, "bias": layer.bias})
+    input = torch.randn(2, 4, 6, 6)
+    torch.testing.assert_close(layer(input), conv(input))
+
+
+@variants
+@pytest.mark.parametrize("out_channels, alpha, primary", ((7, 0.5, 3), (2, 0.5, 1), (5, 0.1, 1), (10, 0.7, 7)))
+def test_odd_widths_give_int_alpha_f_primary_filters(variant, out_channels, alpha, primary):
+    layer = prune_half(variant(3, out_channels, 3, alpha=alpha))
+    assert layer.conv_weights.shape[0] == primary
+    input = torch.randn(1, 3, 5, 5)
+    assert relative_error(layer.eval()(input), reference(layer, input)) < 1e-5
+
+
+def test_a_rank_above_the_number_of_filters_is_taken_as_given():
+    layer = LinearConvLowRank(3, 8, 3, rank=10)
+    assert layer.column_weights.shape == (4, 10) and layer.row_weights.shape == (10, 4)
+    input = torch.randn(1, 3, 5, 5)
+    assert relative_error(layer.eval()(input), reference(layer, input)) < 1e-5
+
+
+def test_auto_takes_the_way_with_fewer_multiply_adds():
+    assert LinearConv(64, 64, 3).mode == "features"  # 32*576 + 32*32 < 64*576
+    assert LinearConv(4, 64, 1).mode == "filters"  # 32*4 + 32*32 > 64*4
+    assert LinearConvLowRank(4, 64, 1, rank=1).mode == "features"  # 32*4 + 64 < 64*4
+    assert LinearConv(64, 64, 3, groups=2, compute="features").mode == "filters"
+    assert LinearConv(64, 64, 3, compute="filters").mode == "filters"
+
+
+@variants
+@computes
+def test_an_inplace_activation_may_follow_without_batch_norm(variant, compute):
+    torch.manual_seed(0)
+    images, labels = torch.randn(16, 3, 8, 8), torch.arange(16) % 2
+    conv = partial(variant, compute=compute)
+    model = nn.Sequential(
+        conv(3, 8, 3, padding=1), nn.ReLU(inplace=True), conv(8, 16, 3), nn.ReLU(inplace=True), nn.Flatten(),
+        nn.Linear(576, 2),
+    )  # fmt: skip
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(30):
+        loss = F.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
+
+
+# ---- filters kept in eval mode are never stale -----------------------------------------------------------------------
+
+
+def _optimizer_step(layer, input, **kind):
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.1, **kind)
+    layer(input).square().sum().backward()
+    optimizer.step()
+    return layer
+
+
+def _set_data(layer, input):
+    layer.conv_weights.data = torch.randn_like(layer.conv_weights)
+    return layer
+
+
+def _edit_in_place(layer, input):
+    with torch.no_grad():
+        next(p for name, p in layer.named_parameters() if name not in ("conv_weights", "bias")).mul_(3)
+    return layer
+
+
+def _load(layer, input, assign=False):
+    state = {name: value + 1 if value.is_floating_point() else value for name, value in layer.state_dict().items()}
+    layer.load_state_dict(state, assign=assign)
+    return layer
+
+
+def _train_and_edit_data(layer, input):
+    layer.train()
+    layer.conv_weights.data.add_(1)
+    return layer.eval()
+
+
+def _copy_then_edit(layer, input):
+    layer = copy.deepcopy(layer)
+    return _edit_in_place(layer, input)
+
+
+def _pickle_then_edit(layer, input):
+    return _edit_in_place(pickle.loads(pickle.dumps(layer)), input)
+
+
+CHANGES = {
+    "optimizer step": _optimizer_step,
+    "foreach optimizer step": partial(_optimizer_step, foreach=True),
+    "fused optimizer step": partial(_optimizer_step, fused=True),
+    "load_state_dict": _load,
+    "load_state_dict(assign)": partial(_load, assign=True),
+    "to(float64)": lambda layer, input: layer.to(torch.float64),
+    "in-place edit": _edit_in_place,
+    "parameter.data assigned": _set_data,
+    "parameter.data edited in training mode": _train_and_edit_data,
+    "deepcopy": _copy_then_edit,
+    "pickling": _pickle_then_edit,
+    "reset_parameters": lambda layer, input: layer.reset_parameters() or layer,
+}
+
+
+@variants
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+@pytest.mark.parametrize("context", (torch.no_grad, torch.inference_mode))
+def test_filters_kept_in_eval_mode_follow_every_change(variant, change, context):
+    layer = prune_half(variant(4, 6, 3, compute="filters")).eval()
+    input = torch.randn(2, 4, 6, 6)
+    with context():
+        before = layer(input)
+    layer = change(layer, input)
+    input = input.to(layer.conv_weights.dtype)
+    with context():
+        after = layer(input)
+    assert relative_error(after, reference(layer, input)) < 1e-5
+    if layer.conv_weights.dtype == torch.float32:
+        assert not torch.allclose(before, after)
+
+
+def test_filters_are_built_once_while_nothing_changes(monkeypatch):
+    layer = LinearConv(4, 6, 3, compute="filters").eval()
+    built = []
+    weight = LinearConv.weight.fget
+    monkeypatch.setattr(LinearConv, "weight", property(lambda self: built.append(1) or weight(self)))
+    with torch.no_grad():
+        for _ in range(3):
+            layer(torch.randn(1, 4, 6, 6))
+    assert len(built) == 1
+    layer(torch.randn(1, 4, 6, 6)).sum().backward()  # with gradients on, they must reach the parameters
+    assert len(built) == 2 and layer.linear_weights.grad is not None
+
+
+def test_filters_kept_under_autocast_are_not_rounded():
+    layer, input = LinearConv(8, 16, 3, compute="filters").eval(), torch.randn(1, 8, 6, 6)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        layer(input)
+    with torch.no_grad():
+        assert relative_error(layer(input), reference(layer, input)) < 1e-5
+
+
+def test_filters_kept_are_not_in_the_state_dict():
+    layer = LinearConv(4, 6, 3, compute="filters").eval()
+    with torch.no_grad():
+        layer(torch.randn(1, 4, 6, 6))
+    assert set(layer.state_dict()) == {"conv_weights", "linear_weights", "bias"}
+
+
+# ---- the rest of PyTorch ---------------------------------------------------------------------------------------------
+
+
+@variants
+@computes
+def test_works_under_autocast(variant, compute):
+    layer, input = variant(8, 16, 3, compute=compute), torch.randn(2, 8, 6, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = layer(input)
+    assert output.dtype == torch.bfloat16
+    output.float().square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
+    assert relative_error(output, reference(layer, input)) < 0.03
+
+
+@variants
+@computes
+def test_works_under_jit_trace_and_export(variant, compute):
+    layer, input = prune_half(variant(4, 6, 3, compute=compute)).eval(), torch.randn(2, 4, 7, 7)
+    with torch.no_grad():
+        expected = layer(input)  # filters are kept now, and must not end up as constants
+        traced = torch.jit.trace(layer, input)
+        exported = torch.export.export(layer, (input,)).module()
+    for program in (traced, exported):
+        torch.testing.assert_close(program(input), expected, rtol=1e-5, atol=1e-5)
+    assert "conv_weights" in dict(traced.named_parameters())
+    with torch.no_grad():
+        traced.conv_weights.zero_()
+        bias = traced.bias.detach()[:, None, None]
+        torch.testing.assert_close(traced(input), bias.expand_as(expected), atol=1e-6, rtol=0)
+
+
+@variants
+@computes
+def test_works_under_torch_compile(variant, compute):
+    torch._dynamo.reset()
+    layer = prune_half(variant(4, 6, 3, compute=compute))
+    compiled, input = torch.compile(layer, backend="aot_eager"), torch.randn(2, 4, 7, 7)
+    for training in (True, False):
+        layer.train(training)
+        torch.testing.assert_close(compiled(input), layer(input), rtol=1e-5, atol=1e-5)
+    gradient = torch.autograd.grad(compiled(input).sum(), layer.conv_weights)[0]
+    torch.testing.assert_close(gradient, torch.autograd.grad(layer(input).sum(), layer.conv_weights)[0])
+
+
+@variants
+@computes
+def test_works_under_torch_func(variant, compute):
+    layer = prune_half(variant(4, 6, 3, compute=compute))
+    parameters = {name: p.detach() for name, p in layer.named_parameters()}
+    images = torch.randn(3, 4, 6, 6)
+
+    def loss(parameters, image):
+        return torch.func.functional_call(layer, parameters, (image,)).square().sum()
+
+    per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, images)
+    for index, image in enumerate(images):
+        one = torch.func.grad(loss)(parameters, image)
+        for name in parameters:
+            torch.testing.assert_close(per_sample[name][index], one[name], rtol=1e-4, atol=1e-4)
+
+    stacked = {name: torch.stack([value, 2 * value]) for name, value in parameters.items()}
+    layer.eval()
+    with torch.no_grad():  # an ensemble of parameters: none of them may be kept as the layer's filters
+        outputs = torch.func.vmap(lambda p: torch.func.functional_call(layer, p, (images,)))(stacked)
+        torch.testing.assert_close(outputs[0], layer(images), rtol=1e-5, atol=1e-5)
+
+
+def test_explicit_filters_of_the_tests_agree_with_the_weight_property():
+    for make in VARIANTS.values():
+        layer = prune_half(make(4, 6, 3))
+        assert relative_error(layer.weight, explicit_filters(layer)) < 1e-6
