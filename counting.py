@@ -1,0 +1,180 @@
+"""What a network costs: parameters, FLOPs in two conventions, multiply-adds at inference. Three rules, never mixed up.
+
+    flops_paper     the paper's convention (thop 0.0.22 rules, filter generation included): Table 1's column
+    flops           what today's thop reports, a LinearConv layer counted as the multiply-adds of one training pass
+    macs_inference  multiply-adds of convolutions and linear layers that one image really costs at inference
+
+All are per image and for eval mode. They are counted on a copy, so that nothing is left in the model.
+"""
+
+import copy
+import warnings
+from math import prod
+
+import setuptools  # noqa: F401  gives thop its distutils on Python 3.12 and later
+import torch
+import torch.nn as nn
+
+from linearconv import LinearConv
+from linearconv_sparse import LinearConvSparse
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # thop compares versions with distutils
+    import thop
+    from thop.profile import register_hooks as THOP_RULES
+
+
+def count(model, input_size):
+    """Count a network.
+
+    Args:
+        model (nn.Module): any network of one image tensor; counted in eval mode on its own device.
+        input_size (tuple[int]): (channels, height, width) of one image.
+
+    Returns:
+        dict[str, int]: `parameters`, `nonzero_parameters`, `flops_paper`, `flops`, `macs_inference`.
+    """
+    return {
+        "parameters": count_parameters(model),
+        "nonzero_parameters": count_nonzero_parameters(model),
+        "flops_paper": flops_paper(model, input_size),
+        "flops": flops(model, input_size),
+        "macs_inference": macs_inference(model, input_size),
+    }
+
+
+def count_parameters(model):
+    """Number of elements of all parameters, a shared one counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_nonzero_parameters(model):
+    """Parameters less the coefficients that the masks of LinearConvSparse layers prune."""
+    pruned = sum(
+        int((layer.mask == 0).sum()) for layer in model.modules() if isinstance(layer, LinearConvSparse)
+    )
+    return count_parameters(model) - pruned
+
+
+# ---- the paper's convention --------------------------------------------------------------------------------------
+
+
+def flops_paper(model, input_size):
+    """FLOPs of one image by the paper's convention, which reproduces its Table 1.
+
+    Conv2d: out_elements * (kh kw + has_bias) * in_channels // groups (a bias counts in_channels times); BatchNorm2d:
+    4 an element; ReLU modules: 1 an element; MaxPool2d: k an output element (not k^2); Linear: (2 in - 1) * out.
+    LinearConv: its convolution as above, and the generation of its filters with multiplications and additions apart
+    and in_channels NOT divided by groups. Any other module, and everything functional, counts nothing.
+    """
+    return _profile(model, input_size, PAPER_RULES, default_rules=False)
+
+
+def _paper_conv(layer, input, output):
+    per_output = (prod(layer.kernel_size) + (layer.bias is not None)) * layer.in_channels // layer.groups
+    layer.total_ops += output.numel() * per_output
+
+
+def _paper_linearconv(layer, input, output):
+    _paper_conv(layer, input, output)
+    filter_size = layer.in_channels * prod(layer.kernel_size)
+    for rows, columns in _factor_shapes(layer):
+        layer.total_ops += (2 * columns - 1) * rows * filter_size if rows else 0
+
+
+def _paper_batch_norm(layer, input, output):
+    layer.total_ops += 4 * output.numel()
+
+
+def _paper_relu(layer, input, output):
+    layer.total_ops += output.numel()
+
+
+def _paper_max_pool(layer, input, output):
+    size = layer.kernel_size
+    layer.total_ops += (size if isinstance(size, int) else prod(size)) * output.numel()
+
+
+def _paper_linear(layer, input, output):
+    layer.total_ops += (2 * layer.in_features - 1) * output.numel()
+
+
+PAPER_RULES = {
+    nn.Conv2d: _paper_conv,
+    LinearConv: _paper_linearconv,
+    nn.BatchNorm2d: _paper_batch_norm,
+    nn.ReLU: _paper_relu,
+    nn.MaxPool2d: _paper_max_pool,
+    nn.Linear: _paper_linear,
+}
+
+# ---- today's thop ------------------------------------------------------------------------------------------------
+
+
+def flops(model, input_size):
+    """What thop reports for one image: multiply-adds of convolutions and linear layers, 4 an element for BatchNorm.
+
+    A LinearConv layer counts the multiply-adds of a training pass in the way it is run: its convolution over P
+    channels and the combination of their maps, or the generation of its filters and the convolution with all F.
+    """
+    return _profile(model, input_size, {LinearConv: _training_macs})
+
+
+def _training_macs(layer, input, output):
+    _inference_macs(layer, input, output)
+    if layer.mode == "filters":
+        layer.total_ops += layer.coefficient_count * layer.filter_size
+
+
+# ---- inference ---------------------------------------------------------------------------------------------------
+
+
+def macs_inference(model, input_size):
+    """Multiply-adds of the convolutions and linear layers of one image, each LinearConv layer in the way it is run.
+
+    `"features"`: P K + |A's factors| for every output position; `"filters"`: F K, the filters having been built once.
+    Biases, normalisation, activations and pooling count nothing.
+    """
+    return _profile(model, input_size, INFERENCE_RULES, default_rules=False)
+
+
+def _inference_macs(layer, input, output):
+    layer.total_ops += layer.macs_per_position(layer.mode) * output[..., :1, :, :].numel()
+
+
+def _conv_macs(layer, input, output):
+    layer.total_ops += output.numel() * layer.weight[0].numel()
+
+
+def _linear_macs(layer, input, output):
+    layer.total_ops += output.numel() * layer.in_features
+
+
+INFERENCE_RULES = {nn.Conv2d: _conv_macs, LinearConv: _inference_macs, nn.Linear: _linear_macs}
+
+
+# ---- shared ------------------------------------------------------------------------------------------------------
+
+
+def _factor_shapes(layer):
+    return [tuple(factor.shape) for factor in layer.factors()]
+
+
+def _profile(model, input_size, rules, default_rules=True):
+    """Run thop with `rules` {type: rule}, which hold for subclasses too; without `default_rules`, with nothing else."""
+    model = copy.deepcopy(model).requires_grad_(False)
+    custom_ops = {}
+    for kind in {type(module) for module in model.modules()}:
+        rule = next((rules[base] for base in kind.__mro__ if base in rules), None)
+        if rule is not None:
+            custom_ops[kind] = rule
+        elif not default_rules and kind in THOP_RULES:
+            custom_ops[kind] = _count_nothing
+    example = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    image = torch.zeros(1, *input_size, device=example.device, dtype=example.dtype)
+    total, _ = thop.profile(model, (image,), custom_ops=custom_ops, verbose=False)
+    return int(total)
+
+
+def _count_nothing(layer, input, output):
+    pass

@@ -1,0 +1,61 @@
+"""Base: the paper's small network, four 3x3 convolutions with a 2x2 max-pool after each.
+
+Kahatapitiya & Rodrigo, "Exploiting the Redundancy in Convolutional Filters for Parameter Reduction",
+WACV 2021 (arXiv 1907.11432).
+
+    python models/base_xcnn.py -t dense              # "Base" in the paper's Table 1
+    python models/base_xcnn.py -t rank -r 1          # "Base-Lr", full rank
+    python models/base_xcnn.py -t lowrank -r 10      # "Base-LRr"
+    python models/base_xcnn.py -t sparse -s 0.25
+
+Expected counts for 3x32x32 images and 10 classes, FLOPs by the paper's convention (--count-only):
+
+                       parameters             FLOPs
+    dense                 399,626        17,070,070
+    rank 1                227,418        59,947,078
+    lowrank 10            210,458        24,614,392
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from any folder
+
+import torch.nn as nn
+import torch.nn.functional as F
+
+from models import scale
+from training import Recipe, main
+
+
+class Base(nn.Module):
+    """Stages of 3x3 convolutions with BatchNorm and ReLU; a 2x2 max-pool closes each stage."""
+
+    stages = ((32,), (64,), (128,), (256,))  # output channels of each stage's convolutions
+
+    def __init__(self, conv=nn.Conv2d, in_channels=3, num_classes=10, width=1.0):
+        super().__init__()
+        feat = []
+        for stage in self.stages:
+            layers = []
+            for channels in stage:
+                out_channels = scale(channels, width)
+                layers += [conv(in_channels, out_channels, 3, padding=1)]
+                layers += [nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
+                in_channels = out_channels
+            feat.append(nn.Sequential(*layers, nn.MaxPool2d(2, 2)))
+        self.feat = nn.Sequential(*feat)
+        self.grid = 32 >> len(self.stages)  # side of the feature maps that a 32x32 image leaves
+        self.fc = nn.Linear(in_channels * self.grid**2, num_classes)
+
+    def forward(self, x):  # (N, in_channels, H, W)
+        x = self.feat(x)  # (N, C, H / 2^stages, W / 2^stages)
+        if x.shape[-2:] != (self.grid, self.grid):  # not a 32x32 image
+            x = F.adaptive_avg_pool2d(x, self.grid)  # (N, C, grid, grid)
+        return self.fc(x.flatten(1))  # (N, num_classes)
+
+
+RECIPE = Recipe(lr=1e-3, epochs=250, batch_size=50)
+
+if __name__ == "__main__":
+    main({"Base": Base}, RECIPE)

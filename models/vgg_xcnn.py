@@ -1,0 +1,37 @@
+"""VGG11 with BatchNorm and one linear layer, for small images.
+
+Simonyan & Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015
+(arXiv 1409.1556), configuration A.
+
+    python models/vgg_xcnn.py -t dense               # "VGG11" in the paper's Table 1
+    python models/vgg_xcnn.py -t rank -r 1           # "VGG11-Lr", full rank
+    python models/vgg_xcnn.py -t lowrank -r 10       # "VGG11-LRr"
+    python models/vgg_xcnn.py -t sparse -s 0.25
+
+Expected counts for 3x32x32 images and 10 classes, FLOPs by the paper's convention (--count-only):
+
+                       parameters             FLOPs
+    dense               9,231,114       170,568,694
+    rank 1              4,922,282     2,397,909,142
+    lowrank 10          4,649,770       350,112,520
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from any folder
+
+from models.base_xcnn import Base
+from training import Recipe, main
+
+
+class VGG11(Base):
+    """Base, deeper and wider: eight convolutions in five stages, so that 32x32 pixels end as one."""
+
+    stages = ((64,), (128,), (256, 256), (512, 512), (512, 512))
+
+
+RECIPE = Recipe(lr=1e-3, epochs=250, batch_size=50)
+
+if __name__ == "__main__":
+    main({"VGG11": VGG11}, RECIPE)

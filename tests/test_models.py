@@ -1,0 +1,211 @@
+"""The networks have the published sizes, names and shapes, and build their convolutions with `conv`."""
+
+import importlib
+import inspect
+import re
+from functools import partial
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from linearconv import LinearConv
+from linearconv_lowrank import LinearConvLowRank
+from models.allconv_xcnn import AllConv
+from models.base_xcnn import Base
+from models.mobilenetv2_xcnn import MobileNetV2
+from models.resnet_xcnn import ResNet18, ResNet34, ResNet50, ResNet101, ResNet152
+from models.resnext_xcnn import ResNeXt29_2x64d, ResNeXt29_4x64d, ResNeXt29_8x64d, ResNeXt29_32x4d
+from models.vgg_xcnn import VGG11
+
+PAPER_NETWORKS = [Base, VGG11, AllConv, ResNet18, ResNeXt29_2x64d, MobileNetV2]
+THIN = 0.125  # a width at which a forward pass takes milliseconds
+
+
+def count(network, **options):
+    with torch.device("meta"):
+        return sum(p.numel() for p in network(**options).parameters())
+
+
+def published_counts(network):
+    """The three parameter counts that the script's docstring states."""
+    doc = inspect.getmodule(network).__doc__
+    rows = {m[1]: m[2] for m in re.finditer(r"^    (dense|rank 1|lowrank 10) +([\d,]+) ", doc, re.MULTILINE)}
+    return {name: int(number.replace(",", "")) for name, number in rows.items()}
+
+
+@pytest.mark.parametrize(
+    "network, parameters",
+    [
+        (Base, 399_626),
+        (VGG11, 9_231_114),
+        (AllConv, 1_369_738),
+        (ResNet18, 11_173_962),
+        (ResNet34, 21_282_122),
+        (ResNet50, 23_520_842),
+        (ResNet101, 42_512_970),
+        (ResNet152, 58_156_618),
+        (ResNeXt29_2x64d, 9_128_778),
+        (ResNeXt29_4x64d, 27_104_586),
+        (ResNeXt29_8x64d, 89_598_282),
+        (ResNeXt29_32x4d, 4_774_218),
+        (MobileNetV2, 2_296_922),
+    ],
+)
+def test_the_dense_network_has_the_published_number_of_parameters(network, parameters):
+    assert count(network) == parameters
+
+
+@pytest.mark.parametrize("network", PAPER_NETWORKS)
+def test_the_docstring_states_the_numbers_of_parameters(network):
+    assert published_counts(network) == {
+        "dense": count(network),
+        "rank 1": count(network, conv=LinearConv),
+        "lowrank 10": count(network, conv=partial(LinearConvLowRank, rank=10)),
+    }
+
+
+@pytest.mark.parametrize(
+    "network, multiply_adds",  # of all convolutions and linear layers: they pin strides and paddings
+    [
+        (Base, 15_050_752),
+        (VGG11, 152_769_536),
+        (AllConv, 281_174_016),
+        (ResNet18, 555_422_720),
+        (ResNeXt29_2x64d, 1_409_492_992),
+        (MobileNetV2, 91_154_944),
+    ],
+)
+def test_the_dense_network_costs_the_multiply_adds_summed_by_hand(network, multiply_adds):
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        network()(torch.empty(1, 3, 32, 32))
+    assert counter.get_total_flops() == 2 * multiply_adds
+
+
+@pytest.mark.parametrize("network", [*PAPER_NETWORKS, ResNet50, ResNeXt29_32x4d])
+@pytest.mark.parametrize("in_channels, num_classes, size", [(1, 10, 32), (3, 100, 32), (3, 10, 64)])
+def test_logits_have_one_row_per_image(network, in_channels, num_classes, size):
+    net = network(in_channels=in_channels, num_classes=num_classes, width=THIN)
+    assert net(torch.randn(2, in_channels, size, size)).shape == (2, num_classes)
+
+
+@pytest.mark.parametrize("network", [Base, VGG11])
+def test_larger_images_are_averaged_to_the_grid_of_a_32x32_image(network):
+    net = network(width=THIN).eval()
+    small, large = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(net(small), net.fc(net.feat(small).flatten(1)), rtol=0, atol=0)
+    torch.testing.assert_close(net(large), net.fc(F.avg_pool2d(net.feat(large), 2).flatten(1)))
+
+
+RESIDUAL = {"conv1", "bn1", "conv2", "bn2", "shortcut"}
+
+
+@pytest.mark.parametrize(
+    "network, names, first_block, block_names",
+    [
+        (Base, {"feat", "fc"}, None, None),
+        (VGG11, {"feat", "fc"}, None, None),
+        (AllConv, {*(f"conv{i}" for i in range(1, 9)), "class_conv"}, None, None),
+        (ResNet18, {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "linear"}, "layer2.0", RESIDUAL),
+        (ResNet50, {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "linear"}, "layer2.0",
+         RESIDUAL | {"conv3", "bn3"}),
+        (ResNeXt29_2x64d, {"conv1", "bn1", "layer1", "layer2", "layer3", "linear"}, "layer2.0",
+         RESIDUAL | {"conv3", "bn3"}),
+        (MobileNetV2, {"conv1", "bn1", "layers", "conv2", "bn2", "linear"}, "layers.0",
+         RESIDUAL | {"conv3", "bn3"}),
+    ],
+)  # fmt: skip
+def test_the_state_dict_has_the_published_names(network, names, first_block, block_names):
+    net = network(width=THIN)
+    assert {key.split(".")[0] for key in net.state_dict()} == names
+    if first_block:
+        assert {key.split(".")[0] for key in net.get_submodule(first_block).state_dict()} == block_names
+
+
+def test_feat_starts_a_new_sequential_after_each_pool():
+    layers = [[type(layer).__name__ for layer in stage] for stage in VGG11(width=THIN).feat]
+    unit = ["Conv2d", "BatchNorm2d", "ReLU"]
+    assert layers == [[*unit * depth, "MaxPool2d"] for depth in (1, 1, 2, 2, 2)]
+
+
+class Marked(nn.Conv2d):
+    """Tells a convolution built by `conv` from a plain one."""
+
+
+@pytest.mark.parametrize(
+    "network, convolutions, plain, bias",
+    [
+        (Base, 4, [], True),
+        (VGG11, 8, [], True),
+        (AllConv, 8, ["class_conv"], True),
+        (ResNet18, 1 + 8 * 2 + 3, [], False),  # stem, blocks, shortcuts
+        (ResNet50, 1 + 16 * 3 + 4, [], False),
+        (ResNeXt29_2x64d, 9 * 3 + 3, ["conv1"], False),
+        (MobileNetV2, 1 + 17 * 3 + 4 + 1, [], False),  # the last is the head
+    ],
+)
+def test_conv_builds_all_convolutions_but_the_plain_ones(network, convolutions, plain, bias):
+    modules = dict(network(conv=Marked, width=THIN).named_modules())
+    marked = [module for module in modules.values() if type(module) is Marked]
+    assert len(marked) == convolutions
+    assert all((module.bias is not None) == bias for module in marked)
+    assert [name for name, module in modules.items() if type(module) is nn.Conv2d] == plain
+
+
+@pytest.mark.parametrize("network", PAPER_NETWORKS)
+def test_width_one_half_has_about_a_quarter_of_the_parameters(network):
+    assert 0.24 < count(network, width=0.5) / count(network) < 0.27
+
+
+@pytest.mark.parametrize("network", [*PAPER_NETWORKS, ResNeXt29_32x4d])
+@pytest.mark.parametrize("width", [0.001, 0.07])
+def test_every_width_gives_a_network(network, width):
+    assert network(width=width)(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_allconv_in_eval_mode_is_a_chain_of_convolutions_without_dropout():
+    torch.manual_seed(0)
+    net = AllConv(width=THIN).double().eval()
+    x = images = torch.randn(2, 3, 32, 32, dtype=torch.double)
+    for name in [*(f"conv{i}" for i in range(1, 9)), "class_conv"]:
+        weight, bias = net.state_dict()[f"{name}.weight"], net.state_dict()[f"{name}.bias"]
+        stride = 2 if name in ("conv3", "conv6") else 1
+        x = F.conv2d(x, weight, bias, stride, padding=weight.shape[-1] // 2).clamp(min=0)
+    assert x.any()
+    torch.testing.assert_close(net(images), x.sum((2, 3)) / 64)
+
+
+def test_allconv_in_training_mode_drops_out():
+    net, images = AllConv(), torch.randn(2, 3, 32, 32)
+    assert not torch.equal(net(images), net(images))
+
+
+@pytest.mark.parametrize("conv", [nn.Conv2d, LinearConv, LinearConvLowRank])
+@pytest.mark.parametrize("network", [*PAPER_NETWORKS, ResNet50])
+def test_every_parameter_has_a_gradient(network, conv):
+    torch.manual_seed(0)
+    net = network(conv=conv, width=THIN)
+    F.cross_entropy(net(torch.randn(4, 3, 32, 32)), torch.arange(4)).backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        if parameter.dim() > 1:  # a bias under BatchNorm has none
+            assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize(
+    "script, lr, epochs, batch_size, milestones",
+    [
+        ("base", 1e-3, 250, 50, ()),
+        ("vgg", 1e-3, 250, 50, ()),
+        ("allconv", 1e-4, 350, 50, ()),
+        ("resnet", 0.1, 250, 50, (75, 150, 200)),
+        ("resnext", 1e-3, 250, 32, (75, 150, 200)),
+        ("mobilenetv2", 1e-3, 250, 32, (75, 150, 200)),
+    ],
+)
+def test_the_recipe_is_the_published_one(script, lr, epochs, batch_size, milestones):
+    recipe = importlib.import_module(f"models.{script}_xcnn").RECIPE
+    published = (lr, epochs, batch_size, milestones)
+    assert (recipe.lr, recipe.epochs, recipe.batch_size, recipe.milestones) == published

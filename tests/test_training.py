@@ -1,0 +1,311 @@
+"""The scripts: they train, save, resume exactly, report, and answer bad input with one line and exit code 2."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import checkpoints
+import training
+from models import allconv_xcnn, base_xcnn, mobilenetv2_xcnn, resnet_xcnn, resnext_xcnn, vgg_xcnn
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = {
+    "base": ({"Base": base_xcnn.Base}, base_xcnn.RECIPE),
+    "vgg": ({"VGG11": vgg_xcnn.VGG11}, vgg_xcnn.RECIPE),
+    "allconv": ({"AllConv": allconv_xcnn.AllConv}, allconv_xcnn.RECIPE),
+    "resnet": ({"ResNet18": resnet_xcnn.ResNet18, "ResNet34": resnet_xcnn.ResNet34}, resnet_xcnn.RECIPE),
+    "resnext": ({"ResNeXt29_2x64d": resnext_xcnn.ResNeXt29_2x64d}, resnext_xcnn.RECIPE),
+    "mobilenetv2": ({"MobileNetV2": mobilenetv2_xcnn.MobileNetV2}, mobilenetv2_xcnn.RECIPE),
+}
+VARIANTS = ("-t rank -r 1", "-t rank -r 0.25", "-t lowrank -r 10", "-t sparse -s 0.5", "-t dense")
+REPORT_KEYS = set(
+    "architecture type rank sparsity alpha dataset num_classes seed epochs parameters dense_parameters "
+    "nonzero_parameters flops_paper flops macs_inference macs_dense test_accuracy best_test_accuracy best_epoch "
+    "train_loss seconds images_per_second device torch git_commit command".split()
+)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """Three classes that a network tells apart by colour: 12 training and 4 test images each."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for channel, name in enumerate(("red", "green", "blue")):
+        for split, count in (("train", 12), ("test", 4)):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                image = rng.integers(0, 100, (32, 32, 3), dtype=np.uint8)
+                image[..., channel] += 120
+                Image.fromarray(image).save(folder / f"{index}.png")
+    return root
+
+
+@pytest.fixture
+def run(data, tmp_path, monkeypatch):
+    """Run a script's `main` on the three colours, small and in this process; returns the output folder."""
+
+    def run(script, options, output="run", dataset=True):
+        monkeypatch.setattr(sys, "argv", [f"{script}_xcnn.py", *options.split()])
+        argv = options.split()
+        if dataset:
+            argv += ["--dataset", "imagefolder", "--data-root", str(data), "--batch-size", "9"]
+        training.main(*SCRIPTS[script], [*argv, "--device", "cpu", "--output", str(tmp_path / output)])
+        return tmp_path / output
+
+    return run
+
+
+@pytest.fixture
+def refused(run, capsys):
+    """Run a script that must end with exit code 2 and one line on stderr; returns that line."""
+
+    def refused(*args, **kwargs):
+        with pytest.raises(SystemExit) as stop:
+            run(*args, **kwargs)
+        lines = capsys.readouterr().err.splitlines()
+        assert stop.value.code == 2
+        assert len(lines) == 1, lines
+        return lines[0]
+
+    return refused
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_script_and_variant_counts_trains_resumes_and_reports(script, variant, run, capsys):
+    small = f"{variant} --width 0.125 --epochs"
+    folder = run(script, f"{small} 2")
+    out = capsys.readouterr().out
+    assert out.index("parameters") < out.index("epoch   1/2") < out.index("test accuracy") < out.index("report: ")
+    first = json.loads((folder / "report.json").read_text())
+    run(script, f"{small} 3 --resume")
+    report = json.loads((folder / "report.json").read_text())
+    log = read_log(folder)
+    assert REPORT_KEYS <= set(report)
+    assert [record["epoch"] for record in log] == [1, 2, 3]
+    assert (report["epochs"], report["num_classes"]) == (3, 3)
+    assert report["seconds"] > first["seconds"]
+    assert report["best_test_accuracy"] == max(record["test_accuracy"] for record in log)
+    assert report["test_accuracy"] * 12 / 100 == pytest.approx(round(report["test_accuracy"] * 12 / 100))
+    for key in ("parameters", "dense_parameters", "nonzero_parameters", "flops_paper", "flops", "macs_inference"):
+        assert isinstance(report[key], int) and report[key] > 0
+    if "dense" in variant:
+        assert report["parameters"] == report["dense_parameters"]
+
+
+def read_log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("setting", ("base -t sparse -s 0.5", "allconv -t lowrank -r 2", "resnext -t rank -r 0.5"))
+def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(setting, run, monkeypatch):
+    script, options = setting.split(maxsplit=1)
+    options += " --width 0.125 --milestones 1 2 --epochs 3"
+    unbroken = run(script, options, "unbroken")
+
+    def save_and_pull_the_plug(folder, state, best=False):
+        save(folder, state, best)
+        if state["epoch"] == 1:
+            checkpoints.append_log(folder, {"epoch": 2})  # the log may be ahead of what was saved
+            raise KeyboardInterrupt
+
+    save = checkpoints.save
+    monkeypatch.setattr(checkpoints, "save", save_and_pull_the_plug)
+    with pytest.raises(SystemExit) as stop:
+        run(script, options, "broken")
+    assert stop.value.code == 130
+    broken = run(script, f"{options} --resume", "broken")
+    ours, theirs = (torch.load(folder / "checkpoint-0003.pt", weights_only=True) for folder in (broken, unbroken))
+    for name, tensor in theirs["model"].items():
+        assert torch.equal(ours["model"][name], tensor), name
+    for one, other in zip(read_log(broken), read_log(unbroken), strict=True):
+        assert one["train_loss"] == other["train_loss"] and one["test_accuracy"] == other["test_accuracy"]
+
+
+def test_the_network_learns_and_the_sparse_target_is_reached(run):
+    folder = run("base", "-t sparse -s 0.5 --width 0.5 --epochs 12")
+    report = json.loads((folder / "report.json").read_text())
+    log = read_log(folder)
+    assert report["test_accuracy"] == 100
+    assert log[-1]["pruned"] == pytest.approx(0.5, abs=0.01)
+    state = torch.load(folder / "checkpoint-0012.pt", weights_only=True)["model"]
+    pruned = sum(int((mask == 0).sum()) for name, mask in state.items() if name.endswith("mask"))
+    assert report["nonzero_parameters"] == report["parameters"] - pruned
+
+
+def test_the_regulariser_decorrelates(run):
+    from corr_reg import corr_loss
+    from linearconv import LinearConv
+
+    losses = []
+    for weight in ("0", "0.1"):
+        folder = run("base", f"-t rank --width 0.25 --epochs 10 --reg-weight {weight}", f"weight{weight}")
+        model = base_xcnn.Base(conv=LinearConv, num_classes=3, width=0.25)
+        model.load_state_dict(torch.load(folder / "checkpoint-0010.pt", weights_only=True)["model"])
+        losses.append(corr_loss(model).item())
+    assert losses[1] < 0.8 * losses[0]
+
+
+def test_amp_compute_and_memory_format_are_options(run):
+    for index, option in enumerate(("--amp", "--compute filters", "--compute features", "--no-channels-last")):
+        folder = run("base", f"-t rank --width 0.25 --epochs 1 {option}", f"run{index}")
+        assert np.isfinite(json.loads((folder / "report.json").read_text())["train_loss"])
+
+
+def test_only_the_newest_two_checkpoints_and_the_best_are_kept(run):
+    folder = run("base", "-t dense --width 0.125 --epochs 4")
+    assert sorted(path.name for path in folder.glob("*.pt")) == ["best.pt", "checkpoint-0003.pt", "checkpoint-0004.pt"]
+    best = torch.load(folder / "best.pt", weights_only=True)
+    assert best["epoch"] == json.loads((folder / "report.json").read_text())["best_epoch"]
+    assert not list(folder.glob("*.part"))
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(run, capsys):
+    folder = run("base", "-t dense --width 0.125 --epochs 2")
+    path = folder / "checkpoint-0002.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    run("base", "-t dense --width 0.125 --epochs 2 --resume")
+    out = capsys.readouterr().out
+    assert "checkpoint-0002.pt is damaged" in out and "resuming after epoch 1" in out
+
+
+# ---- counting only --------------------------------------------------------------------------------------------------
+
+
+def test_count_only_prints_and_writes_counts_without_data(run, capsys):
+    folder = run("vgg", "-t rank -r 1 --count-only --data-root nowhere", dataset=False)
+    out = capsys.readouterr().out
+    assert "4,922,282" in out and "9,231,114" in out and "2.398 B" in out
+    report = json.loads((folder / "report.json").read_text())
+    assert (report["parameters"], report["dense_parameters"]) == (4922282, 9231114)
+    assert report["flops_paper"] == 2397909142
+    assert {path.name for path in folder.iterdir()} == {"report.json"}
+
+
+def test_count_only_takes_classes_channels_and_network(run, capsys):
+    run("vgg", "-t dense --count-only --num-classes 100 --in-channels 1", dataset=False)
+    assert f"{9231114 + 90 * 513 - 2 * 64 * 9:,}" in capsys.readouterr().out
+    run("resnet", "-t dense --count-only --network ResNet34", "other", dataset=False)
+    assert "21,282,122" in capsys.readouterr().out
+    run("vgg", "-t dense --count-only --dataset mnist", "third", dataset=False)
+    assert f"{9231114 - 2 * 64 * 9:,}" in capsys.readouterr().out
+
+
+# ---- bad input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    (
+        ("-t full", "--type"),
+        ("-t rank -r 0", "(0, 1]"),
+        ("-t rank -r 1.5", "(0, 1]"),
+        ("-t rank -r nan", "(0, 1]"),
+        ("-t lowrank -r 2.5", "integer"),
+        ("-t lowrank -r 0", "integer"),
+        ("-t lowrank -r inf", "integer"),
+        ("-t sparse -s 1.2", "[0, 1)"),
+        ("-t sparse -s -0.1", "[0, 1)"),
+        ("-t sparse -r 10", "no meaning"),
+        ("-t dense -s 0.5", "no meaning"),
+        ("--alpha 0", "--alpha"),
+        ("--width 0", "--width"),
+        ("--epochs 0", "--epochs"),
+        ("--epochs -3", "--epochs"),
+        ("--batch-size 0", "--batch-size"),
+        ("--batch-size many", "--batch-size"),
+        ("--lr 0", "--lr"),
+        ("--reg-weight -1", "--reg-weight"),
+        ("--seed -1", "--seed"),
+        ("--device tpu9", "--device"),
+        ("--device cuda:99", "--device"),
+        ("--num-classes 5", "--count-only"),
+        ("--resume", "no checkpoint"),
+        ("--sparsely", "--sparsely"),
+    ),
+)
+def test_wrong_options_are_refused(options, told, refused):
+    line = refused("base", options)
+    assert told in line
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_cuda_without_a_gpu_is_refused(data, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        training.main(*SCRIPTS["base"], ["--device", "cuda"])
+    assert stop.value.code == 2 and "no CUDA device" in capsys.readouterr().err
+
+
+def test_an_unknown_data_set_is_refused(refused):
+    assert "--dataset" in refused("base", "--dataset cifar11", dataset=False)
+
+
+def test_missing_data_are_refused_and_named(refused, tmp_path):
+    line = refused("base", f"--dataset imagefolder --data-root {tmp_path / 'nothing'}", dataset=False)
+    assert str(tmp_path / "nothing") in line
+    line = refused("base", f"--dataset cifar10 --no-download --data-root {tmp_path / 'nothing'}", dataset=False)
+    assert "cifar-10-python.tar.gz" in line and str(tmp_path / "nothing") in line
+
+
+def test_a_checkpoint_of_another_network_or_variant_is_refused(run, refused):
+    run("base", "-t rank --width 0.125 --epochs 1")
+    assert "type rank there, lowrank here" in refused("base", "-t lowrank --width 0.125 --epochs 2 --resume")
+    assert "network Base there, VGG11 here" in refused("vgg", "-t rank --width 0.125 --epochs 2 --resume")
+    assert "lr 0.001 there, 0.1 here" in refused("base", "-t rank --width 0.125 --epochs 2 --lr 0.1 --resume")
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(run, refused):
+    folder = run("base", "-t dense --width 0.125 --epochs 1")
+    before = (folder / "report.json").read_bytes()
+    assert "holds a run already" in refused("base", "-t dense --width 0.125 --epochs 1")
+    assert "more --epochs" in refused("base", "-t dense --width 0.125 --epochs 1 --resume")
+    assert (folder / "report.json").read_bytes() == before
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused(refused, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    assert "cannot be written" in refused("base", "-t dense", "file")
+    assert "cannot be written" in refused("base", "-t dense", "file/below")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_output_folder_is_refused(refused, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert "cannot be written" in refused("base", "-t dense", "locked")
+
+
+def test_images_too_small_for_the_network_are_refused(refused):
+    assert "3x8x8" in refused("vgg", "-t dense --image-size 8")
+
+
+# ---- default folder and data set ------------------------------------------------------------------------------------
+
+
+def test_runs_in_the_default_folder_are_numbered(tmp_path):
+    default = tmp_path / "run"
+    for expected in ("run", "run-2", "run-3"):
+        folder = checkpoints.open_folder(None, default, resume=False)
+        assert folder.name == expected
+        checkpoints.append_log(folder, {"epoch": 1})
+        assert checkpoints.open_folder(None, default, resume=True).name == expected
+
+
+def test_without_cifar10_the_digits_are_trained_on_and_said_so(tmp_path):
+    command = [sys.executable, str(ROOT / "models" / "base_xcnn.py"), "-t", "lowrank", "-r", "4", "--width", "0.25"]
+    command += ["--epochs", "2", "--no-download", "--data-root", str(tmp_path / "none"), "--device", "cpu"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert "CIFAR-10 is not to be had" in result.stdout and "bundled digits" in result.stdout
+    report = json.loads((tmp_path / "ckpt/base_xcnn/Base-width0.25-lowrank4-digits-seed0/report.json").read_text())
+    assert report["dataset"] == "digits" and report["test_accuracy"] > 50

@@ -1,0 +1,309 @@
+"""What every training script does: build, count, print, load data, train, save, report.
+
+    main({"VGG11": VGG11}, Recipe(lr=1e-3, epochs=250))
+
+is all that a script in models/ calls. Adam and cross-entropy; every 10th batch adds the regularisers of corr_reg.py.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import checkpoints
+import counting
+import report
+from corr_reg import corr_loss, l1_loss
+from dataloaders import DataError, dataloaders, describe
+from linearconv_sparse import LinearConvSparse, schedule_pruning
+from options import (
+    Recipe,
+    UsageError,
+    apply_recipe,
+    conv_factory,
+    fail,
+    parse_arguments,
+    run_name,
+)
+
+__all__ = ["Recipe", "main"]
+
+REGULARISE_EVERY = 10  # batches
+
+
+def main(networks, recipe, argv=None):
+    """Run a training script from its command line to its report.
+
+    Args:
+        networks (dict[str, callable]): constructors (conv, in_channels, num_classes, width) by name, default first.
+        recipe (Recipe): the architecture's recipe.
+        argv (list[str], optional): arguments; those of the process where left out.
+
+    Raises:
+        SystemExit: with code 2 and one line on stderr for bad input, 130 when interrupted.
+    """
+    options = parse_arguments(networks, recipe, argv)
+    try:
+        _run(networks[options.network], recipe, options)
+    except (UsageError, DataError) as error:
+        sys.exit(fail(error, options.program))
+    except OSError as error:
+        sys.exit(fail(f"cannot write {error.filename}: {error.strerror}", options.program))
+    except KeyboardInterrupt:
+        print(f"{options.program}: interrupted; finished epochs are saved, --resume goes on", file=sys.stderr)
+        sys.exit(130)
+
+
+def _run(network, recipe, options):
+    dataset = options.dataset or "cifar10"  # left out, the data decides later; digits have CIFAR-10's shape
+    if options.count_only:
+        shape = describe(dataset) if dataset != "imagefolder" else None
+        channels = options.in_channels or (shape.in_channels if shape else 3)
+        classes = options.num_classes or (shape.num_classes if shape else 10)
+        size = options.image_size if dataset == "imagefolder" else 32
+    else:
+        info = describe(dataset, options.data_root, options.image_size)
+        channels, classes, size = info.in_channels, info.num_classes, info.image_size
+
+    torch.manual_seed(options.seed)
+    model = _build(network, conv_factory(options), channels, classes, options.width)
+    dense = _build(network, nn.Conv2d, channels, classes, options.width)
+    try:
+        counts = report.count_against_dense(model, dense, (channels, size, size))
+    except RuntimeError as error:
+        raise UsageError(f"{options.network} does not take {channels}x{size}x{size} images: {error}") from None
+    report.print_counts(options, counts, (channels, size, size), classes)
+    record = report.start(options, counts, classes)
+    if options.count_only:
+        if options.output:
+            folder = checkpoints.open_folder(options.output, None, resume=False)
+            checkpoints.write_json(folder / checkpoints.REPORT, record)
+        return
+
+    if options.output and not options.resume:  # a folder that cannot be used is told before any waiting
+        checkpoints.open_folder(options.output, None, resume=False)
+    dataset, options, loaders = _load_data(recipe, options)
+    default = Path("ckpt") / Path(options.program).stem / run_name(options, dataset)
+    folder = checkpoints.open_folder(options.output, default, options.resume)
+    trainer = Trainer(model, loaders, options, folder, dataset, classes)
+    if options.resume:
+        trainer.resume()
+    outcome = trainer.fit()
+    record |= {"dataset": dataset, **trainer.recipe, **outcome}
+    record["nonzero_parameters"] = counting.count_nonzero_parameters(trainer.model)
+    checkpoints.write_json(folder / checkpoints.REPORT, record)
+    report.print_outcome(record, folder / checkpoints.REPORT)
+
+
+def _build(network, conv, channels, classes, width):
+    try:
+        return network(conv=conv, in_channels=channels, num_classes=classes, width=width)
+    except ValueError as error:
+        raise UsageError(f"the network cannot be built: {error}") from None
+
+
+def _load_data(recipe, options):
+    """Load what was asked for, or CIFAR-10, or else the digits; returns name, options with the recipe's, loaders."""
+
+    def load(name):
+        filled = apply_recipe(options, recipe.for_dataset(name))
+        _, train, test = dataloaders(
+            name,
+            options.data_root,
+            batch_size=filled.batch_size,
+            image_size=options.image_size,
+            download=options.download,
+            device=options.device,
+            seed=options.seed,
+            channels_last=options.channels_last,
+        )
+        return name, filled, (train, test)
+
+    if options.dataset:
+        return load(options.dataset)
+    try:
+        return load("cifar10")
+    except DataError as error:
+        print(f"CIFAR-10 is not to be had: {error}")
+        print("Training on the bundled digits instead, with a recipe of their own; --dataset chooses another set.")
+        return load("digits")
+
+
+# ---- training -----------------------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """Train a network, saving after every epoch what it takes to go on from there.
+
+    Args:
+        model (nn.Module): the network.
+        loaders (tuple): training and test loader of :func:`dataloaders.dataloaders`.
+        options (Namespace): the command line's, the recipe's values filled in.
+        folder (Path): takes log and checkpoints.
+        dataset (str), classes (int): kept in checkpoints, so that they are resumed on the same data only.
+    """
+
+    def __init__(self, model, loaders, options, folder, dataset, classes):
+        self.train_loader, self.test_loader = loaders
+        self.device = torch.device(options.device)
+        self.options, self.folder = options, folder
+        memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
+        self.model = model.to(self.device, memory_format=memory_format)
+        self.forward = torch.compile(self.model) if options.compile else self.model
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.lr)
+        self.scheduler = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, options.milestones, gamma=0.1)
+        schedule_pruning(self.model, options.epochs * len(self.train_loader))
+        self.recipe = {
+            name: getattr(options, name) for name in ("epochs", "batch_size", "lr", "milestones", "reg_weight")
+        }
+        asked = ("network", "type", "rank", "sparsity", "alpha", "pruning", "width", "seed", "amp")
+        self.settings = {name: getattr(options, name) for name in asked}
+        self.settings |= {"dataset": dataset, "num_classes": classes, **self.recipe}
+        del self.settings["epochs"]  # a run may be made longer
+        self.epoch = 0
+        self.step = 0
+        self.seconds = 0.0
+        self.images_per_second = 0.0
+        self.best = {"best_test_accuracy": -1.0, "best_epoch": 0}
+        self.last = {}
+
+    def fit(self):
+        """Train up to `options.epochs`; returns the report's results."""
+        steps = len(self.train_loader)
+        total = self.options.epochs * steps
+        with tqdm(total=total, initial=self.epoch * steps, disable=None, unit="batch", dynamic_ncols=True) as bar:
+            while self.epoch < self.options.epochs:
+                self._one_epoch(bar)
+        if not self.last:
+            raise UsageError(f"{self.folder} has been trained for {self.epoch} epochs: give more --epochs to go on")
+        return {
+            **self.last,
+            **self.best,
+            "seconds": round(self.seconds, 3),
+            "images_per_second": round(self.images_per_second, 1),
+        }
+
+    def _one_epoch(self, bar):
+        start = time.perf_counter()
+        learning_rate = self.optimizer.param_groups[0]["lr"]
+        train_loss, train_accuracy = self._train_epoch(bar)
+        train_seconds = time.perf_counter() - start
+        test_accuracy = self.evaluate()
+        self.scheduler.step()
+        self.epoch += 1
+        self.seconds += time.perf_counter() - start
+        self.images_per_second = self.train_loader.num_images / train_seconds
+        self.last = {"train_loss": train_loss, "train_accuracy": train_accuracy, "test_accuracy": test_accuracy}
+        is_best = test_accuracy > self.best["best_test_accuracy"]
+        if is_best:
+            self.best = {"best_test_accuracy": test_accuracy, "best_epoch": self.epoch}
+        checkpoints.append_log(
+            self.folder,
+            {
+                "epoch": self.epoch,
+                **self.last,
+                "lr": learning_rate,
+                "seconds": round(self.seconds, 3),
+                "images_per_second": round(self.images_per_second, 1),
+                **self._sparsity(),
+            },
+        )
+        checkpoints.save(self.folder, self._state(), is_best)
+        tqdm.write(
+            f"epoch {self.epoch:3d}/{self.options.epochs}  loss {train_loss:.4f}  train {train_accuracy:6.2f} %  "
+            f"test {test_accuracy:6.2f} %  lr {learning_rate:.1e}  {train_seconds:.1f} s",
+            file=sys.stdout,
+        )
+        sys.stdout.flush()
+
+    def _train_epoch(self, bar):
+        """Mean cross-entropy and accuracy in per cent over the epoch, as training went."""
+        self.model.train()
+        loss_sum = torch.zeros((), device=self.device)
+        correct = torch.zeros((), dtype=torch.long, device=self.device)
+        seen, shown = 0, 0.0
+        for images, labels in self.train_loader:
+            with self._autocast():
+                logits = self.forward(images)
+                loss = F.cross_entropy(logits, labels)
+            total = loss
+            self.step += 1
+            if self.options.reg_weight and self.step % REGULARISE_EVERY == 0:
+                total = loss + self.options.reg_weight * (corr_loss(self.model) + l1_loss(self.model))
+            self.optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            self.optimizer.step()
+
+            seen += len(labels)
+            loss_sum += loss.detach() * len(labels)  # summed on the device: no step waits for the host
+            correct += (logits.detach().argmax(1) == labels).sum()
+            bar.update()
+            if not bar.disable and time.monotonic() - shown > 1:
+                shown = time.monotonic()
+                loss_so_far, accuracy = loss_sum.item() / seen, 100 * correct.item() / seen
+                bar.set_postfix(epoch=self.epoch + 1, loss=f"{loss_so_far:.4f}", train=f"{accuracy:.2f} %")
+        return loss_sum.item() / seen, 100 * correct.item() / seen
+
+    @torch.inference_mode()
+    def evaluate(self):
+        """Test accuracy in per cent: correct / total over the whole test set."""
+        self.model.eval()
+        correct = torch.zeros((), dtype=torch.long, device=self.device)
+        for images, labels in self.test_loader:
+            with self._autocast():
+                correct += (self.forward(images).argmax(1) == labels).sum()
+        return 100 * correct.item() / self.test_loader.num_images
+
+    def _autocast(self):
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.options.amp)
+
+    def _sparsity(self):
+        """What the masks of sparse layers prune now, as a share of all coefficients; nothing for other networks."""
+        masks = [layer.mask for layer in self.model.modules() if isinstance(layer, LinearConvSparse)]
+        total = sum(mask.numel() for mask in masks)
+        return {"pruned": sum((mask == 0).sum().item() for mask in masks) / total} if total else {}
+
+    # ---- checkpoints ----------------------------------------------------------------------------------------------
+
+    def _state(self):
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "train_loader": self.train_loader.state_dict(),
+            "rng": torch.get_rng_state(),
+            "settings": self.settings,
+            "torch": str(torch.__version__),
+        }
+        if self.device.type == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
+        for name in ("epoch", "step", "seconds", "images_per_second", "best", "last"):
+            state[name] = getattr(self, name)
+        return state
+
+    def resume(self):
+        """Go on from the newest good checkpoint in the folder.
+
+        Raises:
+            UsageError: where there is none, or it is of another network, variant, data set or recipe.
+        """
+        state, path = checkpoints.load_newest(self.folder)
+        checkpoints.check_settings(state["settings"], self.settings, path)
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+            self.train_loader.load_state_dict(state["train_loader"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UsageError(f"{path} does not fit this network: {str(error).splitlines()[0]}") from None
+        torch.set_rng_state(state["rng"])
+        if self.device.type == "cuda" and "cuda_rng" in state:
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        for name in ("epoch", "step", "seconds", "images_per_second", "best", "last"):
+            setattr(self, name, state[name])
+        checkpoints.cut_log(self.folder, self.epoch)
+        print(f"resuming after epoch {self.epoch} from {path}")
