@@ -4,11 +4,11 @@
     mirror(images, chosen)               the chosen images left to right
     BatchLoader(images, labels, ...)     shuffles, crops, mirrors, normalises, batch by batch
 
-With `top` and `left` uniform on 0 .. 2 * padding and `chosen` a fair coin, an image comes out with exactly the
-distribution of torchvision's `RandomCrop(size, padding)` followed by `RandomHorizontalFlip(0.5)`, on its uint8 values
-and before normalisation, so that the padding is black.
+With `top` and `left` uniform on 0 .. 2 * padding and `chosen` a fair coin, an image comes out with exactly
+the distribution of torchvision's `RandomCrop(size, padding)` followed by `RandomHorizontalFlip(0.5)`, on its
+uint8 values and before normalisation, so that the padding is black.
 
-Nothing is decoded or looped over per image: a batch is a handful of tensor operations on images that lie in memory.
+Nothing is done image by image: a batch is a handful of tensor operations on images that lie in memory.
 @@MEASURED@@
 """
 
@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# A block of batches is made at once and handed out in slices, which spares most of the cost of starting operations.
-# 2**20 values (341 CIFAR images, so six batches of 50) still fit a core's cache, and the first batch waits for little.
+# Batches are made in blocks of about this many values and handed out in slices, which spares most of the cost
+# of starting operations. A block (six batches of 50 CIFAR images) fits the cache and is there at once.
 BLOCK = 2**20
 
 
@@ -29,20 +29,20 @@ def crop(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
     """Pads each image by `padding` zeros on every side and cuts a window of its old size out of it.
 
     images:    (B, C, H, W), any dtype.
-    top, left: (B,) int64 in 0 .. 2 * padding: where the window of each image begins; `padding` is the image itself.
+    top, left: (B,) int64 in 0 .. 2 * padding: where each window begins; at `padding` it is the image itself.
     Returns a new (B, C, H, W).
     """
     batch, channels, height, width = images.shape
     padded = F.pad(images, (padding,) * 4)
     padded_height, padded_width = padded.shape[2:]
 
-    # A row of a window is `width` neighbours in memory, so the crop is a gather of B * C * H such rows. Row gathers
-    # copy whole rows; indexing the images by (b, :, top, left) copies single bytes and takes twice as long.
+    # A row of a window is `width` neighbours in memory, so the crop is a gather of B * C * H such rows. It
+    # copies whole rows, where indexing by (b, :, top, left) copies byte by byte and takes twice as long.
     device = images.device
     plane = torch.arange(batch * channels, device=device).view(batch, channels, 1)
     row = plane * padded_height + top.view(batch, 1, 1) + torch.arange(height, device=device)  # (B, C, H)
     start = row * padded_width + left.view(batch, 1, 1)
-    every_row = padded.view(-1).unfold(0, width, 1)  # a view: row i begins at value i of `padded`
+    every_row = padded.flatten().unfold(0, width, 1)  # a view: row i begins at value i of `padded`
     return every_row.index_select(0, start.view(-1)).view(batch, channels, height, width)
 
 
@@ -52,15 +52,15 @@ def mirror(images: Tensor, chosen: Tensor) -> Tensor:
     images: (B, C, H, W), any dtype.  chosen: (B,) bool.  Returns a new (B, C, H, W).
     """
     batch = len(images)
-    both = torch.cat([images, images.flip(3)])  # a gather from both copies is three times as fast as torch.where
+    both = torch.cat([images, images.flip(3)])  # choosing images from it takes half the time of torch.where
     return both.index_select(0, torch.arange(batch, device=images.device) + batch * chosen)
 
 
 class BatchLoader:
     """Batches of a set of images that lies in memory, shuffled and augmented if wanted.
 
-    Iterating gives `(images, labels)`: float32 `(B, C, H, W)`, normalised as `(x / 255 - mean) / std`, and int64
-    `(B,)`, on the device of `images`. Every image comes once per pass; the last batch may be smaller.
+    Iterating gives `(images, labels)`: float32 `(B, C, H, W)`, normalised as `(x / 255 - mean) / std`, and
+    int64 `(B,)`, on the device of `images`. Every image comes once a pass; the last batch may be smaller.
 
     images:        uint8 (N, C, H, W).
     labels:        int64 (N,), on the same device.
@@ -70,9 +70,9 @@ class BatchLoader:
     seed:          of the loader's own generator. The global one is neither read nor moved.
     channels_last: batches in `torch.channels_last` memory format.
 
-    A pass draws its order and all its crops and flips when it begins, on the CPU: the same seed gives the same batches
-    on every device, and on a GPU no batch waits for the host. `state_dict()` taken between two passes therefore
-    is all that a resumed run needs to see the batches that an uninterrupted one would have seen.
+    A pass draws its order, crops and flips when it begins, on the CPU: the same seed gives the same batches
+    on every device, and on a GPU no batch waits for the host. A `state_dict()` taken between two passes is
+    all that a resumed run needs to see the batches that an uninterrupted one would have seen.
     """
 
     def __init__(

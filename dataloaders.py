@@ -13,32 +13,28 @@
 | `digits`       | 1,438 + 359, 3x32x32        | crop with zero padding 4        | the training images |
 | `imagefolder`  | `root/{train,test}/<class>` | crop with padding size/8, flip  | the training images |
 
-The first five come through torchvision: as they lie in `root`, else from their archive there, else from the
-network. MNIST and Fashion-MNIST are zero-padded from 28x28. `digits` is bundled with scikit-learn and needs no
-file. Every image is decoded once and kept in memory as uint8. Whatever is wrong with the data is a `DataError`:
-one line that names the file or folder and says what to do.
+The first five come through torchvision: as they lie in `root`, else from their archives there, else from the
+network. MNIST and Fashion-MNIST are zero-padded from 28x28. `digits` is bundled with scikit-learn and needs
+no file. Every image is decoded once and kept in memory as uint8. Whatever is wrong with the data is a
+`DataError`: one line that names the file or folder and says what to do.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from augmentation import BatchLoader
-from imagefolder import DataError, class_folders, measure, one_line, read_tree, spread
+from imagefolder import DataError, Split, class_folders, measure, one_line, read_tree, spread
 
 __all__ = ["DATASETS", "BatchLoader", "DataError", "DatasetInfo", "dataloaders", "describe"]
-
-Split = tuple[Tensor, Tensor]  # images uint8 (N, C, H, W), labels int64 (N,)
 
 
 @dataclass(frozen=True)
@@ -63,17 +59,18 @@ class DatasetInfo:
 _DIGITS = tuple("0123456789")
 _CIFAR10 = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 _CIFAR100 = tuple(
-    """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
-    castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
-    elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster
-    man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck
-    pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
-    skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger
-    tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm""".split()
+    """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
+    camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup
+    dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower
+    leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid
+    otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road
+    rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower
+    sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
+    willow_tree wolf woman worm""".split()
 )
 _FASHION = tuple("T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(","))
 
-# The CIFAR standard deviations are smaller than the data's. They are the published recipe's, and kept as part of it.
+# The CIFAR deviations are smaller than the data's. They are the published recipe's, and kept as part of it.
 _INFO = {
     "cifar10": (_CIFAR10, 3, 32, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "cifar100": (_CIFAR100, 3, 32, (0.5071, 0.4866, 0.4409), (0.2009, 0.1984, 0.2023)),
@@ -128,7 +125,7 @@ def dataloaders(
 ) -> tuple[DatasetInfo, BatchLoader, BatchLoader]:
     """Reads a data set into the memory of `device`: `(info, train, test)`.
 
-    `train` is shuffled and augmented as the table above says; `test` gives every image once, in order, as it is.
+    `train` is shuffled and augmented as the table above says; `test` gives every image once, in order.
 
     name:          one of `DATASETS`.
     root:          the folder that holds the data or receives the download. `digits` does without.
@@ -150,7 +147,8 @@ def dataloaders(
         info = replace(info, mean=mean, std=std)
     else:
         train, test = _digits() if name == "digits" else _published(info, root, download)
-        train, test = ([part[spread(len(part), limit)] for part in split] for split in (train, test))
+        if limit is not None:
+            train, test = ([part[spread(len(part), limit)] for part in split] for split in (train, test))
 
     def loader(split: Split, **training) -> BatchLoader:
         images, labels = (part.to(device) for part in split)
@@ -161,14 +159,14 @@ def dataloaders(
     return info, loader(train, shuffle=True, padding=padding, flip=name in FLIPPED, seed=seed), loader(test)
 
 
-# ---- digits -------------------------------------------------------------------------------------------------
+# ---- digits ------------------------------------------------------------------------------------------------
 
 
 def _digits() -> tuple[Split, Split]:
     """scikit-learn's 1,797 handwritten digits, 8x8 with 17 grey levels, as 3x32x32 with 256.
 
-    The grey value is repeated in three channels, so that the network trained on it is the very one, parameter by
-    parameter, whose counts the paper gives for CIFAR-10. The split is stratified and always the same.
+    The grey value is repeated in three channels, so that the network trained on it is the very one, parameter
+    by parameter, whose counts the paper gives for CIFAR-10. The split is stratified and always the same.
     """
     try:
         from sklearn.datasets import load_digits
@@ -185,11 +183,20 @@ def _digits() -> tuple[Split, Split]:
     return train, test
 
 
-# ---- the sets that torchvision reads ------------------------------------------------------------------------
+# ---- the sets that torchvision reads -----------------------------------------------------------------------
+
+
+class _Archive(NamedTuple):
+    """A file of a published set as it is downloaded. All paths are relative to the set's folder."""
+
+    file: str
+    md5: str
+    url: str
+    contents: list[tuple[str, str | int]]  # the files in it, each with its MD5 or its size in bytes
 
 
 def _published(info: DatasetInfo, root: Path, download: bool) -> tuple[Split, Split]:
-    """Reads a set as it lies in `root`, else from its archive there, else from the network."""
+    """Reads a set as it lies in `root`, else from its archives there, else from the network."""
     try:
         from torchvision import datasets
         from torchvision.datasets.utils import check_integrity, download_url, extract_archive
@@ -199,7 +206,7 @@ def _published(info: DatasetInfo, root: Path, download: bool) -> tuple[Split, Sp
             f"the torchvision that belongs to torch {torch.__version__}, or use digits or imagefolder"
         ) from error
     dataset = getattr(datasets, _PUBLISHED[info.name][0])
-    folder, archives, contents = _files(info.name, dataset, root)
+    folder, archives = _archives(info.name, dataset, root)
 
     def intact(file: str, mark: str | int) -> bool:
         path = folder / file
@@ -207,36 +214,38 @@ def _published(info: DatasetInfo, root: Path, download: bool) -> tuple[Split, Sp
             return os.path.isfile(path) and os.path.getsize(path) == mark
         return check_integrity(path, mark)
 
-    def complete() -> bool:
-        return all(intact(*content) for content in contents)
+    def wanting() -> list[_Archive]:
+        return [archive for archive in archives if not all(intact(*content) for content in archive.contents)]
 
     def unpack() -> None:
-        for file, md5, _ in archives:
-            if not file.endswith(".mat") and intact(file, md5):
-                extract_archive(str(folder / file), str(folder))
+        for archive in wanting():
+            if intact(archive.file, archive.md5):
+                extract_archive(str(folder / archive.file), str(folder))
 
-    failure = ""
+    failure, timeout = "", socket.getdefaulttimeout()
     try:
-        if not complete():
-            unpack()
-        if download and not complete():
+        unpack()
+        if download and (missing := wanting()):
             _make_writable(folder)
-            with _connect_timeout(CONNECT_TIMEOUT):
-                for file, md5, url in archives:
-                    download_url(url, str(folder), file, md5)  # leaves an intact archive alone
+            socket.setdefaulttimeout(CONNECT_TIMEOUT)
+            for archive in missing:
+                download_url(archive.url, str(folder), archive.file, archive.md5)
             unpack()
     except DataError:
         raise
     except Exception as error:  # network, disk or permissions
         failure = f" ({one_line(error)})"
+    finally:
+        socket.setdefaulttimeout(timeout)
 
-    if not complete():
-        bring = [archive for archive in archives if not intact(*archive[:2])]
-        damaged = [file for file, *_ in bring if os.path.exists(folder / file)]
-        faulty = folder / (damaged or [file for file, mark in contents if not intact(file, mark)])[0]
+    if missing := wanting():
+        bring = [archive for archive in missing if not intact(archive.file, archive.md5)]
+        damaged = [archive.file for archive in bring if os.path.exists(folder / archive.file)]
+        absent = [file for file, mark in missing[0].contents if not intact(file, mark)]
+        faulty = folder / (damaged or absent)[0]
         state = "damaged" if os.path.exists(faulty) else "missing"
-        files = ", ".join(f"{file} (MD5 {md5}, from {url})" for file, md5, url in bring)
-        cure = f"bring {files} to the folder {folder}" if bring else f"unpack {archives[0][0]} there by hand"
+        files = ", ".join(f"{archive.file} (MD5 {archive.md5}, from {archive.url})" for archive in bring)
+        cure = f"bring {files} to the folder {folder}" if bring else f"unpack {missing[0].file} there by hand"
         doing = "downloaded" if download else "read"
         raise DataError(f"{info.name} cannot be {doing}{failure}: {faulty} is {state}; {cure}")
     try:
@@ -247,26 +256,27 @@ def _published(info: DatasetInfo, root: Path, download: bool) -> tuple[Split, Sp
         ) from error
 
 
-def _files(name: str, dataset: type, root: Path) -> tuple[Path, list[tuple], list[tuple]]:
-    """A set's folder and, relative to it, `(archive, MD5, URL)` and `(unpacked file, MD5 or bytes)`."""
+def _archives(name: str, dataset: type, root: Path) -> tuple[Path, list[_Archive]]:
+    """A set's folder and archives, from what torchvision knows of them."""
     if name == "svhn":
-        archives = [(file, md5, url) for url, file, md5 in map(dataset.split_list.get, ("train", "test"))]
-        return root, archives, [archive[:2] for archive in archives]
+        files = map(dataset.split_list.get, ("train", "test"))
+        return root, [_Archive(file, md5, url, [(file, md5)]) for url, file, md5 in files]
     if name in ("cifar10", "cifar100"):
         meta = dataset.meta["filename"], dataset.meta["md5"]
         files = *dataset.train_list, *dataset.test_list, meta
         contents = [(f"{dataset.base_folder}/{file}", md5) for file, md5 in files]
-        return root, [(dataset.filename, dataset.tgz_md5, dataset.url)], contents
-    # torchvision takes any MNIST files that exist. Their sizes betray a download that was cut short.
+        return root, [_Archive(dataset.filename, dataset.tgz_md5, dataset.url, contents)]
+    # torchvision takes any MNIST files that exist. Their sizes betray an unpacking that was cut short.
     _, train, test = _PUBLISHED[name]
-    sizes = [16 + 28 * 28 * train, 8 + train, 16 + 28 * 28 * test, 8 + test]
-    archives = [(file, md5, dataset.mirrors[0] + file) for file, md5 in dataset.resources]
-    contents = [(file.removesuffix(".gz"), size) for (file, *_), size in zip(archives, sizes, strict=True)]
-    return root / dataset.__name__ / "raw", archives, contents
+    sizes = 16 + 28 * 28 * train, 8 + train, 16 + 28 * 28 * test, 8 + test
+    return root / dataset.__name__ / "raw", [
+        _Archive(file, md5, dataset.mirrors[0] + file, [(file.removesuffix(".gz"), size)])
+        for (file, md5), size in zip(dataset.resources, sizes, strict=True)
+    ]
 
 
 def _read(info: DatasetInfo, dataset: type, root: Path) -> tuple[Split, Split]:
-    """Both splits of a set that lies unpacked in `root`; an exception of any kind if they are not as published."""
+    """Both splits of a set that lies unpacked in `root`; any exception if they are not as published."""
     splits = []
     for split, count in zip(("train", "test"), _PUBLISHED[info.name][1:], strict=True):
         which = {"split": split} if info.name == "svhn" else {"train": split == "train"}
@@ -298,14 +308,3 @@ def _make_writable(folder: Path) -> None:
             raise PermissionError(None, "Permission denied")
     except OSError as error:
         raise DataError(f"cannot write to {folder} ({error.strerror}): choose another data folder") from error
-
-
-@contextlib.contextmanager
-def _connect_timeout(seconds: float) -> Iterator[None]:
-    """Lets no network operation wait longer; the process's own setting comes back afterwards."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

@@ -1,14 +1,15 @@
-"""A tree of image files, one folder a class, read into memory: `root/train/<class>/*` and `root/test/<class>/*`.
+"""A tree of image files, one folder a class, read into memory.
 
-    classes = class_folders(root / "train")
+    root/train/<class>/*  and  root/test/<class>/*  (or root/val/<class>/* where there is no test)
+
     train, test = read_tree(root, size=32)       # each (images uint8 (N, 3, size, size), labels int64 (N,))
     mean, std = measure(train[0])
 
-`val` stands in for `test` where there is no `test`. Images may have any size, mode and format that Pillow reads. They
-become RGB and are resized to `size` x `size` (antialiased bilinear, whatever their aspect ratio). Hidden files and
-files whose name does not end like an image's are passed over; anything else amiss is a `DataError` that names it.
+Images may have any size, mode and format that Pillow reads. They become RGB and are resized to `size` x
+`size` (antialiased bilinear, whatever their aspect ratio). Hidden files and files that are not named like an
+image are passed over. Anything else amiss is a `DataError` that names it.
 
-60,000 PNG files of 32x32 take @@LOAD@@ s on two CPU cores.
+@@LOAD@@
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from tqdm import tqdm
 
 CHUNK = 64  # images a thread reads at a time
 SMALL_FILE = 16 * 1024  # bytes; below it, decoding an image takes less time than the Python around it
+
+
+Split = tuple[Tensor, Tensor]  # images uint8 (N, C, H, W), labels int64 (N,)
 
 
 class DataError(Exception):
@@ -47,7 +51,7 @@ def class_folders(folder: Path) -> tuple[str, ...]:
     layout = "an imagefolder is train/<class>/* beside test/<class>/* (or val/<class>/*)"
     try:
         with os.scandir(folder) as entries:
-            classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+            classes = sorted(entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
     except OSError as error:
         raise DataError(f"cannot read the folder {folder} ({error.strerror}): {layout}") from error
     if not classes:
@@ -55,20 +59,20 @@ def class_folders(folder: Path) -> tuple[str, ...]:
     return tuple(classes)
 
 
-def read_tree(root: Path, size: int, limit: int | None = None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def read_tree(root: Path, size: int, limit: int | None = None) -> tuple[Split, Split]:
     """Reads the training and the test images below `root`, the classes numbered in the order of their names.
 
     size:  height and width that every image is brought to.
     limit: read this many of each split, evenly spread over the sorted files.
     Returns `(images, labels)` of both splits: uint8 (N, 3, size, size) and int64 (N,).
-    Raises `DataError` for a split or class that is missing or empty, for a test class that is not trained, for an
-    image that cannot be decoded, and, before reading, for more images than physical memory holds.
+    Raises `DataError` for a split or class that is missing or empty, for a class that is in the test images
+    alone, for an image that cannot be decoded, and, before reading, for more images than fit into memory.
     """
     folders = root / "train", root / "test" if (root / "test").is_dir() else root / "val"
     classes = class_folders(folders[0])
     if unknown := set(class_folders(folders[1])) - set(classes):
-        unknown = folders[1] / min(unknown)
-        raise DataError(f"the class folder {unknown} has no counterpart in {folders[0]}: add it there or remove it here")
+        alone = folders[1] / min(unknown)
+        raise DataError(f"the class folder {alone} is not in {folders[0]}: add it there or remove it here")
 
     splits = []
     for folder in folders:
@@ -89,8 +93,8 @@ def read_tree(root: Path, size: int, limit: int | None = None) -> tuple[tuple[Te
 def measure(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel of uint8 `(N, C, H, W)`, for values scaled to 0 .. 1.
 
-    Both come from an exact count of the 256 values. A constant channel gets one grey level for its deviation, so that
-    dividing by it is harmless.
+    Both come from an exact count of the 256 values. A constant channel gets one grey level for its deviation,
+    so that dividing by it is harmless.
     """
     counts = torch.zeros(images.shape[1], 256, dtype=torch.float64)
     for part in images.split(4096):
@@ -108,18 +112,15 @@ def _image_files(folder: Path) -> list[Path]:
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
-        raise DataError(f"cannot read the class folder {folder} ({error.strerror}): every class needs one") from error
-    files = [
-        folder / name
-        for name in names
-        if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
-    ]
-    if not files:
-        raise DataError(f"no images in the class folder {folder}: add some, or remove the class from every split")
-    return files
+        reason = f"cannot read the class folder {folder} ({error.strerror})"
+        raise DataError(f"{reason}: every class of the training images needs one") from error
+    named = [name for name in names if name[0] != "." and os.path.splitext(name)[1].lower() in suffixes]
+    if not named:
+        raise DataError(f"no images in the class folder {folder}: add some, or remove the class everywhere")
+    return [folder / name for name in named]
 
 
-def _decode(files: list[tuple[Path, int]], size: int, bar: tqdm) -> tuple[Tensor, Tensor]:
+def _decode(files: list[tuple[Path, int]], size: int, bar: tqdm) -> Split:
     images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
     pixels = images.numpy()
 
@@ -129,8 +130,8 @@ def _decode(files: list[tuple[Path, int]], size: int, bar: tqdm) -> tuple[Tensor
             pixels[i] = _rgb(path, size).transpose(2, 0, 1)
         return len(chunk)
 
-    # Pillow lets go of the interpreter lock while it decodes, so threads share that work. Around small files there is
-    # little to share, and passing the lock to and fro doubles the time.
+    # Pillow lets go of the interpreter lock while it decodes, so threads share that work. Small files leave
+    # little to share, and passing the lock to and fro would double the time.
     sample = [files[i][0] for i in spread(len(files), 100).tolist()]
     small = sum(map(_file_size, sample)) < SMALL_FILE * len(sample)
     with ThreadPoolExecutor(1 if small else min(8, os.cpu_count() or 1)) as pool:

@@ -19,6 +19,7 @@ import counting
 import report
 from corr_reg import corr_loss, l1_loss
 from dataloaders import DataError, dataloaders, describe
+from linearconv import LinearConv
 from linearconv_sparse import LinearConvSparse, schedule_pruning
 from options import (
     Recipe,
@@ -72,6 +73,7 @@ def _run(network, recipe, options):
     torch.manual_seed(options.seed)
     model = _build(network, conv_factory(options), channels, classes, options.width)
     dense = _build(network, nn.Conv2d, channels, classes, options.width)
+    options.channels_last = options.channels_last and _channels_last_is_safe(model, options.device)
     try:
         counts = report.count_against_dense(model, dense, (channels, size, size))
     except RuntimeError as error:
@@ -104,6 +106,14 @@ def _build(network, conv, channels, classes, width):
         return network(conv=conv, in_channels=channels, num_classes=classes, width=width)
     except ValueError as error:
         raise UsageError(f"the network cannot be built: {error}") from None
+
+
+def _channels_last_is_safe(model, device):
+    """False where channels_last would crash: torch 2.11 to 2.15 corrupt memory on a CPU in the weight gradient of a
+    strided 1x1 convolution of fewer than 16 input channels, dense or LinearConv alike (thin ResNets have them)."""
+    layers = (layer for layer in model.modules() if isinstance(layer, (nn.Conv2d, LinearConv)))
+    strided = (layer for layer in layers if layer.kernel_size == (1, 1) and max(layer.stride) > 1)
+    return torch.device(device).type != "cpu" or all(layer.in_channels >= 16 for layer in strided)
 
 
 def _load_data(recipe, options):

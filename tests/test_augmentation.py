@@ -1,0 +1,282 @@
+"""Crops, mirrors and batches, against plain numpy and against torchvision's own transforms."""
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+import augmentation
+from augmentation import BatchLoader, crop, mirror
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
+
+
+def random_images(count, channels=3, height=8, width=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (count, channels, height, width), generator=generator, dtype=torch.uint8)
+
+
+def outcomes(image, padding):
+    """Every crop and mirrored crop of one image, made with numpy: its bytes -> (top, left, flipped)."""
+    _, height, width = image.shape
+    padded = np.pad(image.numpy(), ((0, 0), (padding, padding), (padding, padding)))
+    result = {}
+    for top, left in itertools.product(range(2 * padding + 1), repeat=2):
+        window = padded[:, top : top + height, left : left + width]
+        result[window.tobytes()] = top, left, False
+        result[window[:, :, ::-1].tobytes()] = top, left, True
+    return result
+
+
+def raw_loader(images, **options):
+    """A loader whose normalisation gives the pixel values back."""
+    channels = images.shape[1]
+    options = {"batch_size": 50} | options
+    return BatchLoader(images, torch.arange(len(images)), [0] * channels, [1 / 255] * channels, **options)
+
+
+def pixels(loader):
+    """One pass as uint8 images and labels."""
+    images, labels = zip(*loader, strict=True)
+    return torch.cat(images).round().to(torch.uint8), torch.cat(labels)
+
+
+def chi_square(counts, expected):
+    return sum((count - expected) ** 2 / expected for count in counts)
+
+
+# ---- crop and mirror ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 5, 7), (2, 7, 4)])
+@pytest.mark.parametrize("padding", [1, 3])
+def test_crop_cuts_the_window_out_of_the_padded_image(shape, padding):
+    offsets = list(itertools.product(range(2 * padding + 1), repeat=2))
+    images = random_images(len(offsets), *shape)
+    top, left = torch.tensor(offsets).T
+    padded = np.pad(images.numpy(), ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    for result, image, (y, x) in zip(crop(images, padding, top, left).numpy(), padded, offsets, strict=True):
+        assert (result == image[:, y : y + shape[1], x : x + shape[2]]).all()
+
+
+def test_crop_at_the_padding_is_the_image_itself():
+    images = random_images(4)
+    middle = torch.full((4,), 2)
+    assert torch.equal(crop(images, 2, middle, middle), images)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_crop_does_not_depend_on_the_memory_format(memory_format):
+    images = random_images(20)
+    top, left = torch.arange(20) % 5, torch.arange(20) // 5
+    expected = crop(images, 2, top, left)
+    assert torch.equal(crop(images.contiguous(memory_format=memory_format), 2, top, left), expected)
+
+
+def test_mirror_turns_the_chosen_images_and_no_others():
+    images = random_images(6, 2, 3, 5)
+    chosen = torch.tensor([True, False, False, True, True, False])
+    for result, image, turned in zip(mirror(images, chosen), images, chosen, strict=True):
+        assert (result.numpy() == (image.numpy()[:, :, ::-1] if turned else image.numpy())).all()
+
+
+# ---- the distribution of the augmentation ------------------------------------------------------------------
+
+
+def test_every_image_is_a_crop_or_mirrored_crop_of_its_original():
+    images = random_images(200)
+    for result, label in zip(*pixels(raw_loader(images, shuffle=True, padding=2, flip=True)), strict=True):
+        assert result.numpy().tobytes() in outcomes(images[label], 2)
+
+
+@pytest.mark.parametrize(("padding", "flip"), [(2, True), (2, False), (0, True), (0, False)])
+def test_all_outcomes_are_equally_likely(padding, flip):
+    # Equal shares of all (top, left, flip) triples: each is uniform, and they are independent of one another.
+    kinds = (2 * padding + 1) ** 2 * (2 if flip else 1)
+    image, draws = random_images(1)[0], 400 * kinds
+    results, _ = pixels(raw_loader(image.expand(draws, -1, -1, -1), padding=padding, flip=flip, seed=3))
+    names = outcomes(image, padding)
+    counts = Counter(names[result.numpy().tobytes()] for result in results)
+    assert len(counts) == kinds
+    assert {flipped for _, _, flipped in counts} == ({True, False} if flip else {False})
+    degrees = kinds - 1
+    assert chi_square(counts.values(), 400) < degrees + 4 * (2 * degrees) ** 0.5 + 1e-9
+
+
+def test_neighbours_in_a_batch_are_drawn_independently():
+    image, draws = random_images(1)[0], 8000
+    names = outcomes(image, 1)
+    results, _ = pixels(raw_loader(image.expand(draws, -1, -1, -1), padding=1, flip=True, seed=4))
+    kinds = [names[result.numpy().tobytes()] for result in results]
+    assert len(set(kinds[:50])) > 10  # of 18, within one batch
+    pairs = Counter(zip(kinds[0::2], kinds[1::2], strict=True))
+    degrees = 18 * 18 - 1
+    values = [pairs[pair] for pair in itertools.product(names.values(), repeat=2)]
+    assert chi_square(values, draws / 2 / 18**2) < degrees + 4 * (2 * degrees) ** 0.5
+
+
+def test_the_distribution_is_that_of_torchvision():
+    try:
+        from torchvision import transforms
+    except (ImportError, RuntimeError, OSError) as error:
+        pytest.skip(f"torchvision cannot be imported: {error}")
+    image, draws = random_images(1)[0], 3600
+    theirs = transforms.Compose([transforms.RandomCrop(8, padding=1), transforms.RandomHorizontalFlip(0.5)])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        expected = Counter(theirs(image).numpy().tobytes() for _ in range(draws))
+    results, _ = pixels(raw_loader(image.expand(draws, -1, -1, -1), padding=1, flip=True, seed=5))
+    counts = Counter(result.numpy().tobytes() for result in results)
+    assert counts.keys() == expected.keys() == outcomes(image, 1).keys()
+    # two samples of equal size: sum of (a - b)^2 / (a + b) over the 18 outcomes has 17 degrees of freedom
+    assert sum((counts[kind] - expected[kind]) ** 2 / (counts[kind] + expected[kind]) for kind in counts) < 45
+
+
+# ---- batches -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 50, 110, 1000])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_pass_gives_every_image_once_with_its_label(batch_size, shuffle):
+    images = random_images(110)
+    loader = raw_loader(images, batch_size=batch_size, shuffle=shuffle)
+    sizes = [len(labels) for _, labels in loader]
+    assert len(loader) == len(sizes) and loader.num_images == sum(sizes) == 110
+    assert set(sizes[:-1]) <= {batch_size} and sizes[-1] == 110 - batch_size * (len(sizes) - 1)
+    results, labels = pixels(loader)
+    assert torch.equal(results, images[labels])
+    assert torch.equal(labels.sort().values, torch.arange(110))
+    assert torch.equal(labels, torch.arange(110)) != shuffle
+
+
+def test_batches_are_normalised_and_padding_is_black():
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+    images = random_images(300)
+    (result, labels), *_ = BatchLoader(images, torch.arange(300), mean, std, batch_size=300)
+    exact = (images.numpy() / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+    assert result.dtype == torch.float32 and labels.dtype == torch.int64
+    assert np.abs(result.numpy() - exact).max() < 1e-6
+
+    white = torch.full((200, 3, 8, 8), 255, dtype=torch.uint8)
+    (result, _), *_ = BatchLoader(white, torch.arange(200), mean, std, batch_size=200, padding=2)
+    for channel in range(3):
+        black, bright = -mean[channel] / std[channel], (1 - mean[channel]) / std[channel]
+        values = result[:, channel].unique()
+        torch.testing.assert_close(values, torch.tensor([black, bright]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_last_changes_the_memory_format_alone(channels, device):
+    images = random_images(90, channels).to(device)
+    options = {"batch_size": 40, "shuffle": True, "padding": 2, "flip": True, "seed": 1}
+    labels = torch.arange(90, device=device)
+    norm = [0.5] * channels, [0.25] * channels
+    plain = BatchLoader(images, labels, *norm, **options)
+    last = BatchLoader(images, labels, *norm, channels_last=True, **options)
+    for (a, a_labels), (b, b_labels) in zip(plain, last, strict=True):
+        assert torch.equal(a, b) and torch.equal(a_labels, b_labels)
+        assert a.is_contiguous() and b.is_contiguous(memory_format=torch.channels_last)
+        assert a.device.type == b.device.type == device
+
+
+def test_blocks_do_not_show(monkeypatch):
+    images = random_images(200)
+    loaders = [raw_loader(images, batch_size=16, shuffle=True, padding=2, flip=True) for _ in range(2)]
+    one_block = pixels(loaders[0])
+    monkeypatch.setattr(augmentation, "BLOCK", 1)
+    many_blocks = pixels(loaders[1])
+    assert all(torch.equal(a, b) for a, b in zip(one_block, many_blocks, strict=True))
+
+
+def test_writing_into_a_batch_changes_nothing_else():
+    images = random_images(100)
+    first, second = (raw_loader(images, batch_size=25, padding=1, flip=True) for _ in range(2))
+    untouched = [batch.clone() for batch, _ in first]
+    for (batch, labels), expected in zip(second, untouched, strict=True):
+        assert torch.equal(batch, expected)
+        batch.zero_()
+        labels.zero_()
+    assert torch.equal(images, random_images(100))
+
+
+# ---- draws -------------------------------------------------------------------------------------------------
+
+AUGMENTED = {"shuffle": True, "padding": 2, "flip": True}
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_the_seed_decides_every_draw():
+    images = random_images(100)
+    a, b, other = (raw_loader(images, seed=seed, **AUGMENTED) for seed in (1, 1, 2))
+    first = pixels(a)
+    assert same(first, pixels(b))
+    assert not same(first, pixels(other))
+    second = pixels(a)
+    assert not torch.equal(first[1], second[1])  # another order in the next pass
+    by_label = [images[labels.argsort()] for images, labels in (first, second)]
+    assert (by_label[0] != by_label[1]).flatten(1).any(1).float().mean() > 0.9  # and other crops
+    assert same(second, pixels(b))
+
+
+def test_a_resumed_loader_goes_on_where_the_other_stood():
+    images = random_images(100)
+    loader, resumed = (raw_loader(images, seed=seed, **AUGMENTED) for seed in (1, 99))
+    pixels(loader)
+    state = loader.state_dict()
+    expected = pixels(loader), pixels(loader)
+    resumed.load_state_dict(state)
+    assert same(expected[0], pixels(resumed)) and same(expected[1], pixels(resumed))
+
+
+def test_a_pass_that_is_broken_off_counts_as_a_whole_one():
+    images = random_images(200)
+    a, b = (raw_loader(images, **AUGMENTED) for _ in range(2))
+    next(iter(a))
+    pixels(b)
+    assert same(pixels(a), pixels(b))
+
+
+def test_the_global_generator_is_left_alone():
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    first = pixels(raw_loader(random_images(100), **AUGMENTED))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(8)
+    assert same(first, pixels(raw_loader(random_images(100), **AUGMENTED)))
+
+
+def test_without_augmentation_every_pass_is_the_same():
+    images = random_images(70)
+    loader = raw_loader(images)
+    assert same(pixels(loader), pixels(loader))
+    assert torch.equal(pixels(loader)[0], images)
+
+
+@needs_gpu
+def test_a_gpu_makes_the_same_batches_without_waiting_for_the_host():
+    images, labels, norm = random_images(2000, 3, 32, 32), torch.arange(2000), ([0.5] * 3, [0.25] * 3)
+    host = BatchLoader(images, labels, *norm, batch_size=50, **AUGMENTED)
+    batches = iter(BatchLoader(images.cuda(), labels.cuda(), *norm, batch_size=50, **AUGMENTED))
+    results = [next(batches)]  # the draws of the pass are copied here
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        results += batches
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for (a, a_labels), (b, b_labels) in zip(host, results, strict=True):
+        torch.testing.assert_close(a, b.cpu(), rtol=1e-6, atol=1e-6)
+        assert torch.equal(a_labels, b_labels.cpu())
+
+
+def test_wrong_arguments_are_refused():
+    with pytest.raises(ValueError, match="batch_size"):
+        raw_loader(random_images(3), batch_size=0)
+    with pytest.raises(ValueError, match="3 images, but 2 labels"):
+        BatchLoader(random_images(3), torch.arange(2), [0] * 3, [1] * 3, batch_size=1)
