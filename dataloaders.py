@@ -108,7 +108,8 @@ def describe(name: str, root: str | os.PathLike = "dataset", image_size: int = 3
         return DatasetInfo(name, *_INFO[name])
     if image_size < 1:
         raise DataError(f"images cannot be {image_size} pixels wide: choose an image size of 1 or more")
-    return DatasetInfo(name, class_folders(Path(root).expanduser() / "train"), 3, image_size, None, None)
+    classes = class_folders(Path(os.path.expanduser(root), "train"))
+    return DatasetInfo(name, classes, 3, image_size, mean=None, std=None)
 
 
 def dataloaders(
@@ -138,7 +139,7 @@ def dataloaders(
     limit:         use this many images of each split, evenly spread, for a quick try.
     Raises `DataError` for data that cannot be had or is damaged.
     """
-    info, root = describe(name, root, image_size), Path(root).expanduser()
+    info, root = describe(name, root, image_size), Path(os.path.expanduser(root))
     if limit is not None and limit < 1:
         raise DataError(f"a limit of {limit} leaves no images: choose 1 or more")
     if name == "imagefolder":
@@ -210,9 +211,12 @@ def _published(info: DatasetInfo, root: Path, download: bool) -> tuple[Split, Sp
 
     def intact(file: str, mark: str | int) -> bool:
         path = folder / file
-        if isinstance(mark, int):
-            return os.path.isfile(path) and os.path.getsize(path) == mark
-        return check_integrity(path, mark)
+        try:
+            if isinstance(mark, int):
+                return os.path.isfile(path) and os.path.getsize(path) == mark
+            return check_integrity(path, mark)
+        except OSError:  # it may not be read
+            return False
 
     def wanting() -> list[_Archive]:
         return [archive for archive in archives if not all(intact(*content) for content in archive.contents)]
@@ -243,7 +247,8 @@ def _published(info: DatasetInfo, root: Path, download: bool) -> tuple[Split, Sp
         damaged = [archive.file for archive in bring if os.path.exists(folder / archive.file)]
         absent = [file for file, mark in missing[0].contents if not intact(file, mark)]
         faulty = folder / (damaged or absent)[0]
-        state = "damaged" if os.path.exists(faulty) else "missing"
+        readable = "damaged" if os.access(faulty, os.R_OK) else "not readable"
+        state = readable if os.path.exists(faulty) else "missing"
         files = ", ".join(f"{archive.file} (MD5 {archive.md5}, from {archive.url})" for archive in bring)
         cure = f"bring {files} to the folder {folder}" if bring else f"unpack {missing[0].file} there by hand"
         doing = "downloaded" if download else "read"

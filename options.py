@@ -233,17 +233,18 @@ def describe_variant(options):
     """The variant in words, as the report's first line has it."""
     if options.type == "dense":
         return "dense (nn.Conv2d)"
-    setting = {
-        "rank": "full rank" if options.rank == 1 else f"rank {options.rank:g} of the primary filters",
-        "lowrank": f"rank {options.rank}",
-        "sparse": f"{options.sparsity:.0%} sparse" if options.type == "sparse" else "",
-    }[options.type]
+    if options.type == "sparse":
+        setting = f"pruned to {options.sparsity:.0%}"
+    elif options.type == "lowrank":
+        setting = f"rank {options.rank}"
+    else:
+        setting = "full rank" if options.rank == 1 else f"rank {options.rank:g} of the primary filters"
     return f"LinearConv, {setting}, alpha {options.alpha:g}"
 
 
 def run_name(options, dataset):
     """Name of a run's folder: what distinguishes it from its neighbours, as in `VGG11-rank1-cifar10-seed0`."""
-    setting = {"rank": options.rank, "lowrank": options.rank, "sparse": options.sparsity, "dense": None}[options.type]
+    setting = options.sparsity if options.type == "sparse" else options.rank
     variant = options.type if setting is None else f"{options.type}{setting:g}"
     parts = [options.network, variant, dataset, f"seed{options.seed}"]
     if options.alpha != 0.5 and options.type != "dense":

