@@ -1,6 +1,7 @@
 """The three counts: Table 1's convention, today's thop, and what torch's own FLOP counter sees at inference."""
 
 import copy
+import json
 from functools import partial
 
 import pytest
@@ -10,7 +11,7 @@ import torch.nn as nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import counting
-from experiments.table1 import count_rows
+from experiments.table1 import RESULT, ROOT, count_rows, markdown
 from linearconv import LinearConv
 from linearconv_lowrank import LinearConvLowRank
 from linearconv_sparse import LinearConvSparse
@@ -36,6 +37,8 @@ def test_table_1_comes_out_as_printed_but_for_five_explained_figures():
         ("MobileNetV2-LRr", "flops"),
     }
     assert not any("unexplained" in verdict or "NOT confirmed" in verdict for verdict in different.values())
+    assert json.loads(RESULT.read_text())["rows"] == rows
+    assert "\n".join(markdown(rows)) in (ROOT / "README.md").read_text()
     exact = {row["network"]: (row["parameters"], row["flops_paper"]) for row in rows}
     assert exact["VGG11"] == (9_231_114, 170_568_694)
     assert exact["VGG11-Lr"] == (4_922_282, 2_397_909_142)
