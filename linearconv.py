@@ -22,6 +22,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from feature_maps import Keeper, Source, combine
+
 COMPUTE_MODES = ("auto", "filters", "features")
 
 
@@ -108,7 +110,8 @@ class LinearConv(nn.Module):
         self.primary_channels = max(1, int(alpha * out_channels))
         self.secondary_channels = out_channels - self.primary_channels
         self.filter_size = in_channels // groups * prod(self.kernel_size)  # K
-        self._filter_cache = None
+        self._kept = None  # see _unless_changed
+        self._keeper = Keeper()
 
         factory = {"device": device, "dtype": dtype}
         self.conv_weights = nn.Parameter(
@@ -198,61 +201,67 @@ class LinearConv(nn.Module):
     def forward(self, input):
         if self.mode == "features":
             return self._combine_features(input)
-        return self._convolve(input, self._filters(), self.bias)
+        return self._convolve(self._pad(input), self._unless_changed(self._make_filters), self.bias)
 
     def _combine_features(self, input):
         """[y_p ; A y_p] + b, with the bias folded into both convolutions so that the output is written once.
 
         y_p carries its bias b_p already, so the secondary half adds b_s - A b_p instead of b_s.
         """
-        factors, primary_bias, secondary_bias = self.factors(), None, None
-        if self.bias is not None:
-            primary_bias, secondary_bias = self.bias.split((self.primary_channels, self.secondary_channels))
-            secondary_bias = secondary_bias - _apply_factors(factors, primary_bias)
-        primary = self._convolve(input, self.conv_weights, primary_bias)  # (N, P, H', W')
-        secondary = primary
-        for factor in reversed(factors[1:]):
-            secondary = F.conv2d(secondary, factor[:, :, None, None])
-        secondary = F.conv2d(secondary, factors[0][:, :, None, None], secondary_bias)  # (N, F - P, H', W')
-        return torch.cat((primary, secondary), dim=-3)
+        factors, primary_bias, shift = self._unless_changed(self._factors_and_biases)
+        source = Source(self._pad(input), self.conv_weights, primary_bias)
+        primary = self._convolve(*source)  # (N, P, H', W')
+        return combine(primary, factors, shift, source, self._keeper if in_plain_eager_mode() else None)
 
-    def _convolve(self, input, weight, bias):
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            input, padding = F.pad(input, self._pad_widths, mode=self.padding_mode), 0
-        return F.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+    def _factors_and_biases(self):
+        factors = self.factors()
+        if self.bias is None:
+            return factors, None, None
+        primary_bias, secondary_bias = self.bias.split((self.primary_channels, self.secondary_channels))
+        return factors, primary_bias, secondary_bias - _apply_factors(factors, primary_bias)
 
-    # ---- filters kept for inference ----------------------------------------------------------------------------
+    def _pad(self, input):
+        """Pad as `padding_mode` says; zeros are left to the convolution."""
+        return input if self.padding_mode == "zeros" else F.pad(input, self._pad_widths, mode=self.padding_mode)
 
-    def _filters(self):
-        """`weight`, kept between calls where nothing can be differentiated through it and its sources are unchanged."""
+    def _convolve(self, padded, weight, bias):
+        padding = self.padding if self.padding_mode == "zeros" else 0
+        return F.conv2d(padded, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+    # ---- what is kept for inference --------------------------------------------------------------------------------
+
+    def _unless_changed(self, make):
+        """`make()`, kept between calls where nothing can be differentiated through it and its sources are unchanged."""
         if not in_plain_eager_mode():
-            return self.weight
+            return make()
         if self.training or torch.is_grad_enabled():
-            self._filter_cache = None  # an optimizer step may come of this pass, and fused ones count no versions
-            return self.weight
+            self._kept = None  # an optimizer step may come of this pass, and fused ones count no versions
+            return make()
         sources = [*self._parameters.values(), *self._buffers.values()]
         sources = [source for source in sources if source is not None]
         if any(type(source) not in (nn.Parameter, torch.Tensor) or source.is_inference() for source in sources):
-            return self.weight  # inference tensors count no versions; tensor subclasses may hide their storage
+            return make()  # inference tensors count no versions; tensor subclasses may hide their storage
         key = [(source._version, source.data_ptr(), source.dtype, source.device) for source in sources]
-        if self._filter_cache is None or self._filter_cache[0] != key:
+        if self._kept is None or self._kept[0] != (make.__name__, key):
             # Normal tensors in full precision, whatever inference or autocast mode the first caller was in. The
             # sources' memory is held along, so that no later tensor can stand at the same address.
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(sources[0].device.type, enabled=False):
-                self._filter_cache = key, self.weight, [source.detach() for source in sources]
-        return self._filter_cache[1]
+                self._kept = (make.__name__, key), make(), [source.detach() for source in sources]
+        return self._kept[1]
+
+    def _make_filters(self):
+        return self.weight
 
     def train(self, mode=True):
-        self._filter_cache = None
+        self._kept = None
         return super().train(mode)
 
     def _apply(self, fn, recurse=True):
-        self._filter_cache = None
+        self._kept = None
         return super()._apply(fn, recurse)
 
     def __getstate__(self):
-        return {**self.__dict__, "_filter_cache": None}
+        return {**self.__dict__, "_kept": None}
 
     def extra_repr(self):
         text = "{in_channels}, {out_channels}, kernel_size={kernel_size}, stride={stride}"

@@ -63,7 +63,12 @@ class AllConv(nn.Module):
         return x.mean((2, 3))  # (N, num_classes)
 
 
-RECIPE = Recipe(lr=1e-4, epochs=350, batch_size=50)
+RECIPE = Recipe(
+    lr=1e-4,
+    epochs=350,
+    batch_size=50,
+    digits=Recipe(lr=2e-4, epochs=20, batch_size=25, milestones=(16,)),
+)
 
 if __name__ == "__main__":
     main({"AllConv": AllConv}, RECIPE)

@@ -137,7 +137,13 @@ class ResNet152(ResNet):
 
 
 # The learning rate is the published one, very high for Adam: --lr 1e-3 is a usual choice.
-RECIPE = Recipe(lr=0.1, epochs=250, batch_size=50, milestones=(75, 150, 200))
+RECIPE = Recipe(
+    lr=0.1,
+    epochs=250,
+    batch_size=50,
+    milestones=(75, 150, 200),
+    digits=Recipe(lr=1e-3, epochs=8, milestones=(6, 7)),
+)
 
 if __name__ == "__main__":
     networks = {

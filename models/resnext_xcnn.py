@@ -83,7 +83,13 @@ class ResNeXt29_32x4d(ResNeXt29):
     cardinality, group_width = 32, 4
 
 
-RECIPE = Recipe(lr=1e-3, epochs=250, batch_size=32, milestones=(75, 150, 200))
+RECIPE = Recipe(
+    lr=1e-3,
+    epochs=250,
+    batch_size=32,
+    milestones=(75, 150, 200),
+    digits=Recipe(lr=1e-3, epochs=3, batch_size=32, milestones=(2,)),
+)
 
 if __name__ == "__main__":
     networks = {
