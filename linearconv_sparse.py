@@ -81,15 +81,15 @@ class LinearConvSparse(LinearConv):
         return self.sparsity * (1 - (1 - done) ** 3)
 
     def forward(self, input):
-        # Under torch.compile the controller runs between two graphs; traces and exports are of a frozen layer.
-        may_update = in_plain_eager_mode() or (torch.compiler.is_compiling() and not torch.compiler.is_exporting())
-        if self.training and torch.is_grad_enabled() and may_update:
+        if self.training and torch.is_grad_enabled():
             self._train_step()
         return super().forward(input)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # under torch.compile it runs between two graphs
     @torch.no_grad()
     def _train_step(self):
+        if not in_plain_eager_mode():
+            return  # traces and exports are of a frozen layer
         if self._steps_on_host is None:
             self._steps_on_host = int(self.steps)
         self._steps_on_host += 1

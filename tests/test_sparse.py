@@ -130,3 +130,11 @@ def test_the_controller_runs_under_torch_compile():
     for _ in range(4):
         compiled(torch.randn(1, 3, 5, 5)).sum().backward()
     assert layer.steps.item() == 4 and layer.pruned_fraction == 0.5
+
+
+def test_exports_and_traces_are_of_a_frozen_layer():
+    layer = LinearConvSparse(3, 32, 3, sparsity=0.5, prune_end=4, prune_every=1).train()
+    torch.export.export(layer, (torch.randn(1, 3, 5, 5),))
+    torch.jit.trace(layer, torch.randn(1, 3, 5, 5))
+    torch.func.grad(lambda image: layer(image).sum())(torch.randn(1, 3, 5, 5))
+    assert layer.steps.item() == 0 and layer.pruned_fraction == 0
