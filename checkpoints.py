@@ -135,4 +135,4 @@ def _newest_first(folder):
 
 
 def _holds_run(folder):
-    return folder.is_dir() and any(True for pattern in (PATTERN, LOG, REPORT) for _ in folder.glob(pattern))
+    return folder.is_dir() and any(True for pattern in (PATTERN, LOG) for _ in folder.glob(pattern))

@@ -10,6 +10,7 @@ import math
 import sys
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -246,6 +247,8 @@ def run_name(options, dataset):
     """Name of a run's folder: what distinguishes it from its neighbours, as in `VGG11-rank1-cifar10-seed0`."""
     setting = options.sparsity if options.type == "sparse" else options.rank
     variant = options.type if setting is None else f"{options.type}{setting:g}"
+    if dataset == "imagefolder":
+        dataset = Path(options.data_root).resolve().name
     parts = [options.network, variant, dataset, f"seed{options.seed}"]
     if options.alpha != 0.5 and options.type != "dense":
         parts.insert(2, f"alpha{options.alpha:g}")

@@ -53,41 +53,33 @@ def main(networks, recipe, argv=None):
     except (UsageError, DataError) as error:
         sys.exit(fail(error, options.program))
     except OSError as error:
-        sys.exit(fail(f"cannot write {error.filename}: {error.strerror}", options.program))
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(fail(f"{where}{error.strerror or error}", options.program))
     except KeyboardInterrupt:
         print(f"{options.program}: interrupted; finished epochs are saved, --resume goes on", file=sys.stderr)
         sys.exit(130)
 
 
 def _run(network, recipe, options):
-    dataset = options.dataset or "cifar10"  # left out, the data decides later; digits have CIFAR-10's shape
-    if options.count_only:
-        shape = describe(dataset) if dataset != "imagefolder" else None
-        channels = options.in_channels or (shape.in_channels if shape else 3)
-        classes = options.num_classes or (shape.num_classes if shape else 10)
-        size = options.image_size if dataset == "imagefolder" else 32
-    else:
-        info = describe(dataset, options.data_root, options.image_size)
-        channels, classes, size = info.in_channels, info.num_classes, info.image_size
-
+    input_size, classes = _image_shape(options)
     torch.manual_seed(options.seed)
-    model = _build(network, conv_factory(options), channels, classes, options.width)
-    dense = _build(network, nn.Conv2d, channels, classes, options.width)
-    options.channels_last = options.channels_last and _channels_last_is_safe(model, options.device)
+    model = _build(network, conv_factory(options), input_size, classes, options.width)
     try:
-        counts = report.count_against_dense(model, dense, (channels, size, size))
+        dense = _build(network, nn.Conv2d, input_size, classes, options.width)
+        counts = report.count_against_dense(model, dense, input_size)
     except RuntimeError as error:
-        raise UsageError(f"{options.network} does not take {channels}x{size}x{size} images: {error}") from None
-    report.print_counts(options, counts, (channels, size, size), classes)
+        size = "x".join(map(str, input_size))
+        raise UsageError(f"{options.network} does not take {size} images: {error}") from None
+    report.print_counts(options, counts, input_size, classes)
     record = report.start(options, counts, classes)
+    if options.output and not options.resume:  # a folder that cannot be used is told before any waiting
+        folder = checkpoints.open_folder(options.output, None, resume=False)
     if options.count_only:
         if options.output:
-            folder = checkpoints.open_folder(options.output, None, resume=False)
             checkpoints.write_json(folder / checkpoints.REPORT, record)
         return
 
-    if options.output and not options.resume:  # a folder that cannot be used is told before any waiting
-        checkpoints.open_folder(options.output, None, resume=False)
+    options.channels_last = options.channels_last and _channels_last_is_safe(model, options.device)
     dataset, options, loaders = _load_data(recipe, options)
     default = Path("ckpt") / Path(options.program).stem / run_name(options, dataset)
     folder = checkpoints.open_folder(options.output, default, options.resume)
@@ -101,9 +93,20 @@ def _run(network, recipe, options):
     report.print_outcome(record, folder / checkpoints.REPORT)
 
 
-def _build(network, conv, channels, classes, width):
+def _image_shape(options):
+    """(channels, height, width) of an image and the number of classes, without reading an image."""
+    dataset = options.dataset or "cifar10"  # left out, the data decides later; digits have CIFAR-10's shape
+    if options.count_only and dataset == "imagefolder":
+        channels, classes, size = 3, 10, options.image_size
+    else:
+        info = describe(dataset, options.data_root, options.image_size)
+        channels, classes, size = info.in_channels, info.num_classes, info.image_size
+    return (options.in_channels or channels, size, size), options.num_classes or classes
+
+
+def _build(network, conv, input_size, classes, width):
     try:
-        return network(conv=conv, in_channels=channels, num_classes=classes, width=width)
+        return network(conv=conv, in_channels=input_size[0], num_classes=classes, width=width)
     except ValueError as error:
         raise UsageError(f"the network cannot be built: {error}") from None
 
@@ -242,7 +245,7 @@ class Trainer:
         seen, shown = 0, 0.0
         for images, labels in self.train_loader:
             with self._autocast():
-                logits = self.forward(images)
+                logits = self._training_forward(images)
                 loss = F.cross_entropy(logits, labels)
             total = loss
             self.step += 1
@@ -261,6 +264,14 @@ class Trainer:
                 loss_so_far, accuracy = loss_sum.item() / seen, 100 * correct.item() / seen
                 bar.set_postfix(epoch=self.epoch + 1, loss=f"{loss_so_far:.4f}", train=f"{accuracy:.2f} %")
         return loss_sum.item() / seen, 100 * correct.item() / seen
+
+    def _training_forward(self, images):
+        try:
+            return self.forward(images)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UsageError(f"BatchNorm cannot train on a batch of {len(images)}: give another --batch-size") from None
 
     @torch.inference_mode()
     def evaluate(self):

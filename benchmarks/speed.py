@@ -11,7 +11,6 @@ chooses by itself), full rank and rank 10. Writes results/speed_<device>_<precis
 """
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -208,10 +207,11 @@ def main():
 
 
 def origin(options):
+    cpu = platform.processor() or platform.machine()
     return {
         "command": "python benchmarks/speed.py " + " ".join(sys.argv[1:]),
         "torch": str(torch.__version__),
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else cpu,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "rounds": options.rounds,

@@ -56,7 +56,7 @@ def run(data, tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", [f"{script}_xcnn.py", *options.split()])
         argv = ["--device", "cpu", *options.split()]
         if dataset:
-            argv += ["--dataset", "imagefolder", "--data-root", str(data), "--batch-size", "9"]
+            argv = ["--dataset", "imagefolder", "--data-root", str(data), "--batch-size", "9", *argv]
         training.main(*SCRIPTS[script], [*argv, "--output", str(tmp_path / output)])
         return tmp_path / output
 
@@ -283,6 +283,11 @@ def test_an_output_folder_that_cannot_be_written_is_refused(refused, tmp_path):
 def test_a_read_only_output_folder_is_refused(refused, tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
     assert "cannot be written" in refused("base", "-t dense", "locked")
+
+
+def test_a_batch_that_batch_norm_cannot_train_on_is_refused(refused):
+    line = refused("resnet", "-t dense --width 0.125 --epochs 1 --image-size 8 --batch-size 1")  # ends in 1x1 maps
+    assert "BatchNorm" in line and "--batch-size" in line
 
 
 def test_images_too_small_for_the_network_are_refused(refused):
