@@ -3,15 +3,25 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from experiments.accuracy import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", ("base_cifar10",))
-def test_accuracies_in_the_readme_are_those_of_the_results(name):
-    runs = json.loads((ROOT / "results" / f"{name}.json").read_text())["runs"]
+def load(name):
+    return json.loads((ROOT / "results" / f"{name}.json").read_text())["runs"]
+
+
+def test_accuracies_in_the_readme_are_those_of_the_results():
+    runs = load("base_cifar10")
     assert all(len(run["log"]) == run["report"]["epochs"] >= 15 for run in runs)
-    assert "\n".join(markdown(runs)) in (ROOT / "README.md").read_text()
+    assert "\n".join(markdown(runs)) in README
+
+
+def test_pruned_shares_in_the_readme_are_those_of_the_results():
+    for run in load("sparse_controllers"):
+        report = run["report"]
+        pruned = f"{100 * run['log'][-1]['pruned']:.1f} %"
+        parameters = f"{report['nonzero_parameters']:,} of {report['parameters']:,}"
+        assert f"| `{run['variant']}` | {pruned} | {parameters} | {report['test_accuracy']:.2f} % |" in README
