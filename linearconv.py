@@ -232,7 +232,7 @@ class LinearConv(nn.Module):
 
     def _unless_changed(self, make):
         """`make()`, kept between calls where nothing can be differentiated through it and its sources are unchanged."""
-        if not in_plain_eager_mode():
+        if not in_plain_eager_mode() or self.conv_weights.is_meta:
             return make()
         if self.training or torch.is_grad_enabled():
             self._kept = None  # an optimizer step may come of this pass, and fused ones count no versions

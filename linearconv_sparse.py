@@ -63,10 +63,19 @@ class LinearConvSparse(LinearConv):
         self.sparsity = sparsity
         self.schedule = schedule
         self.prune_begin, self.prune_end, self.prune_every = prune_begin, prune_end, prune_every
-        device = self.linear_weights.device
-        self.register_buffer("mask", torch.ones_like(self.linear_weights, requires_grad=False))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.long, device=device))
-        self.register_buffer("threshold", torch.zeros((), dtype=torch.float32, device=device))
+
+    def _create_factors(self, device=None, dtype=None):
+        super()._create_factors(device=device, dtype=dtype)
+        self.register_buffer("mask", torch.empty_like(self.linear_weights, requires_grad=False))
+        self.register_buffer("steps", torch.empty((), dtype=torch.long, device=device))
+        self.register_buffer("threshold", torch.empty((), dtype=torch.float32, device=device))
+
+    def reset_parameters(self):
+        """Draw all parameters anew, prune nothing, and start counting from zero."""
+        super().reset_parameters()
+        self.mask.fill_(1)
+        self.steps.zero_()
+        self.threshold.zero_()
         self._steps_on_host = 0  # mirrors `steps`, so that no step waits for the device; None: read it again
 
     def factors(self):

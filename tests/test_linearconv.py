@@ -176,6 +176,19 @@ def test_unbatched_empty_and_channels_last_inputs(variant, compute):
     assert output.is_contiguous(memory_format=torch.channels_last)
 
 
+@variants
+@computes
+def test_shapes_without_data_on_the_meta_device(variant, compute):
+    layer = variant(4, 6, 3, compute=compute, device="meta")
+    for mode in (True, False):
+        with torch.set_grad_enabled(mode):
+            assert layer.train(mode)(torch.empty(2, 4, 8, 8, device="meta")).shape == (2, 6, 6, 6)
+    layer.to_empty(device="cpu").reset_parameters()
+    input = torch.randn(2, 4, 8, 8)
+    assert relative_error(layer(input), reference(layer, input)) < 1e-5
+    assert all((mask == 1).all() for name, mask in layer.named_buffers() if name == "mask")
+
+
 @computes
 def test_initial_distributions_are_the_published_ones(compute):
     torch.manual_seed(0)
