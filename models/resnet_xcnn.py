@@ -142,7 +142,7 @@ RECIPE = Recipe(
     epochs=250,
     batch_size=50,
     milestones=(75, 150, 200),
-    digits=Recipe(lr=1e-3, epochs=8, milestones=(6, 7)),
+    digits=Recipe(lr=1e-3, epochs=10, milestones=(7, 9)),
 )
 
 if __name__ == "__main__":
