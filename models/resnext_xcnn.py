@@ -88,7 +88,7 @@ RECIPE = Recipe(
     epochs=250,
     batch_size=32,
     milestones=(75, 150, 200),
-    digits=Recipe(lr=1e-3, epochs=3, batch_size=32, milestones=(2,)),
+    digits=Recipe(lr=1e-3, epochs=2, batch_size=32, milestones=(1,)),
 )
 
 if __name__ == "__main__":
