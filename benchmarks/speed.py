@@ -58,8 +58,8 @@ def contenders(modes):
     return convs
 
 
-def make_step(network, conv, task, options, compile=False):
-    """A function that runs one training step or one inference pass, the network it runs, and its forward pass."""
+def make_step(network, conv, task, options):
+    """A function that runs one training step or one inference pass, the network, and a function that gives its loss."""
     torch.manual_seed(0)
     device, batch = options.device, TASKS[task]
     model = network(conv=conv).to(device, memory_format=torch.channels_last)
@@ -85,11 +85,9 @@ def make_step(network, conv, task, options, compile=False):
 
         @torch.inference_mode()
         def step():
-            # The paper makes its filters at every pass; here they would be kept. Entering training mode drops them.
-            if "filters" in str(getattr(conv, "keywords", {}).get("compute")):
-                for layer in model.modules():
-                    if isinstance(layer, LinearConv):
-                        layer._kept = None
+            for layer in model.modules():
+                if isinstance(layer, LinearConv) and layer.compute == "filters":
+                    layer.eval()  # drops the filters that are kept: the paper makes them at every pass
             with autocast():
                 run(images)
 
@@ -97,7 +95,7 @@ def make_step(network, conv, task, options, compile=False):
 
 
 def kept_bytes(loss, model):
-    """Bytes of distinct storage that autograd keeps of one training step, parameters left out."""
+    """Bytes of distinct storage that autograd keeps of `loss()` for its backward pass, parameters left out."""
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     storages = {}
 
