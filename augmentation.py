@@ -9,8 +9,6 @@ the distribution of torchvision's `RandomCrop(size, padding)` followed by `Rando
 uint8 values and before normalisation, so that the padding is black.
 
 Nothing is done image by image: a batch is a handful of tensor operations on images that lie in memory.
-With torch 2.15 on two CPU cores, 50,000 CIFAR images in batches of 50 come at 280,000 images/s augmented and
-normalised, at 207,000 in channels_last, and at 1,170,000 without augmentation (medians of six passes).
 """
 
 from __future__ import annotations

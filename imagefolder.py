@@ -8,8 +8,6 @@
 Images may have any size, mode and format that Pillow reads. They become RGB and are resized to `size` x
 `size` (antialiased bilinear, whatever their aspect ratio). Hidden files and files that are not named like an
 image are passed over. Anything else amiss is a `DataError` that names it.
-
-60,000 PNG files of 32x32 take 8 s on two CPU cores, 20 s if they come from the disk for the first time.
 """
 
 from __future__ import annotations
