@@ -121,9 +121,8 @@ def flops(model, input_size):
 
 
 def _training_macs(layer, input, output):
-    _inference_macs(layer, input, output)
-    if layer.mode == "filters":
-        layer.total_ops += layer.coefficient_count * layer.filter_size
+    mode = layer.mode_at(_positions(output), training=True)
+    layer.total_ops += layer.macs_per_position(mode) * _positions(output) + layer.macs_of_making(mode)
 
 
 # ---- inference ---------------------------------------------------------------------------------------------------
@@ -139,7 +138,8 @@ def macs_inference(model, input_size):
 
 
 def _inference_macs(layer, input, output):
-    layer.total_ops += layer.macs_per_position(layer.mode) * output[..., :1, :, :].numel()
+    mode = layer.mode_at(_positions(output), training=False)
+    layer.total_ops += layer.macs_per_position(mode) * _positions(output)
 
 
 def _conv_macs(layer, input, output):
@@ -154,6 +154,10 @@ INFERENCE_RULES = {nn.Conv2d: _conv_macs, LinearConv: _inference_macs, nn.Linear
 
 
 # ---- shared ------------------------------------------------------------------------------------------------------
+
+
+def _positions(output):
+    return output[..., :1, :, :].numel()
 
 
 def _factor_shapes(layer):

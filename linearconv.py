@@ -21,10 +21,14 @@ from math import prod
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch import is_grad_enabled
 
-from feature_maps import Keeper, Source, combine
+from costs import features_pay
+from feature_maps import Keeper, Source, apply_factors, combine, in_plain_eager_mode, lie_as_rows, multiply_rows
+from inference import MOST_SHAPES, Inference
 
 COMPUTE_MODES = ("auto", "filters", "features")
+FACTORS_PAY = 4  # times fewer multiply-adds than their product: factors thinner than that are slow matrices (measured)
 
 
 class LinearConv(nn.Module):
@@ -41,9 +45,9 @@ class LinearConv(nn.Module):
             the layer is a plain convolution. Default: 0.5
         compute (str): how the output is made. `"filters"` makes all F filters and convolves with them (the paper's
             way); `"features"` convolves with the primary filters and combines their feature maps; `"auto"` takes
-            the one with fewer multiply-adds per output position. All agree to rounding. With `groups > 1` the
-            secondary filters mix filters that see different inputs, so feature maps cannot be combined and
-            filters are made whatever `compute` says. Default: `"auto"`
+            the faster one for the shape at hand, by the measured rule of costs.py. All agree to rounding. With
+            `groups > 1` the secondary filters mix filters that see different inputs, so feature maps cannot be
+            combined and filters are made whatever `compute` says. Default: `"auto"`
 
     Shapes:
         - input: (N, in_channels, H, W) or (in_channels, H, W)
@@ -110,7 +114,9 @@ class LinearConv(nn.Module):
         self.primary_channels = max(1, int(alpha * out_channels))
         self.secondary_channels = out_channels - self.primary_channels
         self.filter_size = in_channels // groups * prod(self.kernel_size)  # K
-        self._kept = None  # see _unless_changed
+        self._is_pointwise = self.kernel_size == self.stride == (1, 1) and groups == 1 and not any(self._pad_widths)
+        self._inference = None  # what is kept for passes without gradients
+        self._choices = {}  # see _mode_for
         self._keeper = Keeper()
 
         factory = {"device": device, "dtype": dtype}
@@ -119,6 +125,9 @@ class LinearConv(nn.Module):
         )
         self._create_factors(**factory)
         self.coefficient_count = sum(p.numel() for p in self.parameters()) - self.conv_weights.numel()
+        full_size = self.secondary_channels * self.primary_channels
+        self._factors_pay = self.coefficient_count == full_size or FACTORS_PAY * self.coefficient_count <= full_size
+        self.multiplied_coefficients = self.coefficient_count if self._factors_pay else full_size
         if bias:
             self.bias = nn.Parameter(torch.empty(out_channels, **factory))
         else:
@@ -147,10 +156,24 @@ class LinearConv(nn.Module):
 
     @property
     def weight(self):
-        """All filters (F, C/groups, kh, kw), primary before secondary; differentiable with respect to both parts."""
-        primary = self.conv_weights.flatten(1)  # (P, K), K = C/groups * kh * kw
-        secondary = _apply_factors(self.factors(), primary)  # (F - P, K)
-        return torch.cat((primary, secondary)).unflatten(1, self.conv_weights.shape[1:])
+        """All filters (F, C/groups, kh, kw), primary before secondary; differentiable with respect to both parts.
+
+        They lie in memory as `conv_weights` do: contiguous or channels_last.
+        """
+        filters = self.conv_weights
+        if filters.is_contiguous():
+            return self._with_secondary(filters.flatten(1)).unflatten(1, filters.shape[1:])
+        filters = filters.permute(0, 2, 3, 1)  # (P, kh, kw, C/groups): no copy where they are channels_last
+        return self._with_secondary(filters.flatten(1)).unflatten(1, filters.shape[1:]).permute(0, 3, 1, 2)
+
+    def _with_secondary(self, primary):
+        """Filters (F, K) from primary filters (P, K), K = C/groups * kh * kw in any order."""
+        return torch.cat((primary, apply_factors(self._thin_factors(), primary)))
+
+    def _thin_factors(self):
+        """The factors of `A`, or `A` itself where they would save little."""
+        factors = self.factors()
+        return factors if self._factors_pay else (apply_factors(factors[:-1], factors[-1]),)
 
     def fuse(self):
         """The equivalent plain `nn.Conv2d` (F filters, equal output to rounding), sharing no memory with the layer."""
@@ -182,86 +205,109 @@ class LinearConv(nn.Module):
         """Multiply-adds per output position of one image; making filters is not counted, it is done once a weight.
 
         Args:
-            mode (str): `"filters"`: F K; `"features"`: P K plus the elements of the factors of `A`
-                (K = in_channels / groups * kh * kw).
+            mode (str): `"filters"`: F K; `"features"`: P K plus the elements of the matrices that combine, which are
+                the factors of `A`, or `A` where these would save little (K = in_channels / groups * kh * kw).
         """
         if mode == "filters":
             return self.out_channels * self.filter_size
-        return self.primary_channels * self.filter_size + self.coefficient_count
+        return self.primary_channels * self.filter_size + self.multiplied_coefficients
 
-    @property
-    def mode(self):
-        """`"filters"` or `"features"`: the way this layer is evaluated, given its shape and `compute`."""
+    def macs_of_making(self, mode):
+        """Multiply-adds of what a training pass makes before it convolves: `A` of its factors, and the filters."""
+        macs = 0 if self._factors_pay else _macs_of_product([factor.shape for factor in self.factors()])
+        return macs + (self.multiplied_coefficients * self.filter_size if mode == "filters" else 0)
+
+    def mode_at(self, positions=None, training=True):
+        """`"filters"` or `"features"`: the way this layer is evaluated.
+
+        Args:
+            positions (int, optional): output positions of the batch, N H' W'; very many where left out.
+            training (bool): with gradients on, or not.
+        """
         if self.groups > 1 or self.secondary_channels == 0:
             return "filters"
         if self.compute != "auto":
             return self.compute
-        return min(("features", "filters"), key=self.macs_per_position)
+        return "features" if features_pay(self, positions, training) else "filters"
+
+    def _mode_for(self, padded):
+        """The way this input is evaluated; decided once a shape."""
+        if self.compute != "auto" or self.groups > 1 or not in_plain_eager_mode():
+            return self.mode_at()
+        key = (padded.shape, is_grad_enabled())
+        mode = self._choices.get(key)
+        if mode is None:
+            if len(self._choices) >= MOST_SHAPES:
+                self._choices.clear()
+            mode = self._choices[key] = self.mode_at(self._positions(padded), is_grad_enabled())
+        return mode
+
+    def _positions(self, padded):
+        """Number of output positions (N H' W') of an input, padded already where the padding is not of zeros."""
+        size = padded.new_empty((), device="meta").expand(padded.shape)
+        return self._convolve(size, size.new_empty(self.conv_weights.shape), None)[..., :1, :, :].numel()
 
     def forward(self, input):
-        if self.mode == "features":
-            return self._combine_features(input)
-        return self._convolve(self._pad(input), self._unless_changed(self._make_filters), self.bias)
+        eager = in_plain_eager_mode()
+        if eager and not (self.training or is_grad_enabled()):
+            inference = self._inference
+            if inference is None or not inference.is_current():
+                inference = self._inference = Inference.of(self)
+            if inference is not None:
+                return inference(self, input)
+        elif eager:
+            self._inference = None  # an optimizer step may come of this pass, and fused ones count no versions
+        padded = self._pad(input)
+        if self._mode_for(padded) == "features":
+            return self._combine_features(padded)
+        weight, bias = self._filters_and_bias()
+        if self._is_pointwise and eager and lie_as_rows(padded):
+            return multiply_rows(padded, weight.flatten(1), bias)
+        return self._convolve(padded, weight, bias)
 
-    def _combine_features(self, input):
+    def _combine_features(self, padded):
         """[y_p ; A y_p] + b, with the bias folded into both convolutions so that the output is written once.
 
         y_p carries its bias b_p already, so the secondary half adds b_s - A b_p instead of b_s.
         """
-        factors, primary_bias, shift = self._unless_changed(self._factors_and_biases)
-        source = Source(self._pad(input), self.conv_weights, primary_bias)
+        weight, primary_bias, shift, *factors = self._parts()
+        source = Source(padded, weight, primary_bias)
         primary = self._convolve(*source)  # (N, P, H', W')
         return combine(primary, factors, shift, source, self._keeper if in_plain_eager_mode() else None)
 
-    def _factors_and_biases(self):
-        factors = self.factors()
+    def _filters_and_bias(self):
+        return self.weight, self.bias
+
+    def _parts(self):
+        factors = self._thin_factors()
         if self.bias is None:
-            return factors, None, None
+            return self.conv_weights, None, None, *factors
         primary_bias, secondary_bias = self.bias.split((self.primary_channels, self.secondary_channels))
-        return factors, primary_bias, secondary_bias - _apply_factors(factors, primary_bias)
+        return self.conv_weights, primary_bias, secondary_bias - apply_factors(factors, primary_bias), *factors
 
     def _pad(self, input):
         """Pad as `padding_mode` says; zeros are left to the convolution."""
         return input if self.padding_mode == "zeros" else F.pad(input, self._pad_widths, mode=self.padding_mode)
 
     def _convolve(self, padded, weight, bias):
-        padding = self.padding if self.padding_mode == "zeros" else 0
-        return F.conv2d(padded, weight, bias, self.stride, padding, self.dilation, self.groups)
+        return F.conv2d(padded, weight, bias, *self._conv_arguments())
 
-    # ---- what is kept for inference --------------------------------------------------------------------------------
+    def _conv_arguments(self):
+        padding = self.padding if self.padding_mode == "zeros" else (0, 0)
+        return self.stride, padding, self.dilation, self.groups
 
-    def _unless_changed(self, make):
-        """`make()`, kept between calls where nothing can be differentiated through it and its sources are unchanged."""
-        if not in_plain_eager_mode() or self.conv_weights.is_meta:
-            return make()
-        if self.training or torch.is_grad_enabled():
-            self._kept = None  # an optimizer step may come of this pass, and fused ones count no versions
-            return make()
-        sources = [*self._parameters.values(), *self._buffers.values()]
-        sources = [source for source in sources if source is not None]
-        if any(type(source) not in (nn.Parameter, torch.Tensor) or source.is_inference() for source in sources):
-            return make()  # inference tensors count no versions; tensor subclasses may hide their storage
-        key = [(source._version, source.data_ptr(), source.dtype, source.device) for source in sources]
-        if self._kept is None or self._kept[0] != (make.__name__, key):
-            # Normal tensors in full precision, whatever inference or autocast mode the first caller was in. The
-            # sources' memory is held along, so that no later tensor can stand at the same address.
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast(sources[0].device.type, enabled=False):
-                self._kept = (make.__name__, key), make(), [source.detach() for source in sources]
-        return self._kept[1]
-
-    def _make_filters(self):
-        return self.weight
+    # ---- what is kept for inference is dropped -----------------------------------------------------------------
 
     def train(self, mode=True):
-        self._kept = None
+        self._inference = None
         return super().train(mode)
 
     def _apply(self, fn, recurse=True):
-        self._kept = None
+        self._inference = None
         return super()._apply(fn, recurse)
 
     def __getstate__(self):
-        return {**self.__dict__, "_kept": None}
+        return {**self.__dict__, "_inference": None, "_choices": {}}
 
     def extra_repr(self):
         text = "{in_channels}, {out_channels}, kernel_size={kernel_size}, stride={stride}"
@@ -274,18 +320,7 @@ class LinearConv(nn.Module):
         return (text + ", alpha={alpha:g}, compute={compute!r}").format(**self.__dict__)
 
 
-def in_plain_eager_mode():
-    """False while torch.compile, torch.export, torch.jit.trace or a torch.func transform runs the layer.
-
-    Those see tensors that stand for others: nothing made from them may be kept, and no layer state may be changed.
-    """
-    return not (
-        torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
-    )
-
-
-def _apply_factors(factors, right):
-    """factors[0] @ factors[1] @ ... @ right, from the right, so that no product of factors is made."""
-    for factor in reversed(factors):
-        right = factor @ right
-    return right
+def _macs_of_product(shapes):
+    """Multiply-adds of multiplying matrices from the right."""
+    columns = shapes[-1][1]
+    return sum(rows * inner * columns for rows, inner in shapes[:-1])

@@ -11,7 +11,8 @@ some 80 epochs away; the gradual one 50.0 % from the fifth epoch on, at 78.8 % t
 
 import torch
 
-from linearconv import LinearConv, in_plain_eager_mode
+from feature_maps import in_plain_eager_mode
+from linearconv import LinearConv
 
 SCHEDULES = ("gradual", "published")
 PUBLISHED_INTERVAL = 500  # training steps between two updates of the published controller

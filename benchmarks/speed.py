@@ -1,16 +1,19 @@
 """Speed and memory of LinearConv against nn.Conv2d, contender by contender in one run.
 
-    python benchmarks/speed.py                                  # all networks, training and inference; long
-    python benchmarks/speed.py --networks VGG11 --rounds 30     # one of them
+    python benchmarks/speed.py                                  # all networks, training and inference; under an hour
+    python benchmarks/speed.py --networks VGG11 --seconds 120   # one of them, more rounds
     python benchmarks/speed.py --precision bfloat16 --device cuda
+    python benchmarks/speed.py --readme                         # put the tables of results/ into README.md
 
 The contenders take turns step by step, so that a machine that speeds up or slows down does so for all of them; what is
-reported is the median and the quartiles of the ratios to dense within a turn. Contenders: `dense` (nn.Conv2d),
-`filters` (the paper's way, all filters made at every pass), `features` (feature maps combined) and `auto` (what a layer
-chooses by itself), full rank and rank 10. Writes results/speed_<device>_<precision>.json and prints its tables.
+reported is the median and the quartiles of the ratios to dense within a turn. Contenders: `dense` (nn.Conv2d); `paper`,
+the published way (all filters made at every pass); `filters`, `features` and `auto`, the modes of our layers; and where
+tensorly-torch is installed its Tucker convolution of half the parameters, as what else there is.
+Writes results/speed_<device>_<precision>.json and prints its tables.
 """
 
 import argparse
+import gc
 import os
 import platform
 import statistics
@@ -18,6 +21,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import MethodType
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # runs from any folder
@@ -25,17 +29,25 @@ sys.path.insert(0, str(ROOT))  # runs from any folder
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
 
 import counting
 from checkpoints import write_json
 from linearconv import LinearConv
 from linearconv_lowrank import LinearConvLowRank
+from linearconv_rankratio import LinearConvRankRatio
+from linearconv_sparse import LinearConvSparse
 from models.allconv_xcnn import AllConv
 from models.base_xcnn import Base
 from models.mobilenetv2_xcnn import MobileNetV2
 from models.resnet_xcnn import ResNet18
 from models.resnext_xcnn import ResNeXt29_2x64d
 from models.vgg_xcnn import VGG11
+
+try:
+    from tltorch import FactorizedConv
+except ImportError:
+    FactorizedConv = None
 
 NETWORKS = {
     "VGG11": VGG11,
@@ -46,16 +58,48 @@ NETWORKS = {
     "ResNeXt29": ResNeXt29_2x64d,
 }
 VARIANTS = {"full rank": LinearConv, "rank 10": partial(LinearConvLowRank, rank=10)}
-MODES = ("filters", "features", "auto")
+OTHER_VARIANTS = {"half rank": partial(LinearConvRankRatio, rank=0.5), "sparse": LinearConvSparse}
+MODES = ("paper", "filters", "features", "auto")
 TASKS = {"train 50": 50, "infer 50": 50, "infer 1": 1, "infer 256": 256}
+LEAST_ROUNDS, MOST_ROUNDS = 5, 200
 
 
 def contenders(modes):
     """Name and convolution of everything that is timed; the first is what the others are compared with."""
     convs = {"dense": nn.Conv2d}
     for name, conv in VARIANTS.items():
-        convs |= {f"{name}, {mode}": partial(conv, compute=mode) for mode in modes}
+        convs |= {f"{name}, {mode}": partial(_paper, conv) if mode == "paper" else partial(conv, compute=mode)
+                  for mode in modes}  # fmt: skip
+    if "auto" in modes:
+        convs |= {f"{name}, auto": conv for name, conv in OTHER_VARIANTS.items()}
+    if FactorizedConv:
+        convs["Tucker (tensorly-torch)"] = _tucker
     return convs
+
+
+def _paper(conv, *arguments, **keywords):
+    """A LinearConv that is evaluated as published."""
+    layer = conv(*arguments, compute="filters", **keywords)
+    layer.forward = MethodType(_make_filters_and_convolve, layer)
+    return layer
+
+
+def _make_filters_and_convolve(layer, input):
+    secondary = layer.conv_weights.flatten(1)
+    for factor in reversed(layer.factors()):
+        secondary = factor @ secondary
+    secondary = secondary.view(-1, *layer.conv_weights.shape[1:])
+    filters = torch.cat((layer.conv_weights, secondary))
+    return F.conv2d(input, filters, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+def _tucker(in_channels, out_channels, kernel_size, stride=1, padding=0, groups=1, bias=True):
+    if groups > 1 or in_channels < 4:  # not supported, or nothing to save
+        return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias)
+    arguments = {"order": 2, "rank": 0.5, "factorization": "tucker", "implementation": "factorized"}
+    layer = FactorizedConv(in_channels, out_channels, kernel_size, stride, padding, bias=bias, **arguments)
+    layer.weight.normal_(0, 0.02)
+    return layer
 
 
 def make_step(network, conv, task, options):
@@ -85,9 +129,6 @@ def make_step(network, conv, task, options):
 
         @torch.inference_mode()
         def step():
-            for layer in model.modules():
-                if isinstance(layer, LinearConv) and layer.compute == "filters":
-                    layer.eval()  # drops the filters that are kept: the paper makes them at every pass
             with autocast():
                 run(images)
 
@@ -108,19 +149,26 @@ def kept_bytes(loss, model):
     return sum(size for pointer, size in storages.items() if pointer not in parameters)
 
 
-def measure(steps, rounds, device):
-    """Seconds of every contender, turn by turn: {name: [seconds]}."""
+def measure(steps, seconds, device, least=LEAST_ROUNDS, most=MOST_ROUNDS):
+    """Seconds of every contender, turn by turn, for about `seconds` in all: {name: [seconds]}."""
     for step in steps.values():
-        for _ in range(3):
-            step()
-    seconds = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - start)
+        step()
+    _take_turns(steps, device)
+    start = time.perf_counter()
+    turns = [_take_turns(steps, device)]
+    rounds = int(seconds / (time.perf_counter() - start))
+    turns += [_take_turns(steps, device) for _ in range(min(max(rounds, least), most) - 1)]
+    return {name: [turn[name] for turn in turns] for name in steps}
+
+
+def _take_turns(steps, device):
+    seconds = {}
+    for name, step in steps.items():
+        start = time.perf_counter()
+        step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds[name] = time.perf_counter() - start
     return seconds
 
 
@@ -131,7 +179,7 @@ def quartiles(values):
 def benchmark(name, task, options):
     """The rows of one network and task, a dict per contender."""
     built = {key: make_step(NETWORKS[name], conv, task, options) for key, conv in contenders(options.modes).items()}
-    seconds = measure({key: step for key, (step, *_) in built.items()}, options.rounds, options.device)
+    seconds = measure({key: step for key, (step, *_) in built.items()}, options.seconds, options.device)
     rows = []
     dense_macs = counting.macs_inference(built["dense"][1], (3, 32, 32))
     for key, (_, model, loss) in built.items():
@@ -142,6 +190,7 @@ def benchmark(name, task, options):
             "task": task,
             "contender": key,
             "milliseconds": 1e3 * statistics.median(seconds[key]),
+            "rounds": len(ratios),
             "images_per_second": TASKS[task] / statistics.median(seconds[key]),
             "ratio": median,
             "ratio_quartiles": [low, high],
@@ -150,17 +199,27 @@ def benchmark(name, task, options):
         if task.startswith("train"):
             row["kept_bytes"] = kept_bytes(loss, model)
             row["optimizer_bytes"] = 8 * counting.count_parameters(model)
-        if options.device == "cuda":
-            row["peak_bytes"] = peak_bytes(built[key][0])
+        row["peak_bytes"] = peak_bytes(built[key][0], options.device)
         rows.append(row)
     return rows
 
 
-def peak_bytes(step):
-    torch.cuda.reset_peak_memory_stats()
-    step()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated()
+def peak_bytes(step, device):
+    """Most bytes that stand allocated during a step, beyond those from before it."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
 
 
 def markdown(rows):
@@ -184,7 +243,7 @@ def main():
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
-    parser.add_argument("--rounds", type=int, default=15, help="turns that are timed (default: 15)")
+    parser.add_argument("--seconds", type=float, default=45, help="a network and task are timed for (default: 45)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--compile", action="store_true", help="torch.compile every contender")
@@ -196,6 +255,7 @@ def main():
     rows = []
     for network in options.networks:
         for task in options.tasks:
+            gc.collect()  # the networks before
             rows += benchmark(network, task, options)
             print(f"{network}, {task}: ", end="")
             print(", ".join(f"{row['contender']} {row['ratio']:.2f}" for row in rows if row["task"] == task
@@ -212,7 +272,7 @@ def origin(options):
         "device": torch.cuda.get_device_name() if options.device == "cuda" else cpu,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
-        "rounds": options.rounds,
+        "seconds": options.seconds,
         "memory_format": "channels_last",
         "precision": options.precision,
     }

@@ -56,7 +56,7 @@ def test_filters_and_features_agree_in_output_and_gradient(variant, shape):
     by_filters = variant(5, 9, **GEOMETRIES[shape], compute="filters", dtype=torch.float64)
     by_features = variant(5, 9, **GEOMETRIES[shape], compute="features", dtype=torch.float64)
     by_features.load_state_dict(prune_half(by_filters).state_dict())
-    assert (by_filters.mode, by_features.mode) == ("filters", "features")
+    assert (by_filters.mode_at(), by_features.mode_at()) == ("filters", "features")
     results = []
     for layer in (by_filters, by_features):
         input = torch.randn(3, 5, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -235,12 +235,32 @@ def test_a_rank_above_the_number_of_filters_is_taken_as_given():
     assert relative_error(layer.eval()(input), reference(layer, input)) < 1e-5
 
 
-def test_auto_takes_the_way_with_fewer_multiply_adds():
-    assert LinearConv(64, 64, 3).mode == "features"  # 32*576 + 32*32 < 64*576
-    assert LinearConv(4, 64, 1).mode == "filters"  # 32*4 + 32*32 > 64*4
-    assert LinearConvLowRank(4, 64, 1, rank=1).mode == "features"  # 32*4 + 64 < 64*4
-    assert LinearConv(64, 64, 3, groups=2, compute="features").mode == "filters"
-    assert LinearConv(64, 64, 3, compute="filters").mode == "filters"
+def test_auto_takes_the_way_that_measured_faster():
+    assert LinearConv(64, 64, 3).mode_at() == "features"
+    assert LinearConv(3, 64, 3).mode_at() == "filters"  # a stem: joining maps costs more than convolving three
+    assert LinearConvLowRank(64, 128, 1).mode_at() == "filters"  # fewer multiply-adds, but more traffic
+    assert LinearConv(64, 128, 3).mode_at(positions=1, training=False) == "filters"  # over before it has begun
+    assert LinearConv(64, 128, 3).mode_at(positions=1, training=True) == "features"  # spares making the filters
+    assert LinearConv(64, 64, 3, groups=2, compute="features").mode_at() == "filters"
+    assert LinearConv(64, 64, 3, compute="filters").mode_at() == "filters"
+
+
+def test_auto_is_decided_once_a_shape_and_mode(monkeypatch):
+    layer = LinearConv(64, 64, 3)
+    asked = []
+    mode_at = LinearConv.mode_at
+    monkeypatch.setattr(LinearConv, "mode_at", lambda *arguments: asked.append(arguments[1:]) or mode_at(*arguments))
+    for _ in range(3):
+        layer(torch.randn(2, 64, 8, 6))
+    assert asked == [(2 * 6 * 4, True)]
+    layer.eval()
+    with torch.no_grad():
+        for _ in range(3):
+            layer(torch.randn(2, 64, 8, 6))
+    assert asked[1:] == [(2 * 6 * 4, False)]
+    for side in range(3, 150):
+        layer(torch.randn(1, 64, side, 3))
+    assert len(layer._choices) <= 64
 
 
 @variants

@@ -1,0 +1,158 @@
+"""Made filters against combined feature maps, layer by layer: the measurement behind `compute="auto"`.
+
+    python benchmarks/layers.py                 # every layer of the six networks: training and inference
+    python benchmarks/layers.py --fit           # and fit the constants of costs.py to what was measured
+    python benchmarks/layers.py --fit --read    # fit to an earlier measurement
+
+For each shape of layer nn.Conv2d, `filters` and `features` take turns. What is reported for the rule is the time of all
+layers of a network if each were run in the way the rule chooses, against the better of the two ways.
+Writes results/layers_<device>.json.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # runs from any folder
+
+import torch
+import torch.nn as nn
+
+import costs
+from benchmarks.speed import NETWORKS, TASKS, VARIANTS, measure, origin
+from checkpoints import write_json
+
+WAYS = ("filters", "features")
+
+
+def layers_of(network):
+    """Arguments of nn.Conv2d, side of its input and number of such layers, for all that have one group."""
+    found = {}
+
+    def note(layer, inputs, _):
+        if layer.groups == 1:
+            arguments = (layer.in_channels, layer.out_channels, layer.kernel_size[0], layer.stride[0], layer.padding[0])
+            key = (*arguments, layer.bias is not None, inputs[0].shape[-1])
+            found[key] = found.get(key, 0) + 1
+
+    model = network().eval()
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(note)
+    with torch.no_grad():
+        model(torch.randn(1, 3, 32, 32))
+    return found
+
+
+def make_step(layer, images, training):
+    """A function that runs the layer once, forward only or with its backward pass."""
+    layer.to(images.device, memory_format=torch.channels_last).train(training)
+    if not training:
+
+        @torch.inference_mode()
+        def step():
+            layer(images)
+
+        return step
+    images = images.detach().requires_grad_(images.shape[1] > 3)  # images themselves get no gradient
+    wanted = [tensor for tensor in (images, *layer.parameters()) if tensor.requires_grad]
+    gradient = torch.randn_like(layer(images).detach())
+
+    def step():
+        torch.autograd.grad(layer(images), wanted, gradient)
+
+    return step
+
+
+def benchmark(task, key, options):
+    in_channels, out_channels, kernel, stride, padding, bias, side = key
+    arguments = (in_channels, out_channels, kernel, stride, padding)
+    images = torch.randn(TASKS[task], in_channels, side, side, device=options.device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    layers = {"dense": nn.Conv2d(*arguments, bias=bias)}
+    for variant, conv in VARIANTS.items():
+        for way in WAYS:
+            layers[f"{variant}, {way}"] = conv(*arguments, bias=bias, compute=way)
+    training = task.startswith("train")
+    steps = {name: make_step(layer, images, training) for name, layer in layers.items()}
+    seconds = measure(steps, options.seconds, options.device)
+    return {name: 1e6 * statistics.median(values) for name, values in seconds.items()}
+
+
+def chosen_way(row, variant):
+    """What costs.py chooses for a measured layer."""
+    *arguments, bias, side = row["layer"]
+    layer = VARIANTS[variant](*arguments, bias=bias, device="meta")
+    images = torch.empty(TASKS[row["task"]], arguments[0], side, side, device="meta")
+    with torch.set_grad_enabled(row["task"].startswith("train")):
+        return layer._mode_for(images)
+
+
+def judge(rows):
+    """Time of all layers of a network as the rule runs them, relative to dense and to the better way of each layer."""
+    verdicts = []
+    for network, task in dict.fromkeys((row["network"], row["task"]) for row in rows):
+        mine = [row for row in rows if (row["network"], row["task"]) == (network, task)]
+        for variant in VARIANTS:
+            dense = sum(row["count"] * row["microseconds"]["dense"] for row in mine)
+            rule = sum(
+                row["count"] * row["microseconds"][f"{variant}, {chosen_way(row, variant)}"] for row in mine
+            )
+            best = sum(row["count"] * min(row["microseconds"][f"{variant}, {way}"] for way in WAYS) for row in mine)
+            verdicts.append({"network": network, "task": task, "variant": variant,
+                             "speed_against_dense": dense / rule, "of_the_best_choice": best / rule})  # fmt: skip
+    return verdicts
+
+
+def fit(rows):
+    """The constants of costs.py that lose least against the best choice, in the mean over networks and tasks."""
+    coefficients, elements = (1.0, 1.5, 2.0, 3.0), (20.0, 40.0, 60.0, 80.0, 100.0, 120.0)
+    calls = (0.0, 2e5, 4e5, 6e5, 1e6, 1.5e6)
+    results = {}
+    for constants in itertools.product(coefficients, elements, calls):
+        costs.MEASURED = costs.Costs(*constants)
+        results[costs.MEASURED] = statistics.mean(verdict["of_the_best_choice"] for verdict in judge(rows))
+    for constants, score in sorted(results.items(), key=lambda item: -item[1])[:10]:
+        print(f"{score:.4f} of the best choice with {constants}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["train 50", "infer 50", "infer 1"])
+    parser.add_argument("--seconds", type=float, default=2, help="a layer and task is timed for (default: 2)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--output", type=Path, help="default: results/layers_<device>.json")
+    parser.add_argument("--fit", action="store_true", help="fit the constants of costs.py")
+    parser.add_argument("--read", action="store_true", help="measure nothing, read the output file")
+    options = parser.parse_args()
+    options.precision = "float32"
+    output = options.output or ROOT / "results" / f"layers_{options.device}.json"
+    if options.read:
+        rows = json.loads(output.read_text())["rows"]
+    else:
+        rows = []
+        for task in options.tasks:
+            measured = {}
+            for network in options.networks:
+                for key, count in layers_of(NETWORKS[network]).items():
+                    if key not in measured:
+                        measured[key] = benchmark(task, key, options)
+                    rows.append({"network": network, "task": task, "layer": list(key), "count": count,
+                                 "microseconds": measured[key]})  # fmt: skip
+                print(f"{network}, {task}: measured", flush=True)
+        record = {"origin": origin(options), "rule": costs.MEASURED._asdict(), "judged": judge(rows), "rows": rows}
+        write_json(output, record)
+    for verdict in judge(rows):
+        print("{network}, {task}, {variant}: {speed_against_dense:.2f} of dense, "
+              "{of_the_best_choice:.3f} of the best choice".format(**verdict))  # fmt: skip
+    if options.fit:
+        fit(rows)
+
+
+if __name__ == "__main__":
+    main()

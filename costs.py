@@ -1,0 +1,38 @@
+"""Which way is faster: the rule behind `compute="auto"`, in units of one multiply-add of a convolution.
+
+    made filters:           positions * F K                      + in training  T * |A| K
+    combined feature maps:  positions * (P K + c |A| + e F)      + o * calls
+
+`positions` is N H' W', |A| the number of elements of A's factors, K = C/groups kh kw. A multiply-add of a thin matrix
+costs c of a convolution's; `e` is the traffic of an output element that is written apart and joined; `o` what it
+takes to start the further operations; T the passes (forward, two backward) that making the filters takes.
+"""
+
+from typing import NamedTuple
+
+
+class Costs(NamedTuple):
+    coefficient: float  # c
+    element: float  # e
+    call: float  # o
+
+
+MEASURED = Costs(coefficient=1.0, element=80.0, call=2e5)  # benchmarks/layers.py --fit, two CPU cores, float32
+
+
+def features_pay(layer, positions=None, training=True):
+    """True where combining feature maps is expected to be faster than making filters.
+
+    Args:
+        layer (LinearConv): of one group, with secondary filters.
+        positions (int, optional): output positions of the whole batch, N H' W'; very many where left out.
+        training (bool): filters are made, and differentiated, at every pass; otherwise they have been made.
+    """
+    saved = layer.macs_per_position("filters") - layer.primary_channels * layer.filter_size
+    saved -= MEASURED.coefficient * layer.multiplied_coefficients + MEASURED.element * layer.out_channels
+    if positions is None:
+        return saved > 0
+    saved *= positions
+    if training:
+        saved += 3 * layer.macs_of_making("filters")
+    return saved > MEASURED.call * (1 + len(layer.factors()))
