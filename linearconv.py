@@ -168,10 +168,10 @@ class LinearConv(nn.Module):
 
     def _with_secondary(self, primary):
         """Filters (F, K) from primary filters (P, K), K = C/groups * kh * kw in any order."""
-        return torch.cat((primary, apply_factors(self._thin_factors(), primary)))
+        return torch.cat((primary, apply_factors(self.factors(), primary)))
 
     def _thin_factors(self):
-        """The factors of `A`, or `A` itself where they would save little."""
+        """The factors of `A` to combine maps with, or `A` itself where they would save little."""
         factors = self.factors()
         return factors if self._factors_pay else (apply_factors(factors[:-1], factors[-1]),)
 
@@ -213,9 +213,10 @@ class LinearConv(nn.Module):
         return self.primary_channels * self.filter_size + self.multiplied_coefficients
 
     def macs_of_making(self, mode):
-        """Multiply-adds of what a training pass makes before it convolves: `A` of its factors, and the filters."""
-        macs = 0 if self._factors_pay else _macs_of_product([factor.shape for factor in self.factors()])
-        return macs + (self.multiplied_coefficients * self.filter_size if mode == "filters" else 0)
+        """Multiply-adds of what a training pass makes before it convolves: all filters, or `A` where it is used."""
+        if mode == "filters":
+            return self.coefficient_count * self.filter_size
+        return 0 if self._factors_pay else _macs_of_product([factor.shape for factor in self.factors()])
 
     def mode_at(self, positions=None, training=True):
         """`"filters"` or `"features"`: the way this layer is evaluated.

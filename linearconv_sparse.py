@@ -120,7 +120,7 @@ class LinearConvSparse(LinearConv):
 
     def _prune_smallest(self, count):
         magnitude = self.linear_weights.abs().flatten()
-        smallest, where = magnitude.topk(count, largest=False)  # exactly `count`, ties or not
+        smallest, where = magnitude.topk(count, largest=False, sorted=False)  # exactly `count`, ties or not
         self.mask.fill_(1).view(-1)[where] = 0
         self.threshold.copy_(smallest.amax() if count else torch.zeros_like(self.threshold))
 

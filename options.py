@@ -108,8 +108,10 @@ def parse_arguments(networks, recipe, argv=None):
         help="cpu, cuda, cuda:N (default: cuda where there is one)")  # fmt: skip
     add("--channels-last", action=argparse.BooleanOptionalAction, default=True,
         help="memory format of images and feature maps (default: on)")  # fmt: skip
-    add("--amp", action=argparse.BooleanOptionalAction, default=False, help="bfloat16 autocast")
-    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the network")
+    add("--amp", action=argparse.BooleanOptionalAction,
+        help="bfloat16 autocast (default: on for CPUs that compute in bfloat16, elsewhere off)")  # fmt: skip
+    add("--compile", action=argparse.BooleanOptionalAction, default=False,
+        help="torch.compile the network (default: off; slower on a CPU)")  # fmt: skip
 
     add = parser.add_argument_group("what is done and kept").add_argument
     add("--count-only", action="store_true", help="print parameters and FLOPs and stop; no data is read")
@@ -178,6 +180,13 @@ def _check(options):
     if not 0 <= options.seed < 2**63:
         raise UsageError(f"--seed must be a non-negative 64-bit integer, got {options.seed}")
     _check_device(options.device)
+    if options.amp is None:
+        options.amp = torch.device(options.device).type == "cpu" and cpu_computes_in_bfloat16()
+
+
+def cpu_computes_in_bfloat16():
+    """True where the CPU has instructions for bfloat16; without them autocast takes many times as long as float32."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _check_device(name):

@@ -167,7 +167,7 @@ class Trainer:
         memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
         self.model = model.to(self.device, memory_format=memory_format)
         self.forward = torch.compile(self.model) if options.compile else self.model
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.lr)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.lr, fused=True)
         self.scheduler = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, options.milestones, gamma=0.1)
         schedule_pruning(self.model, options.epochs * len(self.train_loader))
         self.recipe = {

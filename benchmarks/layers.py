@@ -130,7 +130,6 @@ def main():
     parser.add_argument("--fit", action="store_true", help="fit the constants of costs.py")
     parser.add_argument("--read", action="store_true", help="measure nothing, read the output file")
     options = parser.parse_args()
-    options.precision = "float32"
     output = options.output or ROOT / "results" / f"layers_{options.device}.json"
     if options.read:
         rows = json.loads(output.read_text())["rows"]
@@ -145,8 +144,8 @@ def main():
                     rows.append({"network": network, "task": task, "layer": list(key), "count": count,
                                  "microseconds": measured[key]})  # fmt: skip
                 print(f"{network}, {task}: measured", flush=True)
-        record = {"origin": origin(options), "rule": costs.MEASURED._asdict(), "judged": judge(rows), "rows": rows}
-        write_json(output, record)
+        record = {"origin": origin(options, "layers.py"), "rule": costs.MEASURED._asdict()}
+        write_json(output, record | {"judged": judge(rows), "rows": rows})
     for verdict in judge(rows):
         print("{network}, {task}, {variant}: {speed_against_dense:.2f} of dense, "
               "{of_the_best_choice:.3f} of the best choice".format(**verdict))  # fmt: skip

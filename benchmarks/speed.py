@@ -33,6 +33,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import counting
 from checkpoints import write_json
+from corr_reg import corr_loss, l1_loss
 from linearconv import LinearConv
 from linearconv_lowrank import LinearConvLowRank
 from linearconv_rankratio import LinearConvRankRatio
@@ -43,6 +44,7 @@ from models.mobilenetv2_xcnn import MobileNetV2
 from models.resnet_xcnn import ResNet18
 from models.resnext_xcnn import ResNeXt29_2x64d
 from models.vgg_xcnn import VGG11
+from training import REGULARISE_EVERY
 
 try:
     from tltorch import FactorizedConv
@@ -64,9 +66,12 @@ TASKS = {"train 50": 50, "infer 50": 50, "infer 1": 1, "infer 256": 256}
 LEAST_ROUNDS, MOST_ROUNDS = 5, 200
 
 
-def contenders(modes):
+def contenders(modes, compiled):
     """Name and convolution of everything that is timed; the first is what the others are compared with."""
     convs = {"dense": nn.Conv2d}
+    if compiled:
+        ours = {f"full rank, auto{how}": LinearConv for how in ("", ", compiled")}
+        return convs | {"dense, compiled": nn.Conv2d} | ours
     for name, conv in VARIANTS.items():
         convs |= {f"{name}, {mode}": partial(_paper, conv) if mode == "paper" else partial(conv, compute=mode)
                   for mode in modes}  # fmt: skip
@@ -102,7 +107,7 @@ def _tucker(in_channels, out_channels, kernel_size, stride=1, padding=0, groups=
     return layer
 
 
-def make_step(network, conv, task, options):
+def make_step(network, conv, task, options, compiled):
     """A function that runs one training step or one inference pass, the network, and a function that gives its loss."""
     torch.manual_seed(0)
     device, batch = options.device, TASKS[task]
@@ -110,7 +115,7 @@ def make_step(network, conv, task, options):
     images = torch.randn(batch, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.arange(batch, device=device) % 10
     autocast = partial(torch.autocast, options.device, torch.bfloat16, enabled=options.precision == "bfloat16")
-    run = torch.compile(model) if options.compile else model
+    run = torch.compile(model) if compiled else model
 
     def loss():
         with autocast():
@@ -118,7 +123,7 @@ def make_step(network, conv, task, options):
 
     if task.startswith("train"):
         model.train()
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
 
         def step():
             optimizer.zero_grad(set_to_none=True)
@@ -172,13 +177,26 @@ def _take_turns(steps, device):
     return seconds
 
 
+def regulariser_seconds(model, device):
+    """What corr_reg adds to the mean step: a tenth of its forward and backward pass."""
+
+    def step():
+        (0.01 * (corr_loss(model) + l1_loss(model))).backward()
+
+    has_filters = any(isinstance(layer, LinearConv) for layer in model.modules())
+    return statistics.median(measure({"": step}, 1, device)[""]) / REGULARISE_EVERY if has_filters else 0.0
+
+
 def quartiles(values):
     return statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
 
 
 def benchmark(name, task, options):
     """The rows of one network and task, a dict per contender."""
-    built = {key: make_step(NETWORKS[name], conv, task, options) for key, conv in contenders(options.modes).items()}
+    built = {
+        key: make_step(NETWORKS[name], conv, task, options, key.endswith("compiled"))
+        for key, conv in contenders(options.modes, options.compile).items()
+    }
     seconds = measure({key: step for key, (step, *_) in built.items()}, options.seconds, options.device)
     rows = []
     dense_macs = counting.macs_inference(built["dense"][1], (3, 32, 32))
@@ -199,6 +217,7 @@ def benchmark(name, task, options):
         if task.startswith("train"):
             row["kept_bytes"] = kept_bytes(loss, model)
             row["optimizer_bytes"] = 8 * counting.count_parameters(model)
+            row["regulariser_share"] = regulariser_seconds(model, options.device) / statistics.median(seconds[key])
         row["peak_bytes"] = peak_bytes(built[key][0], options.device)
         rows.append(row)
     return rows
@@ -246,12 +265,14 @@ def main():
     parser.add_argument("--seconds", type=float, default=45, help="a network and task are timed for (default: 45)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--compile", action="store_true", help="torch.compile every contender")
+    parser.add_argument("--compile", action="store_true", help="dense and auto only, eager and compiled")
     parser.add_argument("--output", type=Path, help="default: results/speed_<device>_<precision>.json")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no CUDA device")
-    output = options.output or ROOT / "results" / f"speed_{options.device}_{options.precision}.json"
+    name = f"speed_{options.device}_{options.precision}{'_compiled' if options.compile else ''}.json"
+    output = options.output or ROOT / "results" / name
+    record = {"origin": origin(options), "precision": options.precision, "memory_format": "channels_last"}
     rows = []
     for network in options.networks:
         for task in options.tasks:
@@ -260,21 +281,20 @@ def main():
             print(f"{network}, {task}: ", end="")
             print(", ".join(f"{row['contender']} {row['ratio']:.2f}" for row in rows if row["task"] == task
                             and row["network"] == network), flush=True)  # fmt: skip
-            write_json(output, {"origin": origin(options), "rows": rows})
+            write_json(output, record | {"rows": rows})
     print("\n".join(markdown(rows)))
 
 
-def origin(options):
-    cpu = platform.processor() or platform.machine()
+def origin(options, script="speed.py"):
+    """Where a result comes from: the command, the versions, the machine."""
+    on_gpu = options.device == "cuda"
     return {
-        "command": "python benchmarks/speed.py " + " ".join(sys.argv[1:]),
+        "command": " ".join(["python", f"benchmarks/{script}", *sys.argv[1:]]),
         "torch": str(torch.__version__),
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else cpu,
+        "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
+        "cpu_instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
-        "seconds": options.seconds,
-        "memory_format": "channels_last",
-        "precision": options.precision,
     }
 
 

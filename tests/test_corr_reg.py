@@ -37,6 +37,31 @@ def test_gradient_passes_gradcheck():
     assert torch.autograd.gradcheck(filter_correlation, (filters.requires_grad_(),))
 
 
+@pytest.mark.parametrize("shape", ((5, 2, 3, 3), (130, 4, 3, 3), (1, 2, 3, 3)))
+@pytest.mark.parametrize("memory_format", (torch.contiguous_format, torch.channels_last), ids=str)
+def test_gradient_of_the_loss_is_that_of_the_correlation_matrix(shape, memory_format):
+    torch.manual_seed(0)
+    layer = LinearConv(shape[1], 2 * shape[0], shape[2:], dtype=torch.float64).to(memory_format=memory_format)
+    with torch.no_grad():
+        layer.conv_weights.add_(0.3)
+        layer.conv_weights[shape[0] // 2 :] += layer.conv_weights[0].clone()
+        layer.conv_weights[-1] = 2 * layer.conv_weights[0]  # correlation 1, or more by rounding
+    filters = layer.conv_weights
+    plain = (filter_correlation(filters) - torch.eye(shape[0], dtype=torch.float64)).abs().sum()
+    expected = torch.autograd.grad(plain, filters)[0]
+    loss = 3 * corr_loss(layer)
+    torch.testing.assert_close(loss, 3 * plain)
+    unsure = [0, shape[0] - 1]  # where clamping cuts depends on the last bit
+    ours = torch.autograd.grad(loss, filters, retain_graph=True)[0] / 3
+    keep = [i for i in range(shape[0]) if i not in unsure]
+    torch.testing.assert_close(ours[keep], expected[keep], rtol=1e-9, atol=1e-12)
+    if keep:
+        again = torch.autograd.grad(loss, filters, create_graph=True)[0][keep].square().sum()
+        plain = (filter_correlation(filters) - torch.eye(shape[0], dtype=torch.float64)).abs().sum() * 3
+        other = torch.autograd.grad(plain, filters, create_graph=True)[0][keep].square().sum()
+        torch.testing.assert_close(torch.autograd.grad(again, filters)[0], torch.autograd.grad(other, filters)[0])
+
+
 def test_descending_on_the_loss_decorrelates_the_filters():
     torch.manual_seed(0)
     layer = LinearConv(8, 16, 3)

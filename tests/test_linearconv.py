@@ -345,8 +345,9 @@ CHANGES = {
 @variants
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 @pytest.mark.parametrize("context", (torch.no_grad, torch.inference_mode))
-def test_filters_kept_in_eval_mode_follow_every_change(variant, change, context):
-    layer = prune_half(variant(4, 6, 3, compute="filters")).eval()
+@pytest.mark.parametrize("compute", ("filters", "features"))
+def test_what_is_kept_in_eval_mode_follows_every_change(variant, change, context, compute):
+    layer = prune_half(variant(4, 6, 3, compute=compute)).eval()
     input = torch.randn(2, 4, 6, 6)
     with context():
         before = layer(input)

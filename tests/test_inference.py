@@ -1,0 +1,103 @@
+"""Passes without gradients: every sequence of operations that may be kept gives what the slow way gives."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn as nn
+
+import feature_maps
+import inference
+from linearconv import LinearConv
+from linearconv_lowrank import LinearConvLowRank
+from tests.layers import VARIANTS, prune_half, reference, relative_error
+
+variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
+FORMATS = (torch.contiguous_format, torch.channels_last)
+
+
+@variants
+@pytest.mark.parametrize("dtype, limit", ((torch.float64, 1e-10), (torch.float32, 1e-4)))
+@pytest.mark.parametrize("most_rows", (0, 10**6), ids=("convolutions", "matrix products"))
+@pytest.mark.parametrize("most_joined", (0, 64), ids=("apart", "joined"))
+def test_every_way_equals_an_independent_computation(monkeypatch, variant, dtype, limit, most_rows, most_joined):
+    monkeypatch.setattr(feature_maps, "MOST_ROWS", most_rows)
+    monkeypatch.setattr(inference, "MOST_JOINED", most_joined)
+    torch.manual_seed(0)
+    geometries = (
+        dict(kernel_size=1),
+        dict(kernel_size=1, bias=False),
+        dict(kernel_size=1, stride=2),
+        dict(kernel_size=1, padding=1),
+        dict(kernel_size=3, padding=1),
+        dict(kernel_size=3, padding="same", bias=False),
+        dict(kernel_size=3, padding=1, padding_mode="reflect"),
+        dict(kernel_size=3, groups=2),
+    )
+    for geometry in geometries:
+        for compute in ("filters", "features"):
+            for memory_format in FORMATS:
+                layer = prune_half(variant(6, 10, **geometry, compute=compute, dtype=dtype)).eval()
+                layer.to(memory_format=memory_format)
+                input = torch.randn(3, 6, 7, 5, dtype=dtype).contiguous(memory_format=memory_format)
+                with torch.inference_mode():
+                    for images in (input, input[:1], input[0], input[:0], input):
+                        output = layer(images)
+                        expected = reference(layer, images)
+                        assert output.shape == expected.shape
+                        assert not len(images) or relative_error(output, expected) < limit
+                    assert layer(input).is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("conv", (LinearConv, partial(LinearConvLowRank, rank=1)), ids=("full", "lowrank"))
+@pytest.mark.parametrize("kernel_size", (1, 3))
+@pytest.mark.parametrize("compute", ("filters", "features"))
+def test_one_layer_in_full_and_in_lower_precision_in_turns(conv, kernel_size, compute):
+    torch.manual_seed(0)
+    layer = conv(8, 16, kernel_size, compute=compute).eval()
+    input = torch.randn(2, 8, 5, 5)
+    expected = reference(layer, input)
+    with torch.no_grad():
+        for _ in range(2):
+            assert relative_error(layer(input), expected) < 1e-5
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                output = layer(input)
+            assert output.dtype == torch.bfloat16
+            assert relative_error(output, expected) < 0.03
+
+
+def test_another_compute_mode_takes_effect_at_once():
+    layer, input = LinearConv(8, 16, 1, compute="features").eval(), torch.randn(1, 8, 4, 4)
+    with torch.no_grad():
+        layer(input)
+        layer.compute = "filters"
+        layer(input)
+    assert {key[-1] for key in layer._inference.runs} == {"filters", "features"}
+
+
+def test_inputs_of_ever_new_sizes_do_not_fill_the_memory():
+    layer = LinearConv(3, 8, 3).eval()
+    with torch.no_grad():
+        for width in range(3, 3 + 3 * inference.MOST_SHAPES):
+            layer(torch.randn(1, 3, 3, width))
+    assert len(layer._inference.runs) <= inference.MOST_SHAPES
+
+
+def test_tensors_that_do_not_show_their_changes_are_read_at_every_pass():
+    with torch.inference_mode():
+        layer = LinearConv(3, 8, 3).eval()
+        input = torch.randn(1, 3, 5, 5)
+        layer(input)
+        layer.conv_weights.mul_(2)
+        assert relative_error(layer(input), reference(layer, input)) < 1e-5
+
+
+def test_a_swapped_parameter_is_noticed():
+    layer, input = LinearConv(3, 8, 3).eval(), torch.randn(1, 3, 5, 5)
+    with torch.no_grad():
+        before = layer(input)
+        doubled = {"conv_weights": 2 * layer.conv_weights, "bias": layer.bias * 2}
+        torch.testing.assert_close(torch.func.functional_call(layer, doubled, (input,)), 2 * before)
+        torch.testing.assert_close(layer(input), before)
+        layer.bias = None
+        torch.testing.assert_close(layer(input), nn.functional.conv2d(input, layer.weight))
