@@ -63,7 +63,7 @@ VARIANTS = {"full rank": LinearConv, "rank 10": partial(LinearConvLowRank, rank=
 OTHER_VARIANTS = {"half rank": partial(LinearConvRankRatio, rank=0.5), "sparse": LinearConvSparse}
 MODES = ("paper", "filters", "features", "auto")
 TASKS = {"train 50": 50, "infer 50": 50, "infer 1": 1, "infer 256": 256}
-LEAST_ROUNDS, MOST_ROUNDS = 5, 200
+LEAST_ROUNDS, MOST_ROUNDS = 4, 200
 
 
 def contenders(modes, compiled):
@@ -102,7 +102,9 @@ def _tucker(in_channels, out_channels, kernel_size, stride=1, padding=0, groups=
     if groups > 1 or in_channels < 4:  # not supported, or nothing to save
         return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias)
     arguments = {"order": 2, "rank": 0.5, "factorization": "tucker", "implementation": "factorized"}
-    layer = FactorizedConv(in_channels, out_channels, kernel_size, stride, padding, bias=bias, **arguments)
+    layer = FactorizedConv(
+        in_channels, out_channels, kernel_size, stride=stride, padding=padding, has_bias=bias, **arguments
+    )
     layer.weight.normal_(0, 0.02)
     return layer
 
