@@ -75,8 +75,10 @@ class Inference:
         features = layer._mode_for(padded) == "features"
         kind = type(layer)
         weight, bias, *parts = self._make(kind._parts if features else kind._filters_and_bias, layer, lower)
-        if layer._is_pointwise and lie_as_rows(padded):
+        if layer._is_pointwise and lie_as_rows(padded) and layer.stride == (1, 1):
             convolve = partial(multiply_rows, weight=weight.flatten(1), bias=bias)
+        elif layer._is_pointwise and lie_as_rows(padded):
+            convolve = _strided_product(weight.flatten(1), bias, *layer.stride)
         else:
             convolve = _convolution(weight, bias, layer._conv_arguments(), lower is None and padded.dim() == 4)
         if not features:
@@ -95,6 +97,16 @@ class Inference:
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device, enabled=False):
                 self.made[make, lower] = [_round(tensor, lower) for tensor in make(layer)]
         return self.made[make, lower]
+
+
+def _strided_product(weight, bias, down, across):
+    """A 1x1 convolution with a stride as a product of the rows that it looks at."""
+
+    def convolve(padded):
+        seen = padded[:, :, ::down, ::across].contiguous(memory_format=torch.channels_last)
+        return multiply_rows(seen, weight, bias)
+
+    return convolve
 
 
 def _convolution(weight, bias, arguments, direct):

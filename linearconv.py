@@ -114,7 +114,7 @@ class LinearConv(nn.Module):
         self.primary_channels = max(1, int(alpha * out_channels))
         self.secondary_channels = out_channels - self.primary_channels
         self.filter_size = in_channels // groups * prod(self.kernel_size)  # K
-        self._is_pointwise = self.kernel_size == self.stride == (1, 1) and groups == 1 and not any(self._pad_widths)
+        self._is_pointwise = self.kernel_size == (1, 1) and groups == 1 and not any(self._pad_widths)
         self._inference = None  # what is kept for passes without gradients
         self._choices = {}  # see _mode_for
         self._keeper = Keeper()
@@ -262,7 +262,7 @@ class LinearConv(nn.Module):
         if self._mode_for(padded) == "features":
             return self._combine_features(padded)
         weight, bias = self._filters_and_bias()
-        if self._is_pointwise and eager and lie_as_rows(padded):
+        if self._is_pointwise and self.stride == (1, 1) and eager and lie_as_rows(padded):
             return multiply_rows(padded, weight.flatten(1), bias)
         return self._convolve(padded, weight, bias)
 

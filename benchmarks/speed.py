@@ -3,10 +3,11 @@
     python benchmarks/speed.py                                  # all networks, training and inference; under an hour
     python benchmarks/speed.py --networks VGG11 --seconds 120   # one of them, more rounds
     python benchmarks/speed.py --precision bfloat16 --device cuda
-    python benchmarks/speed.py --readme                         # put the tables of results/ into README.md
+    python benchmarks/speed.py --readme                         # put what was measured into README.md
 
-The contenders take turns step by step, so that a machine that speeds up or slows down does so for all of them; what is
-reported is the median and the quartiles of the ratios to dense within a turn. Contenders: `dense` (nn.Conv2d); `paper`,
+The contenders take turns, step by step where a step takes 20 ms or more, else 20 ms at a time, so that a machine that
+speeds up or slows down does so for all of them; what is reported is the median and the quartiles of the ratios to dense
+within a turn. Contenders: `dense` (nn.Conv2d); `paper`,
 the published way (all filters made at every pass); `filters`, `features` and `auto`, the modes of our layers; and where
 tensorly-torch is installed its Tucker convolution of half the parameters, as what else there is.
 Writes results/speed_<device>_<precision>.json and prints its tables.
@@ -14,6 +15,7 @@ Writes results/speed_<device>_<precision>.json and prints its tables.
 
 import argparse
 import gc
+import json
 import os
 import platform
 import statistics
@@ -63,7 +65,10 @@ VARIANTS = {"full rank": LinearConv, "rank 10": partial(LinearConvLowRank, rank=
 OTHER_VARIANTS = {"half rank": partial(LinearConvRankRatio, rank=0.5), "sparse": LinearConvSparse}
 MODES = ("paper", "filters", "features", "auto")
 TASKS = {"train 50": 50, "infer 50": 50, "infer 1": 1, "infer 256": 256}
-LEAST_ROUNDS, MOST_ROUNDS = 4, 200
+SHOWN = ("full rank, auto", "rank 10, auto", "full rank, paper")  # in README.md
+MARKS = ("<!-- benchmarks/speed.py --readme -->", "<!-- end -->")
+SHORTEST_TURN = 0.02  # seconds
+LEAST_ROUNDS, MOST_ROUNDS = 3, 200
 
 
 def contenders(modes, compiled):
@@ -169,13 +174,17 @@ def measure(steps, seconds, device, least=LEAST_ROUNDS, most=MOST_ROUNDS):
 
 
 def _take_turns(steps, device):
+    """Seconds of one step of each contender. Short steps are repeated: one image alone would find no code or weight
+    in the processor's caches, which the other contenders have filled."""
     seconds = {}
     for name, step in steps.items():
-        start = time.perf_counter()
-        step()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        seconds[name] = time.perf_counter() - start
+        taken, start = 0, time.perf_counter()
+        while taken == 0 or time.perf_counter() - start < SHORTEST_TURN:
+            step()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            taken += 1
+        seconds[name] = (time.perf_counter() - start) / taken
     return seconds
 
 
@@ -259,6 +268,31 @@ def markdown(rows):
     return lines
 
 
+def summary(rows):
+    """A line per network: ratios to dense of `auto`, full rank / rank 10 (full rank in the paper's way)."""
+    cells = {(row["network"], row["contender"], row["task"]): row for row in rows}
+    tasks = [task for task in TASKS if any(row["task"] == task for row in rows)]
+    lines = [f"| network | {' | '.join(tasks)} | multiply-add limit | peak memory, train 50 |"]
+    lines += ["| --- |" + " ---: |" * (len(tasks) + 2)]
+    for network in dict.fromkeys(row["network"] for row in rows):
+        shown = []
+        for task in tasks:
+            full, low, paper = (cells[network, name, task]["ratio"] for name in SHOWN)
+            shown.append(f"{full:.2f} / {low:.2f} ({paper:.2f})")
+        limits = [f"{cells[network, name, tasks[0]]['mac_limit']:.2f}" for name in SHOWN[:2]]
+        dense = cells[network, "dense", "train 50"]["peak_bytes"]
+        memory = [f"{cells[network, name, 'train 50']['peak_bytes'] / dense:.2f}" for name in SHOWN]
+        shown += [" / ".join(limits), f"{memory[0]} / {memory[1]} ({memory[2]})"]
+        lines.append(f"| {network} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def into_readme(text, table):
+    """README's text with the table between its marks."""
+    before, _, after = text.partition(MARKS[0])
+    return before + MARKS[0] + "\n" + table + "\n" + MARKS[1] + after.partition(MARKS[1])[2]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
@@ -269,11 +303,17 @@ def main():
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--compile", action="store_true", help="dense and auto only, eager and compiled")
     parser.add_argument("--output", type=Path, help="default: results/speed_<device>_<precision>.json")
+    parser.add_argument("--readme", action="store_true", help="measure nothing, put the result into README.md")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no CUDA device")
     name = f"speed_{options.device}_{options.precision}{'_compiled' if options.compile else ''}.json"
     output = options.output or ROOT / "results" / name
+    if options.readme:
+        readme = ROOT / "README.md"
+        table = summary(json.loads(output.read_text())["rows"])
+        readme.write_text(into_readme(readme.read_text(), table))
+        return
     record = {"origin": origin(options), "precision": options.precision, "memory_format": "channels_last"}
     rows = []
     for network in options.networks:
