@@ -18,7 +18,7 @@ MOST_JOINED = 64  # primary filters: up to here multiplying with I is cheaper th
 
 
 class Inference:
-    """A layer's evaluation without gradients, valid while `is_current()`.
+    """A layer's evaluation without gradients, valid while `is_current`.
 
     A change of a parameter or buffer is seen by its version counter, storage and identity.
     """
@@ -26,21 +26,25 @@ class Inference:
     @classmethod
     def of(cls, layer):
         """For a layer, or None where its tensors do not show their changes."""
-        groups = (layer._parameters, layer._buffers)
+        groups = [group for group in (layer._parameters, layer._buffers) if group]
         tensors = [tensor for group in groups for tensor in group.values() if tensor is not None]
         # Inference tensors count no versions; tensor subclasses may hide their storage; meta tensors have none.
-        if any(type(t) not in (nn.Parameter, torch.Tensor) or t.is_inference() or t.is_meta for t in tensors):
+        # The replicas of nn.DataParallel have no parameters, but plain tensors for attributes.
+        if not layer._parameters or any(map(_hides_its_changes, tensors)):
             return None
-        return cls(groups, tensors[0].device.type)
+        return cls(layer, groups, tensors[0].device.type)
 
-    def __init__(self, groups, device):
-        self.seen = [(group, len(group), [_look_at(tensor) for tensor in group.values()]) for group in groups if group]
+    def __init__(self, layer, groups, device):
+        self.parameters = layer._parameters
+        self.seen = [(group, len(group), [_look_at(tensor) for tensor in group.values()]) for group in groups]
         self.memory = [tensor.detach() for group in groups for tensor in group.values() if tensor is not None]
         self.device = device
         self.made = {}  # by what is made and in which precision
         self.runs = {}  # functions of an input, by its shape, strides and precision
 
-    def is_current(self):
+    def is_current(self, layer):
+        if layer._parameters is not self.parameters:
+            return False  # a replica of the layer that it was made for, as nn.DataParallel makes them
         for group, size, seen in self.seen:
             if len(group) != size:
                 return False
@@ -122,6 +126,10 @@ def _convolution(weight, bias, arguments, direct):
             return F.conv2d(padded, weight, bias, stride, padding, dilation, groups)
 
     return convolve
+
+
+def _hides_its_changes(tensor):
+    return type(tensor) not in (nn.Parameter, torch.Tensor) or tensor.is_inference() or tensor.is_meta
 
 
 def _look_at(tensor):

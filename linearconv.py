@@ -252,7 +252,7 @@ class LinearConv(nn.Module):
         eager = in_plain_eager_mode()
         if eager and not (self.training or is_grad_enabled()):
             inference = self._inference
-            if inference is None or not inference.is_current():
+            if inference is None or not inference.is_current(self):
                 inference = self._inference = Inference.of(self)
             if inference is not None:
                 return inference(self, input)

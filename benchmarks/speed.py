@@ -15,6 +15,7 @@ Writes results/speed_<device>_<precision>.json and prints its tables.
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import platform
@@ -220,6 +221,7 @@ def benchmark(name, task, options):
             "contender": key,
             "milliseconds": 1e3 * statistics.median(seconds[key]),
             "rounds": len(ratios),
+            "origin": origin(options),
             "images_per_second": TASKS[task] / statistics.median(seconds[key]),
             "ratio": median,
             "ratio_quartiles": [low, high],
@@ -268,6 +270,11 @@ def markdown(rows):
     return lines
 
 
+def place(row):
+    """Where a row stands in the output file."""
+    return list(NETWORKS).index(row["network"]), list(TASKS).index(row["task"])
+
+
 def summary(rows):
     """A line per network: ratios to dense of `auto`, full rank / rank 10 (full rank in the paper's way)."""
     cells = {(row["network"], row["contender"], row["task"]): row for row in rows}
@@ -277,8 +284,9 @@ def summary(rows):
     for network in dict.fromkeys(row["network"] for row in rows):
         shown = []
         for task in tasks:
-            full, low, paper = (cells[network, name, task]["ratio"] for name in SHOWN)
-            shown.append(f"{full:.2f} / {low:.2f} ({paper:.2f})")
+            found = [cells.get((network, name, task)) for name in SHOWN]
+            ratios = [f"{row['ratio']:.2f}" if row else "-" for row in found]
+            shown.append("{} / {} ({})".format(*ratios))
         limits = [f"{cells[network, name, tasks[0]]['mac_limit']:.2f}" for name in SHOWN[:2]]
         dense = cells[network, "dense", "train 50"]["peak_bytes"]
         memory = [f"{cells[network, name, 'train 50']['peak_bytes'] / dense:.2f}" for name in SHOWN]
@@ -303,6 +311,7 @@ def main():
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--compile", action="store_true", help="dense and auto only, eager and compiled")
     parser.add_argument("--output", type=Path, help="default: results/speed_<device>_<precision>.json")
+    parser.add_argument("--update", action="store_true", help="keep the output file's rows of other networks and tasks")
     parser.add_argument("--readme", action="store_true", help="measure nothing, put the result into README.md")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -314,8 +323,11 @@ def main():
         table = summary(json.loads(output.read_text())["rows"])
         readme.write_text(into_readme(readme.read_text(), table))
         return
-    record = {"origin": origin(options), "precision": options.precision, "memory_format": "channels_last"}
-    rows = []
+    rows, kept = [], []
+    if options.update:
+        again = set(itertools.product(options.networks, options.tasks))
+        kept = [row for row in json.loads(output.read_text())["rows"] if (row["network"], row["task"]) not in again]
+    record = {"precision": options.precision, "memory_format": "channels_last"}
     for network in options.networks:
         for task in options.tasks:
             gc.collect()  # the networks before
@@ -323,7 +335,7 @@ def main():
             print(f"{network}, {task}: ", end="")
             print(", ".join(f"{row['contender']} {row['ratio']:.2f}" for row in rows if row["task"] == task
                             and row["network"] == network), flush=True)  # fmt: skip
-            write_json(output, record | {"rows": rows})
+            write_json(output, record | {"rows": sorted(rows + kept, key=place)})
     print("\n".join(markdown(rows)))
 
 

@@ -101,3 +101,14 @@ def test_a_swapped_parameter_is_noticed():
         torch.testing.assert_close(layer(input), before)
         layer.bias = None
         torch.testing.assert_close(layer(input), nn.functional.conv2d(input, layer.weight))
+
+
+def test_a_replica_does_not_run_with_the_tensors_of_its_original():
+    layer, input = LinearConv(3, 8, 3).eval(), torch.randn(1, 3, 5, 5)
+    with torch.no_grad():
+        before = layer(input)
+        replica = layer._replicate_for_data_parallel()  # as nn.DataParallel does; parameters become attributes
+        for name, parameter in layer.named_parameters():
+            setattr(replica, name, 2 * parameter if name in ("conv_weights", "bias") else parameter.detach())
+        torch.testing.assert_close(replica(input), 2 * before)
+        torch.testing.assert_close(layer(input), before)

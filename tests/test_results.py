@@ -41,3 +41,10 @@ def test_auto_follows_the_rule_that_was_measured():
     verdicts = layers.judge(measured["rows"])
     assert min(verdict["of_the_best_choice"] for verdict in verdicts) > 0.95
     assert statistics.mean(verdict["of_the_best_choice"] for verdict in verdicts) > 0.99
+
+
+def test_images_per_second_in_the_readme_are_those_of_the_results():
+    rows = json.loads((ROOT / "results" / "pipeline_cpu.json").read_text())["rows"]
+    for row in rows:
+        if row["pipeline"] != "indexing":
+            assert f"{row['images_per_second']:,.0f}" in README

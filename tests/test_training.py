@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import checkpoints
+import options
 import training
 from models import allconv_xcnn, base_xcnn, mobilenetv2_xcnn, resnet_xcnn, resnext_xcnn, vgg_xcnn
 
@@ -155,6 +156,18 @@ def test_the_regulariser_decorrelates(run):
         model.load_state_dict(torch.load(folder / "checkpoint-0010.pt", weights_only=True)["model"])
         losses.append(corr_loss(model).item())
     assert losses[1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("bfloat16", (True, False))
+def test_bfloat16_is_the_default_where_the_cpu_computes_in_it(monkeypatch, bfloat16):
+    monkeypatch.setattr(options, "cpu_computes_in_bfloat16", lambda: bfloat16)
+
+    def amp(*arguments):
+        return options.parse_arguments({"Base": None}, options.Recipe(1e-3, 1), ["--device", "cpu", *arguments]).amp
+
+    assert amp() is bfloat16
+    assert amp("--amp") is True
+    assert amp("--no-amp") is False
 
 
 def test_amp_compute_and_memory_format_are_options(run):
