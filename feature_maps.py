@@ -61,7 +61,7 @@ def combine(primary, factors, shift=None, source=None, keeper=None):
 
 
 def apply_factors(factors, right):
-    """factors[0] @ factors[1] @ ... @ right, from the right, so that no product of factors is made."""
+    """factors[0] @ factors[1] @ ... @ right, multiplied from the right."""
     for factor in reversed(factors):
         right = factor @ right
     return right
@@ -70,8 +70,7 @@ def apply_factors(factors, right):
 def lie_as_rows(maps):
     """True for few maps on a CPU that lie in memory as the rows of a matrix (N H W, channels).
 
-    A matrix product over them is faster than the 1x1 convolution that it equals: up to twice as fast for one image,
-    slower for many (measured with oneDNN and MKL; benchmarks/layers.py).
+    A matrix product over them takes less time than the 1x1 convolution that it equals, for many maps more.
     """
     return (
         maps.device.type == "cpu"

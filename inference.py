@@ -14,7 +14,7 @@ from torch._C import _is_any_autocast_enabled
 from feature_maps import apply_factors, combine, combine_rows, lie_as_rows, multiply_rows
 
 MOST_SHAPES = 64  # inputs of ever new sizes must not fill the memory
-MOST_JOINED = 64  # primary filters: up to here multiplying with I is cheaper than joining maps (measured, one image)
+MOST_JOINED = 64  # primary filters: up to here multiplying with I costs less than joining maps
 
 
 class Inference:

@@ -28,7 +28,7 @@ from feature_maps import Keeper, Source, apply_factors, combine, in_plain_eager_
 from inference import MOST_SHAPES, Inference
 
 COMPUTE_MODES = ("auto", "filters", "features")
-FACTORS_PAY = 4  # times fewer multiply-adds than their product: factors thinner than that are slow matrices (measured)
+FACTORS_PAY = 4  # times fewer multiply-adds than their product, which multiplies maps faster: thin matrices are slow
 
 
 class LinearConv(nn.Module):

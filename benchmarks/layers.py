@@ -23,7 +23,8 @@ import torch
 import torch.nn as nn
 
 import costs
-from benchmarks.speed import NETWORKS, TASKS, VARIANTS, measure, origin
+from benchmarks.measuring import measure, origin
+from benchmarks.speed import NETWORKS, TASKS, VARIANTS
 from checkpoints import write_json
 
 WAYS = ("filters", "features")

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.speed import origin
+from benchmarks.measuring import origin
 from checkpoints import write_json
 from dataloaders import BatchLoader, describe
 

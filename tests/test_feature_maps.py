@@ -9,7 +9,7 @@ import torch.nn as nn
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.speed import kept_bytes
+from benchmarks.measuring import kept_bytes
 from linearconv import LinearConv
 from linearconv_lowrank import LinearConvLowRank
 from tests.layers import VARIANTS, prune_half
