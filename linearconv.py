@@ -22,6 +22,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import is_grad_enabled
+from torch._C import _is_any_autocast_enabled
 
 from costs import features_pay
 from feature_maps import Keeper, Source, apply_factors, combine, in_plain_eager_mode, lie_as_rows, multiply_rows
@@ -109,10 +110,7 @@ class LinearConv(nn.Module):
         self.groups = conv.groups
         self.padding_mode = conv.padding_mode
         self._pad_widths = conv._reversed_padding_repeated_twice  # as F.pad wants them, last dimension first
-        self.alpha = alpha
         self.compute = compute
-        self.primary_channels = max(1, int(alpha * out_channels))
-        self.secondary_channels = out_channels - self.primary_channels
         self.filter_size = in_channels // groups * prod(self.kernel_size)  # K
         self._is_pointwise = self.kernel_size == (1, 1) and groups == 1 and not any(self._pad_widths)
         self._inference = None  # what is kept for passes without gradients
@@ -120,19 +118,25 @@ class LinearConv(nn.Module):
         self._keeper = Keeper()
 
         factory = {"device": device, "dtype": dtype}
-        self.conv_weights = nn.Parameter(
-            torch.empty(self.primary_channels, in_channels // groups, *self.kernel_size, **factory)
-        )
-        self._create_factors(**factory)
-        self.coefficient_count = sum(p.numel() for p in self.parameters()) - self.conv_weights.numel()
-        full_size = self.secondary_channels * self.primary_channels
-        self._factors_pay = self.coefficient_count == full_size or FACTORS_PAY * self.coefficient_count <= full_size
-        self.multiplied_coefficients = self.coefficient_count if self._factors_pay else full_size
+        self._create_weights(alpha, **factory)
         if bias:
             self.bias = nn.Parameter(torch.empty(out_channels, **factory))
         else:
             self.register_parameter("bias", None)
         self.reset_parameters()
+
+    def _create_weights(self, alpha, **factory):
+        """Create primary filters and coefficients, without values, for a share `alpha` of primary filters."""
+        self.alpha = alpha
+        self.primary_channels = max(1, int(alpha * self.out_channels))
+        self.secondary_channels = self.out_channels - self.primary_channels
+        shape = self.primary_channels, self.in_channels // self.groups, *self.kernel_size
+        self.conv_weights = nn.Parameter(torch.empty(shape, **factory))
+        self._create_factors(**factory)
+        self.coefficient_count = sum(factor.numel() for factor in self.factors())
+        full_size = self.secondary_channels * self.primary_channels
+        self._factors_pay = self.coefficient_count == full_size or FACTORS_PAY * self.coefficient_count <= full_size
+        self.multiplied_coefficients = self.coefficient_count if self._factors_pay else full_size
 
     # ---- what a variant overrides ------------------------------------------------------------------------------
 
@@ -160,15 +164,7 @@ class LinearConv(nn.Module):
 
         They lie in memory as `conv_weights` do: contiguous or channels_last.
         """
-        filters = self.conv_weights
-        if filters.is_contiguous():
-            return self._with_secondary(filters.flatten(1)).unflatten(1, filters.shape[1:])
-        filters = filters.permute(0, 2, 3, 1)  # (P, kh, kw, C/groups): no copy where they are channels_last
-        return self._with_secondary(filters.flatten(1)).unflatten(1, filters.shape[1:]).permute(0, 3, 1, 2)
-
-    def _with_secondary(self, primary):
-        """Filters (F, K) from primary filters (P, K), K = C/groups * kh * kw in any order."""
-        return torch.cat((primary, apply_factors(self.factors(), primary)))
+        return _make_filters(self.conv_weights, self.factors())
 
     def _thin_factors(self):
         """The factors of `A` to combine maps with, or `A` itself where they would save little."""
@@ -199,6 +195,17 @@ class LinearConv(nn.Module):
         conv.weight.requires_grad_(self.conv_weights.requires_grad)
         return conv.train(self.training)
 
+    def switch_to_deploy(self):
+        """Become, in place, the layer of `alpha=1` whose primary filters are all filters: a plain convolution.
+
+        As RepVGG and others call it, for code that walks over a model's layers; :meth:`fuse` gives an nn.Conv2d.
+        """
+        filters, requires_grad = self.weight.detach(), self.conv_weights.requires_grad
+        self._create_weights(1.0, device=filters.device, dtype=filters.dtype)
+        self.conv_weights = nn.Parameter(filters, requires_grad)
+        self._inference = None
+        self._choices = {}
+
     # ---- evaluation --------------------------------------------------------------------------------------------
 
     def macs_per_position(self, mode):
@@ -218,29 +225,32 @@ class LinearConv(nn.Module):
             return self.coefficient_count * self.filter_size
         return 0 if self._factors_pay else _macs_of_product([factor.shape for factor in self.factors()])
 
-    def mode_at(self, positions=None, training=True):
+    def mode_at(self, positions=None, training=True, precision="float32"):
         """`"filters"` or `"features"`: the way this layer is evaluated.
 
         Args:
             positions (int, optional): output positions of the batch, N H' W'; very many where left out.
             training (bool): with gradients on, or not.
+            precision (str): `"float32"`, or `"bfloat16"` for all 16-bit types, under autocast too.
         """
         if self.groups > 1 or self.secondary_channels == 0:
             return "filters"
         if self.compute != "auto":
             return self.compute
-        return "features" if features_pay(self, positions, training) else "filters"
+        return "features" if features_pay(self, positions, training, precision) else "filters"
 
     def _mode_for(self, padded):
         """The way this input is evaluated; decided once a shape."""
         if self.compute != "auto" or self.groups > 1 or not in_plain_eager_mode():
             return self.mode_at()
-        key = (padded.shape, is_grad_enabled())
+        key = (padded.shape, padded.dtype, is_grad_enabled(), _is_any_autocast_enabled())
         mode = self._choices.get(key)
         if mode is None:
             if len(self._choices) >= MOST_SHAPES:
                 self._choices.clear()
-            mode = self._choices[key] = self.mode_at(self._positions(padded), is_grad_enabled())
+            *_, dtype, training, lowered = key
+            precision = "bfloat16" if lowered or dtype.itemsize == 2 else "float32"
+            mode = self._choices[key] = self.mode_at(self._positions(padded), training, precision)
         return mode
 
     def _positions(self, padded):
@@ -277,7 +287,11 @@ class LinearConv(nn.Module):
         return combine(primary, factors, shift, source, self._keeper if in_plain_eager_mode() else None)
 
     def _filters_and_bias(self):
-        return self.weight, self.bias
+        filters, factors, device = self.conv_weights, self.factors(), self.conv_weights.device.type
+        if _is_any_autocast_enabled() and torch.is_autocast_enabled(device) and filters.dtype == torch.float32:
+            lower = torch.get_autocast_dtype(device)  # once each; autocast would round the secondary filters twice
+            filters, factors = filters.to(lower), [factor.to(lower) for factor in factors]
+        return _make_filters(filters, factors), self.bias
 
     def _parts(self):
         factors = self._thin_factors()
@@ -319,6 +333,15 @@ class LinearConv(nn.Module):
         if self.bias is None:
             text += ", bias=False"
         return (text + ", alpha={alpha:g}, compute={compute!r}").format(**self.__dict__)
+
+
+def _make_filters(primary, factors):
+    """Filters (F, C/groups, kh, kw) of primary ones (P, C/groups, kh, kw), in their memory format."""
+    contiguous = primary.is_contiguous()
+    filters = primary if contiguous else primary.permute(0, 2, 3, 1)  # no copy where they are channels_last
+    rows = filters.flatten(1)
+    filters = torch.cat((rows, apply_factors(factors, rows))).unflatten(1, filters.shape[1:])
+    return filters if contiguous else filters.permute(0, 3, 1, 2)
 
 
 def _macs_of_product(shapes):

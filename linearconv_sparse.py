@@ -68,8 +68,8 @@ class LinearConvSparse(LinearConv):
     def _create_factors(self, device=None, dtype=None):
         super()._create_factors(device=device, dtype=dtype)
         self.register_buffer("mask", torch.empty_like(self.linear_weights, requires_grad=False))
-        self.register_buffer("steps", torch.empty((), dtype=torch.long, device=device))
-        self.register_buffer("threshold", torch.empty((), dtype=torch.float32, device=device))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long, device=device))
+        self.register_buffer("threshold", torch.zeros((), dtype=torch.float32, device=device))
 
     def reset_parameters(self):
         """Draw all parameters anew, prune nothing, and start counting from zero."""
@@ -81,6 +81,12 @@ class LinearConvSparse(LinearConv):
 
     def factors(self):
         return (self.linear_weights * self.mask,)
+
+    def keep_mask(self, mask):
+        """Prune by a mask (F - P, P) of zeros and ones from now on: the gradual schedule counts as finished."""
+        self.mask.copy_(mask)
+        self.steps.fill_(self.prune_end)
+        self._steps_on_host = None
 
     @property
     def pruned_fraction(self):

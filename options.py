@@ -9,19 +9,17 @@ import argparse
 import math
 import sys
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 
 from dataloaders import DATASETS
-from linearconv import COMPUTE_MODES, LinearConv
-from linearconv_lowrank import LinearConvLowRank
-from linearconv_rankratio import LinearConvRankRatio
-from linearconv_sparse import SCHEDULES, LinearConvSparse
+from linearconv import COMPUTE_MODES
+from linearconv_sparse import SCHEDULES
+from variants import LINEARCONV_TYPES, linear_conv
 
-TYPES = ("rank", "lowrank", "sparse", "dense")
+TYPES = (*LINEARCONV_TYPES, "dense")
 
 
 class UsageError(Exception):
@@ -227,16 +225,10 @@ def non_negative_float(text):
 
 def conv_factory(options):
     """The `conv` that a network is built with: nn.Conv2d or a LinearConv of the chosen type and setting."""
-    shared = {"alpha": options.alpha, "compute": options.compute}
     if options.type == "dense":
         return nn.Conv2d
-    if options.type == "sparse":
-        return partial(LinearConvSparse, sparsity=options.sparsity, schedule=options.pruning, **shared)
-    if options.type == "lowrank":
-        return partial(LinearConvLowRank, rank=options.rank, **shared)
-    if options.rank == 1:
-        return partial(LinearConv, **shared)
-    return partial(LinearConvRankRatio, rank=options.rank, **shared)
+    setting = {"rank": options.rank, "sparsity": options.sparsity, "schedule": options.pruning}
+    return linear_conv(options.type, **setting, alpha=options.alpha, compute=options.compute)
 
 
 def describe_variant(options):

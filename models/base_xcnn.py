@@ -28,6 +28,17 @@ from models import scale
 from training import Recipe, main
 
 
+class PoolTo(nn.Module):
+    """Average maps of any size to `side` x `side`; those of 32x32 images have that size and stay as they are."""
+
+    def __init__(self, side):
+        super().__init__()
+        self.side = side
+
+    def forward(self, x):  # (N, C, H, W)
+        return x if x.shape[-2:] == (self.side, self.side) else F.adaptive_avg_pool2d(x, self.side)
+
+
 class Base(nn.Module):
     """Stages of 3x3 convolutions with BatchNorm and ReLU; a 2x2 max-pool closes each stage."""
 
@@ -45,13 +56,13 @@ class Base(nn.Module):
                 in_channels = out_channels
             feat.append(nn.Sequential(*layers, nn.MaxPool2d(2, 2)))
         self.feat = nn.Sequential(*feat)
-        self.grid = 32 >> len(self.stages)  # side of the feature maps that a 32x32 image leaves
-        self.fc = nn.Linear(in_channels * self.grid**2, num_classes)
+        grid = 32 >> len(self.stages)  # side of the feature maps that a 32x32 image leaves
+        self.pool = PoolTo(grid)
+        self.fc = nn.Linear(in_channels * grid**2, num_classes)
 
     def forward(self, x):  # (N, in_channels, H, W)
         x = self.feat(x)  # (N, C, H / 2^stages, W / 2^stages)
-        if x.shape[-2:] != (self.grid, self.grid):  # not a 32x32 image
-            x = F.adaptive_avg_pool2d(x, self.grid)  # (N, C, grid, grid)
+        x = self.pool(x)  # (N, C, grid, grid)
         return self.fc(x.flatten(1))  # (N, num_classes)
 
 

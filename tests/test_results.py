@@ -36,7 +36,7 @@ def test_the_speed_table_in_the_readme_is_that_of_the_results():
 
 
 def test_auto_follows_the_rule_that_was_measured():
-    measured = json.loads((ROOT / "results" / "layers_cpu.json").read_text())
+    measured = json.loads((ROOT / "results" / "layers_cpu_float32.json").read_text())
     assert measured["rule"] == costs.MEASURED._asdict()
     verdicts = layers.judge(measured["rows"])
     assert min(verdict["of_the_best_choice"] for verdict in verdicts) > 0.95

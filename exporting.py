@@ -1,0 +1,150 @@
+"""Networks as files that run elsewhere: ONNX, and what torch.export saves."""
+
+import os
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from folding import fold
+from replacing import ConversionError, copy_of
+
+FORMS = ("features", "folded")
+CHECKED_BATCHES = (1, 7)
+TOLERANCE = 1e-4  # largest difference over the largest magnitude of the outputs
+LARGEST_FILE = 2**31 - 2**20  # bytes of weights that one ONNX file takes
+
+
+@dataclass
+class Exported:
+    """A file that was written and checked: its size, and its largest error relative to PyTorch's outputs."""
+
+    path: Path
+    form: str
+    bytes: int
+    error: float
+
+
+def export(model, path, example_input, form="features"):
+    """Write a model to a file that takes batches of any size, and check it against the model.
+
+    The model is exported in eval mode. BatchNorm is folded where it follows a convolution, if the model can be traced.
+
+    Args:
+        model (nn.Module): any model of one image tensor and one output tensor, with LinearConv layers or not.
+        path (str or Path): ending in `.onnx` for ONNX, run by onnxruntime for the check, or in `.pt2` for
+            torch.export's own format. A file that stands there is replaced once the new one has been checked.
+        example_input (Tensor): images (N, C, H, W); all but N is fixed by it.
+        form (str): `"features"` keeps LinearConv layers factorised, small and fast; `"folded"` writes plain
+            convolutions. Default: `"features"`
+
+    Returns:
+        Exported: the file, its bytes, its largest relative error at batches of 1 and 7.
+
+    Raises:
+        ConversionError: for another ending or form, missing packages, a model that cannot be exported, or outputs that
+            differ by more than 1e-4.
+    """
+    path = Path(path)
+    if form not in FORMS:
+        raise ConversionError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
+    if path.suffix not in (".onnx", ".pt2"):
+        raise ConversionError(f"{path}: the ending decides the format and must be .onnx or .pt2")
+    write, run = (_write_onnx, onnx_runner) if path.suffix == ".onnx" else (_write_exported, _exported_runner)
+    model = copy_of(model).eval()
+    prepared = _prepare(model, form)
+    part = path.with_name(path.stem + ".part" + path.suffix)
+    try:
+        write(prepared, part, _resized(example_input, max(2, len(example_input))))
+        error = max(_error(model, run(part), _resized(example_input, batch)) for batch in CHECKED_BATCHES)
+        if not error <= TOLERANCE:
+            raise ConversionError(f"the exported file differs from the model by {error:.1e} relative to its outputs")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return Exported(path, form, path.stat().st_size, error)
+
+
+def onnx_runner(path, threads=None):
+    """A function (images) -> outputs that runs an ONNX file on the CPU, by `threads` threads or as many as torch."""
+    onnxruntime = _import_onnx("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: torch.from_numpy(session.run(None, {name: images.detach().cpu().numpy()})[0])
+
+
+def milliseconds(run, images, seconds=1.0):
+    """Median time of `run(images)` over about `seconds`."""
+    run(images)
+    taken, start = [], time.perf_counter()
+    while not taken or time.perf_counter() - start < seconds:
+        begin = time.perf_counter()
+        run(images)
+        taken.append(1e3 * (time.perf_counter() - begin))
+    return statistics.median(taken)
+
+
+def _prepare(model, form):
+    factorised = form == "features"
+    try:
+        return fold(model, batch_norm=True, factorised=factorised)
+    except ConversionError:  # of a model that cannot be traced; what else is wrong comes up again
+        return fold(model, factorised=factorised)
+
+
+def _write_onnx(model, path, images):
+    for package in ("onnx", "onnxscript"):
+        _import_onnx(package)
+    if sum(tensor.nbytes for tensor in model.state_dict().values()) > LARGEST_FILE:
+        raise ConversionError("the model is larger than the 2 GiB that one ONNX file holds")
+    batch = torch.export.Dim("batch", min=1)
+    try:
+        program = torch.onnx.export(
+            model, (images,), dynamo=True, dynamic_shapes=({0: batch},), verbose=False, external_data=False
+        )
+        program.save(path, external_data=False)
+    except Exception as error:
+        raise ConversionError(f"torch.onnx cannot export the model: {_first_line(error)}") from error
+
+
+def _write_exported(model, path, images):
+    batch = torch.export.Dim("batch", min=1)
+    try:
+        torch.export.save(torch.export.export(model, (images,), dynamic_shapes=({0: batch},)), path)
+    except Exception as error:
+        raise ConversionError(f"torch.export cannot export the model: {_first_line(error)}") from error
+
+
+def _exported_runner(path):
+    return torch.export.load(path).module()
+
+
+@torch.no_grad()
+def _error(model, run, images):
+    expected, found = model(images), run(images)
+    if not isinstance(expected, torch.Tensor):
+        raise ConversionError(f"only models of one output tensor are exported, this gives a {type(expected).__name__}")
+    scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
+    return ((found.to(expected) - expected).abs().max() / scale).item()
+
+
+def _resized(images, batch):
+    """A batch of that many images, the given ones over and over."""
+    return images[torch.arange(batch, device=images.device) % len(images)]
+
+
+def _import_onnx(package):
+    try:
+        return __import__(package)
+    except ImportError:
+        needed = "pip install onnx onnxscript onnxruntime"
+        raise ConversionError(f"ONNX files need the package {package}: {needed}") from None
+
+
+def _first_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,122 @@
+"""From LinearConv back to nn.Conv2d, and BatchNorm into the convolution before it."""
+
+from collections import Counter
+
+import torch
+import torch.nn as nn
+from torch.fx import Tracer
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from linearconv import LinearConv
+from linearconv_lowrank import LinearConvLowRank
+from replacing import ConversionError, adds_nothing, check_model, copy_of, layers_of, replace
+
+LARGEST_COEFFICIENT = 1e4  # that folding a BatchNorm into a factorised layer may give rise to
+
+
+def fold(model, *, batch_norm=False, factorised=False, inplace=False):
+    """Replace every LinearConv of a model by the equivalent nn.Conv2d; outputs are equal to rounding.
+
+    Args:
+        model (nn.Module): any model.
+        batch_norm (bool): also fold every nn.BatchNorm2d that alone takes the output of a convolution into that
+            convolution, and leave an nn.Identity in its place. The model must be in eval mode and traceable by
+            torch.fx outside of modules without BatchNorm. Where layers have hooks they are left. Default: False
+        factorised (bool): keep LinearConv layers, faster and smaller than what they fold to, and fold only BatchNorm
+            into them: W_p by its factors s_p, A by s_s / s_p. One whose s_p are so small that a coefficient would
+            exceed 1e4 stays as it is. Default: False
+        inplace (bool): change the model itself. Default: False
+
+    Returns:
+        nn.Module: the folded model; a LinearConv gives an nn.Conv2d.
+
+    Raises:
+        ConversionError: for a model that is scripted, compiled, wrapped or lazy, and with `batch_norm` for one in
+            training mode, or that cannot be traced; the model is untouched.
+    """
+    check_model(model)
+    if inplace and isinstance(model, LinearConv) and not factorised:
+        raise ConversionError("the model is itself a LinearConv and cannot be replaced in place: give inplace=False")
+    if batch_norm and model.training:
+        raise ConversionError("BatchNorm can be folded in eval mode only, as it changes in training: call model.eval()")
+    pairs = _convolutions_before_batch_norms(model) if batch_norm else []
+    target = model if inplace else copy_of(model)
+    layers = layers_of(target, (nn.Conv2d, LinearConv, nn.BatchNorm2d))
+    replacements = {}
+    if not factorised:
+        replacements = {layer: layer.fuse() for layer in layers.values() if isinstance(layer, LinearConv)}
+    for conv_name, norm_name in pairs:
+        conv, norm = layers[conv_name], layers[norm_name]
+        folded = _fold_batch_norm(replacements.get(conv, conv), norm)
+        if folded is not None:
+            replacements |= {conv: folded, norm: nn.Identity()}
+    return replace(target, replacements)
+
+
+class _DownToBatchNorm(Tracer):
+    """Looks only into modules that hold a BatchNorm: what others do need not be traceable."""
+
+    def is_leaf_module(self, module, qualified_name):
+        inside = (child for child in module.modules() if child is not module)
+        return not any(isinstance(child, nn.BatchNorm2d) for child in inside)
+
+
+def _convolutions_before_batch_norms(model):
+    """Names (convolution, BatchNorm) of all pairs of which the second alone takes the first's output."""
+    if not layers_of(model, nn.BatchNorm2d):
+        return []
+    try:
+        graph = _DownToBatchNorm().trace(model)
+    except Exception as error:  # any operation of a model's forward may refuse a stand-in
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConversionError(f"the model cannot be traced by torch.fx to find what is normalised ({reason})") from None
+    calls = [node for node in graph.nodes if node.op == "call_module"]
+    times = Counter(model.get_submodule(node.target) for node in calls)
+    pairs = []
+    for node in calls:
+        norm, before = model.get_submodule(node.target), node.args[0] if node.args else None
+        if type(norm) is not nn.BatchNorm2d or before not in calls or len(before.users) > 1:
+            continue
+        conv = model.get_submodule(before.target)
+        if times[conv] == times[norm] == 1 and _can_be_folded(conv, norm):
+            pairs.append((before.target, node.target))
+    return pairs
+
+
+def _can_be_folded(conv, norm):
+    is_convolution = isinstance(conv, LinearConv) or (isinstance(conv, nn.Conv2d) and adds_nothing(conv))
+    has_hooks = any(layer._forward_hooks or layer._forward_pre_hooks for layer in (conv, norm))
+    return is_convolution and norm.running_mean is not None and not norm.training and not has_hooks
+
+
+def _fold_batch_norm(conv, norm):
+    """The convolution followed by the BatchNorm; None where the coefficients would become too large."""
+    if isinstance(conv, nn.Conv2d):
+        return fuse_conv_bn_eval(conv, norm)
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    shift = -norm.running_mean.double() * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.double()
+    return _scale_outputs(conv, scale.detach(), shift.detach())
+
+
+def _scale_outputs(layer, scale, shift):
+    """A LinearConv whose output is scale * y + shift, (F,) each."""
+    layer = copy_of(layer)
+    scale_primary, scale_secondary = scale.split((layer.primary_channels, layer.secondary_channels))
+    is_low_rank = isinstance(layer, LinearConvLowRank)
+    first = layer.column_weights if is_low_rank else layer.linear_weights
+    last = layer.row_weights if is_low_rank else layer.linear_weights
+    with torch.no_grad():
+        if layer.bias is None:
+            layer.bias = nn.Parameter(shift.to(layer.conv_weights), layer.conv_weights.requires_grad)
+        else:
+            layer.bias.copy_(layer.bias.double() * scale + shift)
+        layer.conv_weights.copy_(layer.conv_weights.double() * scale_primary[:, None, None, None])
+        first.copy_(first.double() * scale_secondary[:, None])
+        last.copy_(last.double() / scale_primary)
+        factors = layer.factors()
+        largest = max((factor.abs().amax().item() for factor in factors if factor.numel()), default=0.0)
+    return layer if largest <= LARGEST_COEFFICIENT else None

@@ -1,0 +1,109 @@
+"""Exported files run with any batch size, agree with the model, and are as small as the form promises."""
+
+import pytest
+import torch
+import torch.nn as nn
+
+from conversion import ConversionError, convert, export
+from models.vgg_xcnn import VGG11
+from tests.layers import VARIANTS, relative_error
+from tests.networks import disturb, tiny
+
+IMAGES = torch.randn(7, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def onnx():
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+
+
+@pytest.fixture(scope="module")
+def small():
+    torch.manual_seed(0)
+    return convert(disturb(VGG11(width=0.25)).eval(), "rank")
+
+
+@pytest.mark.parametrize("form", ["features", "folded"])
+@pytest.mark.parametrize("ending", ["onnx", "pt2"])
+def test_both_forms_run_with_batches_of_1_and_7(small, tmp_path, form, ending):
+    if ending == "onnx":
+        onnx()
+    from exporting import onnx_runner
+
+    path = tmp_path / f"net.{ending}"
+    exported = export(small, path, IMAGES[:1], form)
+    assert exported.error <= 1e-4 and exported.bytes == path.stat().st_size and exported.form == form
+    run = onnx_runner(path) if ending == "onnx" else torch.export.load(path).module()
+    for batch in (1, 7):
+        with torch.no_grad():
+            assert relative_error(run(IMAGES[:batch]), small(IMAGES[:batch])) <= 1e-4
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_features_form_holds_about_half_of_the_bytes(small, tmp_path):
+    onnx()
+    features = export(small, tmp_path / "a.onnx", IMAGES, "features").bytes
+    folded = export(small, tmp_path / "b.onnx", IMAGES, "folded").bytes
+    assert 0.45 < features / folded < 0.65  # at full width 0.53
+
+
+@pytest.mark.parametrize("conv", VARIANTS.values(), ids=VARIANTS)
+def test_every_variant_and_layers_of_several_groups_are_exported(conv, tmp_path):
+    onnx()
+    torch.manual_seed(0)
+    layers = conv(3, 16, 3, padding=1), nn.ReLU(), conv(16, 16, 3, groups=2)
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(14400, 3))
+    assert export(model, tmp_path / "net.onnx", IMAGES[:2]).error <= 1e-4
+
+
+def test_a_model_in_training_mode_is_exported_as_in_eval_mode_and_left_alone(tmp_path):
+    onnx()
+    model = convert(tiny(), "lowrank", rank=2).train()
+    assert export(model, tmp_path / "net.onnx", IMAGES[:, :, :12, :12]).error <= 1e-4
+    assert model.training and isinstance(model.norm1, nn.BatchNorm2d)
+
+
+class TwoOutputs(nn.Module):
+    def forward(self, x):
+        return x, x + 1
+
+
+@pytest.mark.parametrize(
+    "model, name, form, message",
+    [
+        (nn.Conv2d(3, 4, 3), "net.pb", "features", "must be .onnx or .pt2"),
+        (nn.Conv2d(3, 4, 3), "net.pt2", "fused", "form must be one of"),
+        (TwoOutputs(), "net.pt2", "features", "one output tensor"),
+    ],
+)
+def test_what_cannot_be_exported_is_told_and_leaves_no_file(model, name, form, message, tmp_path):
+    with pytest.raises(ConversionError, match=message):
+        export(model, tmp_path / name, IMAGES, form)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_stands_there_survives_a_failed_export(tmp_path):
+    class Wrong(nn.Module):
+        def forward(self, x):
+            return x.mean((1, 2, 3)) + (1.0 if torch.compiler.is_exporting() else 0.0)
+
+    path = tmp_path / "net.pt2"
+    path.write_bytes(b"precious")
+    with pytest.raises(ConversionError, match="differs from the model"):
+        export(Wrong(), path, IMAGES)
+    assert path.read_bytes() == b"precious" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_missing_packages_are_named(small, tmp_path, monkeypatch):
+    import builtins
+
+    original = builtins.__import__
+
+    def without_onnx(name, *arguments, **keywords):
+        if name.startswith("onnx"):
+            raise ImportError(name)
+        return original(name, *arguments, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", without_onnx)
+    with pytest.raises(ConversionError, match="pip install onnx onnxscript onnxruntime"):
+        export(small, tmp_path / "net.onnx", IMAGES)

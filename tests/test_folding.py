@@ -1,0 +1,118 @@
+"""LinearConv back to plain convolutions, and BatchNorm into the convolution before it."""
+
+import warnings
+
+import pytest
+import torch
+import torch.nn as nn
+
+from conversion import ConversionError, convert, fold
+from linearconv import LinearConv
+from models.vgg_xcnn import VGG11
+from tests.layers import VARIANTS, explicit_filters, prune_half, relative_error
+from tests.networks import disturb, tiny
+
+IMAGES = torch.randn(3, 3, 12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def kinds(model):
+    return {name: type(module) for name, module in model.named_modules() if not list(module.children())}
+
+
+@pytest.mark.parametrize("conv", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("factorised", [False, True])
+def test_batch_norm_is_folded_into_every_variant(conv, factorised):
+    torch.manual_seed(0)
+    layers = [prune_half(conv(3, 8, 3, bias=False)), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 12, 3, groups=1)]
+    model = disturb(nn.Sequential(*layers, nn.BatchNorm2d(12))).double().eval()
+    folded = fold(model, batch_norm=True, factorised=factorised)
+    assert [type(layer) for layer in folded][1::3] == [nn.Identity, nn.Identity]
+    assert type(folded[0]) is (type(model[0]) if factorised else nn.Conv2d)
+    assert relative_error(folded(IMAGES), model(IMAGES)) < 1e-10
+
+
+def test_only_a_batch_norm_that_alone_takes_the_output_is_folded():
+    model = tiny().double()
+    folded = kinds(fold(model, batch_norm=True))
+    assert folded["norm1"] is folded["block.1"] is folded["norm3"] is nn.Identity
+    assert folded["norm2"] is nn.BatchNorm2d  # its input is used again in the shortcut
+    assert relative_error(fold(model, batch_norm=True)(IMAGES), model(IMAGES)) < 1e-10
+
+
+def test_folding_leaves_the_model_alone_unless_in_place():
+    model = convert(tiny(), "rank")
+    before = kinds(model)
+    plain = fold(model, batch_norm=True)
+    assert kinds(model) == before and not any(isinstance(layer, LinearConv) for layer in plain.modules())
+    assert fold(model, inplace=True) is model
+    assert not any(isinstance(layer, LinearConv) for layer in model.modules())
+
+
+def test_hooks_on_the_pair_keep_it_apart():
+    model = tiny()
+    model.stem.register_forward_hook(lambda *arguments: None)
+    assert kinds(fold(model, batch_norm=True))["norm1"] is nn.BatchNorm2d
+
+
+def test_a_batch_norm_that_nearly_drops_primary_maps_stays():
+    model = nn.Sequential(LinearConv(4, 8, 3), nn.BatchNorm2d(8)).eval()
+    nn.init.constant_(model[1].weight, 1.0)
+    model[1].weight.data[0] = 0
+    assert kinds(fold(model, batch_norm=True, factorised=True))["1"] is nn.BatchNorm2d
+    assert kinds(fold(model, batch_norm=True))["1"] is nn.Identity
+
+
+def test_a_batch_norm_used_twice_stays():
+    norm = nn.BatchNorm2d(8)
+    model = disturb(nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.Conv2d(8, 8, 3), norm)).double().eval()
+    assert relative_error(fold(model, batch_norm=True)(IMAGES), model(IMAGES)) < 1e-10
+
+
+def test_training_mode_and_control_flow_are_told():
+    class Choosing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return self.norm(x) if x.sum() > 0 else x
+
+    with pytest.raises(ConversionError, match="eval mode"):
+        fold(tiny().train(), batch_norm=True)
+    with pytest.raises(ConversionError, match="cannot be traced by torch.fx"):
+        fold(Choosing().eval(), batch_norm=True)
+    fold(Choosing().eval())
+
+
+def test_the_networks_of_the_paper_are_traceable():
+    model = disturb(convert(VGG11(width=0.125), "rank")).eval()
+    folded = fold(model, batch_norm=True, factorised=True)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules())
+    images = torch.randn(2, 3, 32, 32)
+    assert relative_error(folded(images), model(images)) < 1e-4
+
+
+@pytest.mark.parametrize("conv", VARIANTS.values(), ids=VARIANTS)
+def test_switch_to_deploy_makes_a_plain_convolution_in_place(conv):
+    torch.manual_seed(0)
+    layer = prune_half(conv(6, 10, 3, dtype=torch.float64)).eval()
+    maps = torch.randn(2, 6, 7, 7, dtype=torch.float64)
+    expected, filters = layer(maps).detach(), explicit_filters(layer)
+    layer.switch_to_deploy()
+    assert layer.alpha == 1 and sum(p.numel() for p in layer.parameters()) == 10 * 6 * 9 + 10
+    torch.testing.assert_close(layer.conv_weights.detach(), filters)
+    torch.testing.assert_close(layer(maps).detach(), expected)
+    torch.testing.assert_close(layer.train()(maps), expected)
+    assert "10" in repr(layer) and type(layer.fuse()) is nn.Conv2d
+
+
+def test_timm_reparameterizes_converted_models():
+    pytest.importorskip("timm")
+    from timm.utils.model import reparameterize_model
+
+    model = convert(tiny(), "rank")
+    plain = reparameterize_model(model)
+    assert not any(isinstance(layer, LinearConv) for layer in plain.modules())
+    images = IMAGES.float()
+    with warnings.catch_warnings(), torch.no_grad():
+        assert relative_error(plain(images), model(images)) < 1e-4
