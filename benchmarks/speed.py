@@ -65,7 +65,7 @@ TUCKER = "Tucker (tensorly-torch)"
 MODES = ("paper", "filters", "features", "auto")
 TASKS = {"train 50": 50, "infer 50": 50, "infer 1": 1, "infer 256": 256}
 SHOWN = ("full rank, auto", "rank 10, auto", "full rank, paper")  # in README.md
-MARKS = ("<!-- benchmarks/speed.py --readme -->", "<!-- end -->")
+MARKS = "<!-- benchmarks/speed.py --readme --precision {} -->", "<!-- end -->"
 
 
 def contenders(modes, compiled):
@@ -229,10 +229,11 @@ def summary(rows):
     return "\n".join(lines)
 
 
-def into_readme(text, table):
+def into_readme(text, table, precision):
     """README's text with the table between its marks."""
-    before, _, after = text.partition(MARKS[0])
-    return before + MARKS[0] + "\n" + table + "\n" + MARKS[1] + after.partition(MARKS[1])[2]
+    start = MARKS[0].format(precision)
+    before, _, after = text.partition(start)
+    return before + start + "\n" + table + "\n" + MARKS[1] + after.partition(MARKS[1])[2]
 
 
 def main():
@@ -255,7 +256,7 @@ def main():
     if options.readme:
         readme = ROOT / "README.md"
         table = summary(json.loads(output.read_text())["rows"])
-        readme.write_text(into_readme(readme.read_text(), table))
+        readme.write_text(into_readme(readme.read_text(), table, options.precision))
         return
     rows, kept = [], []
     if options.update:

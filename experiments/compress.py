@@ -1,6 +1,6 @@
 """A trained network made smaller: accuracy after conversion and after a little training, against what else there is.
 
-    python experiments/compress.py models/base_xcnn.py --name compress_base --epochs 16 --finetune 2 \
+    python experiments/compress.py models/base_xcnn.py:Base --name compress_base --epochs 16 --finetune 2 \
         -- --dataset imagefolder --data-root DIR
 
 Trains the dense network, converts it to each variant of LinearConv (with and without calibration on training images),
@@ -18,7 +18,6 @@ import copy
 import importlib
 import json
 import sys
-from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,33 +55,30 @@ class Study:
     """Runs that share a network, data and recipe.
 
     Args:
-        script (Path): models/<arch>_xcnn.py.
+        spec (str): models/<arch>_xcnn.py:<network>.
         name (str): of the study; its runs lie in ckpt/<name>.
         extra (list[str]): training options.
     """
 
-    def __init__(self, script, name, extra):
-        module = importlib.import_module(f"models.{script.stem}")
-        self.recipe = module.RECIPE
+    def __init__(self, spec, name, extra):
+        script, _, network = spec.partition(":")
+        module = importlib.import_module(f"models.{Path(script).stem}")
+        self.network, self.recipe = getattr(module, network), module.RECIPE
         self.extra, self.folder = extra, ROOT / "ckpt" / name
-        asked = self._parse(module, [])
-        self.network = getattr(module, asked.network)
-        self.parse = partial(self._parse, module)
-        self.options = asked
+        self.options = options = self.parse([])
         self.info, *self.loaders = dataloaders(
-            asked.dataset,
-            asked.data_root,
-            batch_size=asked.batch_size,
-            image_size=asked.image_size,
-            device=asked.device,
-            seed=asked.seed,
-            channels_last=asked.channels_last,
+            options.dataset,
+            options.data_root,
+            batch_size=options.batch_size,
+            image_size=options.image_size,
+            device=options.device,
+            seed=options.seed,
+            channels_last=options.channels_last,
         )
         self.fresh = self.loaders[0].state_dict()  # every run sees the same batches
 
-    def _parse(self, module, arguments):
-        networks = {key: value for key, value in vars(module).items() if _is_network(value, module)}
-        options = parse_arguments(networks, self.recipe, [*arguments, *self.extra])
+    def parse(self, arguments):
+        options = parse_arguments({self.network.__name__: self.network}, self.recipe, [*arguments, *self.extra])
         return apply_recipe(options, self.recipe.for_dataset(options.dataset))
 
     def build(self, conv):
@@ -109,10 +105,6 @@ class Study:
         trainer.fit()
         log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         return [json.loads(before.read_text()), *(entry["test_accuracy"] for entry in log)]
-
-
-def _is_network(value, module):
-    return isinstance(value, type) and issubclass(value, nn.Module) and value.__module__ == module.__name__
 
 
 # ---- other ways ---------------------------------------------------------------------------------------------------
@@ -178,6 +170,28 @@ def channel_pruning(dense, small):
 OTHERS = {"SVD as two convolutions": truncated_svd, "Tucker": tucker, "uniform channel pruning": channel_pruning}
 
 
+# ---- how good the fits are ----------------------------------------------------------------------------------------
+
+
+def fit_quality(dense, small):
+    """Relative error of each layer's filters: fitted, of the best matrix of rank P (Eckart-Young), and of keeping the
+    first P filters and regressing the others on them."""
+    rows = []
+    for name, ours in layers_of(small, LinearConv).items():
+        filters = dense.get_submodule(name).weight.detach().flatten(1).double()
+        primary, norm = ours.primary_channels, filters.norm()
+        first, others = filters[:primary], filters[primary:]
+        left_over = others - torch.linalg.lstsq(first.T, others.T).solution.T @ first
+        rows.append({
+            "layer": name,
+            "fitted": ((ours.weight.detach().flatten(1).double() - filters).norm() / norm).item(),
+            "optimum": (torch.linalg.svdvals(filters)[primary:].norm() / norm).item(),
+            "first_filters": (left_over.norm() / norm).item(),
+            "largest_coefficient": ours.linear_weights.detach().abs().max().item(),
+        })  # fmt: skip
+    return rows
+
+
 # ---- the study ----------------------------------------------------------------------------------------------------
 
 
@@ -196,6 +210,7 @@ def run(study, epochs, finetune, record, output):
     note("dense", dense, accuracies, kind="from scratch")
     dense = dense.cpu().eval()
     calibration = [images for images, _ in zip(study.loaders[0], range(CALIBRATION_BATCHES), strict=False)]
+    record["fit_quality"] = fit_quality(dense, convert(dense, "rank"))
     models = {}
     for method, arguments in CONVERSIONS.items():
         options = study.parse(arguments)
@@ -275,7 +290,7 @@ def plot(record, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("script", type=Path, help="a training script of models/")
+    parser.add_argument("network", help="a network of models/, as models/base_xcnn.py:Base")
     parser.add_argument("--name", required=True, help="of the result: results/NAME.json")
     parser.add_argument("--epochs", type=int, default=16, help="of the dense network and from scratch (default: 16)")
     parser.add_argument("--finetune", type=int, default=2, help="epochs after conversion (default: 2)")
@@ -284,19 +299,19 @@ def main():
     arguments = sys.argv[1:]
     split = arguments.index("--") if "--" in arguments else len(arguments)
     options, extra = parser.parse_args(arguments[:split]), arguments[split + 1 :]
-    if not options.script.is_file():
-        parser.error(f"there is no script {options.script}")
+    if not Path(options.network.partition(":")[0]).is_file() or ":" not in options.network:
+        parser.error(f"{options.network} is not models/FILE.py:NAME")
     output = ROOT / "results" / f"{options.name}.json"
     if options.show:
         record = json.loads(output.read_text())
     else:
         if "--dataset" not in extra:
             parser.error("give the data behind --, as in -- --dataset cifar10")
-        study = Study(options.script, options.name, extra)
+        study = Study(options.network, options.name, extra)
         options.device = study.options.device
-        record = {"note": options.note, "script": str(options.script), "epochs": options.epochs,
+        record = {"note": options.note, "network": options.network, "epochs": options.epochs,
                   "finetune": options.finetune, "amp": study.options.amp, "rows": []}  # fmt: skip
-        asked = f"{options.script} --name {options.name} --epochs {options.epochs} --finetune {options.finetune}"
+        asked = f"{options.network} --name {options.name} --epochs {options.epochs} --finetune {options.finetune}"
         record["origin"] = origin(options) | {"command": f"python experiments/compress.py {asked}"}
         run(study, options.epochs, options.finetune, record, output)
     print("\n".join(markdown(record)))
