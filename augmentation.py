@@ -14,6 +14,7 @@ Nothing is done image by image: a batch is a handful of tensor operations on ima
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -70,8 +71,9 @@ class BatchLoader:
     channels_last: batches in `torch.channels_last` memory format.
 
     A pass draws its order, crops and flips when it begins, on the CPU: the same seed gives the same batches
-    on every device, and on a GPU no batch waits for the host. A `state_dict()` taken between two passes is
-    all that a resumed run needs to see the batches that an uninterrupted one would have seen.
+    on every device, and on a GPU no batch waits for the host. A `state_dict()` taken between two passes, and
+    `batches(skip)` where the next one was begun, are all that a resumed run needs to see the batches that an
+    uninterrupted one would have seen.
     """
 
     def __init__(
@@ -109,6 +111,10 @@ class BatchLoader:
         return -(-self.num_images // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.batches()
+
+    def batches(self, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """A pass without its first `skip` batches."""
         n, device = self.num_images, self.images.device
         order = torch.randperm(n, generator=self.generator) if self.shuffle else torch.arange(n)
         top, left = torch.randint(2 * self.padding + 1, (2, n), generator=self.generator)
@@ -117,6 +123,9 @@ class BatchLoader:
         batches = max(1, BLOCK // (self.batch_size * self.images[0].numel()))
         draws = (draw.to(device).split(batches * self.batch_size) for draw in (order, top, left, chosen))
         for index, top, left, chosen in zip(*draws, strict=True):
+            if skip >= batches:
+                skip -= batches
+                continue
             images = self.images.index_select(0, index)
             if self.padding:
                 images = crop(images, self.padding, top, left)
@@ -125,7 +134,9 @@ class BatchLoader:
             images = images.float().mul_(self.scale).add_(self.shift)
             images = images.contiguous(memory_format=self.memory_format)
             labels = self.labels.index_select(0, index)
-            yield from zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
+            pairs = zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
+            yield from islice(pairs, skip, None)
+            skip = 0
 
     def state_dict(self) -> dict[str, Tensor]:
         """Where the next pass stands in the loader's draws."""

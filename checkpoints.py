@@ -3,11 +3,15 @@
 A file is written under a temporary name, flushed to disk and renamed, so that what stands under its own name is whole.
 """
 
+import io
 import json
 import os
+import random
+import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from options import UsageError
@@ -37,18 +41,26 @@ def write_json(path, data):
 
 
 def save(folder, state, best=False):
-    """Write the checkpoint of epoch `state["epoch"]` and drop all but the newest; with `best`, keep a copy of it.
+    """Write the checkpoint after `state["epoch"]` epochs and `state["batch"]` batches of the next one, and drop all but
+    the newest; with `best`, keep a copy of it.
+
+    Returns:
+        Path: the checkpoint.
 
     Raises:
         OSError: where the folder or the disk does not take it; the checkpoints before it stay as they are.
     """
-    path = folder / f"checkpoint-{state['epoch']:04d}.pt"
-    write_whole(path, lambda file: torch.save(state, file))
+    within = f"-{state['batch']:06d}" if state["batch"] else ""
+    path = folder / f"checkpoint-{state['epoch']:04d}{within}.pt"
+    buffer = io.BytesIO()
+    torch.save(state, buffer)  # in memory first: on a full disk torch itself would not say what is wrong
+    write_whole(path, lambda file: file.write(buffer.getbuffer()))
     if best:
         with open(path, "rb") as source:
             write_whole(folder / BEST, lambda file: shutil.copyfileobj(source, file))
     for old in _newest_first(folder)[KEPT:]:
         old.unlink()
+    return path
 
 
 def load_newest(folder, warn=print):
@@ -63,7 +75,7 @@ def load_newest(folder, warn=print):
     for path in _newest_first(folder):
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            state["epoch"], state["settings"]  # noqa: B018  another program's file has none
+            state["epoch"], state["settings"], state["random"]  # noqa: B018  another program's file has none
             return state, path
         except Exception as error:  # a damaged zip or pickle fails in many ways
             reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -71,16 +83,48 @@ def load_newest(folder, warn=print):
     raise UsageError(f"no usable checkpoint in {folder}: leave out --resume to start from the beginning")
 
 
-def check_settings(saved, wanted, path):
+def check_settings(saved, wanted, path, allowed=()):
     """Refuse a checkpoint of another run.
 
+    Args:
+        allowed (sequence of str): settings that may differ.
+
+    Returns:
+        list[str]: the settings that differ.
+
     Raises:
-        UsageError: naming every setting that differs.
+        UsageError: naming every other setting that differs.
     """
     different = [key for key in wanted if saved.get(key) != wanted[key]]
-    if different:
-        changes = ", ".join(f"{key} {saved.get(key)} there, {wanted[key]} here" for key in different)
+    refused = [key for key in different if key not in allowed]
+    if refused:
+        changes = ", ".join(f"{key} {saved.get(key)} there, {wanted[key]} here" for key in refused)
         raise UsageError(f"{path} is a checkpoint of another run ({changes}): resume with its options")
+    return different
+
+
+def random_state(device):
+    """The state of every random generator: python's, numpy's, torch's, and the device's."""
+    version, numbers, gauss = random.getstate()
+    kind, keys, *rest = np.random.get_state()
+    state = {
+        "python": [version, list(numbers), gauss],
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_random_state(state, device):
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def open_folder(output, default, resume):
@@ -120,18 +164,21 @@ def open_folder(output, default, resume):
 def append_log(folder, record):
     with open(folder / LOG, "a") as file:
         file.write(json.dumps(record) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def cut_log(folder, epoch):
-    """Drop what the log says of epochs after `epoch`, which a resumed run does again."""
-    path = folder / LOG
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines() if json.loads(line)["epoch"] <= epoch]
-        write_whole(path, lambda file: file.write("".join(line + "\n" for line in lines).encode()))
+def write_log(folder, records):
+    """Write the log anew: a resumed run does again what the log may have of later epochs, or half of a line."""
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    write_whole(folder / LOG, lambda file: file.write(lines.encode()))
 
 
 def _newest_first(folder):
-    return sorted(folder.glob(PATTERN), reverse=True)
+    def progress(path):
+        return [int(number) for number in re.findall(r"\d+", path.stem)]  # [epoch] or [epoch, batch]
+
+    return sorted(folder.glob(PATTERN), key=progress, reverse=True)
 
 
 def _holds_run(folder):

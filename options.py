@@ -19,6 +19,7 @@ from linearconv import COMPUTE_MODES
 from linearconv_sparse import SCHEDULES
 from variants import LINEARCONV_TYPES, linear_conv
 
+CHANGEABLE = ("lr", "milestones", "batch_size", "reg_weight", "amp")
 TYPES = (*LINEARCONV_TYPES, "dense")
 
 
@@ -108,6 +109,8 @@ def parse_arguments(networks, recipe, argv=None):
         help="memory format of images and feature maps (default: on)")  # fmt: skip
     add("--amp", action=argparse.BooleanOptionalAction,
         help="bfloat16 autocast (default: on for CPUs that compute in bfloat16, elsewhere off)")  # fmt: skip
+    add("--deterministic", action="store_true",
+        help="only deterministic operations: on a GPU too, a resumed run equals the unbroken one (slower)")  # fmt: skip
     add("--compile", action=argparse.BooleanOptionalAction, default=False,
         help="torch.compile the network (default: off; slower on a CPU)")  # fmt: skip
 
@@ -118,6 +121,11 @@ def parse_arguments(networks, recipe, argv=None):
     add("--output", metavar="DIR",
         help="for report.json, log.jsonl, checkpoints (default: ckpt/<script>/<run name>)")  # fmt: skip
     add("--resume", action="store_true", help="go on from the newest good checkpoint in the output folder")
+    add("--may-change", nargs="+", choices=CHANGEABLE, default=(), metavar="OPTION",
+        help=f"with --resume, options that may differ from the checkpoint's: {', '.join(CHANGEABLE)}")  # fmt: skip
+    add("--save-every", type=positive_float, default=10.0, metavar="MINUTES",
+        help="also save within an epoch, so often (default: 10)")  # fmt: skip
+    add("--tensorboard", action="store_true", help="also write TensorBoard event files to the output folder")
 
     options = parser.parse_args(argv)
     options.program = parser.prog
@@ -175,6 +183,8 @@ def _check(options):
         raise UsageError("--num-classes and --in-channels go with --count-only: in training the data decides")
     if options.count_only and options.resume:
         raise UsageError("--count-only trains nothing, so there is nothing to --resume")
+    if options.may_change and not options.resume:
+        raise UsageError("--may-change goes with --resume")
     if not 0 <= options.seed < 2**63:
         raise UsageError(f"--seed must be a non-negative 64-bit integer, got {options.seed}")
     _check_device(options.device)

@@ -5,10 +5,13 @@
 is all that a script in models/ calls. Adam and cross-entropy; every 10th batch adds the regularisers of corr_reg.py.
 """
 
+import os
+import platform
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -30,10 +33,14 @@ from options import (
     parse_arguments,
     run_name,
 )
+from stopping import FiniteCheck, NotFinite, Stopped, StopSignals
 
 __all__ = ["Recipe", "main"]
 
 REGULARISE_EVERY = 10  # batches
+LR_DROP = 0.1  # factor of the learning rate after a milestone
+PROGRESS = ("epoch", "batch", "step", "seconds", "train_seconds", "images_per_second", "best", "last", "history",
+            "loss_sum", "correct")  # fmt: skip
 
 
 def main(networks, recipe, argv=None):
@@ -45,22 +52,32 @@ def main(networks, recipe, argv=None):
         argv (list[str], optional): arguments; those of the process where left out.
 
     Raises:
-        SystemExit: with code 2 and one line on stderr for bad input, 130 when interrupted.
+        SystemExit: with one line on stderr and code 2 for bad input or files that cannot be written, 3 for numbers that
+            have gone wrong, 130 when interrupted, 143 when terminated.
     """
     options = parse_arguments(networks, recipe, argv)
     try:
         _run(networks[options.network], recipe, options)
+    except Stopped as stop:
+        fail(stop, options.program)
+        sys.exit(stop.code)
+    except NotFinite as error:
+        fail(error, options.program)
+        sys.exit(3)
     except (UsageError, DataError) as error:
         sys.exit(fail(error, options.program))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(fail(f"{where}{error.strerror or error}", options.program))
-    except KeyboardInterrupt:
-        print(f"{options.program}: interrupted; finished epochs are saved, --resume goes on", file=sys.stderr)
+    except KeyboardInterrupt:  # before training began
+        fail("interrupted", options.program)
         sys.exit(130)
 
 
 def _run(network, recipe, options):
+    if options.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+        torch.use_deterministic_algorithms(True)
     input_size, classes = _image_shape(options)
     torch.manual_seed(options.seed)
     model = _build(network, conv_factory(options), input_size, classes, options.width)
@@ -84,6 +101,8 @@ def _run(network, recipe, options):
     default = Path("ckpt") / Path(options.program).stem / run_name(options, dataset)
     folder = checkpoints.open_folder(options.output, default, options.resume)
     trainer = Trainer(model, loaders, options, folder, dataset, classes)
+    if options.tensorboard:
+        trainer.write_events_to(folder)
     if options.resume:
         trainer.resume()
     outcome = trainer.fit()
@@ -150,7 +169,7 @@ def _load_data(recipe, options):
 
 
 class Trainer:
-    """Train a network, saving after every epoch what it takes to go on from there.
+    """Train a network, saving after every epoch, within long ones, and when stopped what it takes to go on from there.
 
     Args:
         model (nn.Module): the network.
@@ -168,7 +187,8 @@ class Trainer:
         self.model = model.to(self.device, memory_format=memory_format)
         self.forward = torch.compile(self.model) if options.compile else self.model
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.lr, fused=True)
-        self.scheduler = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, options.milestones, gamma=0.1)
+        self.scheduler = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, options.milestones, gamma=LR_DROP)
+        self.finite = FiniteCheck(self.model, self.optimizer, self.device)
         schedule_pruning(self.model, options.epochs * len(self.train_loader))
         self.recipe = {
             name: getattr(options, name) for name in ("epochs", "batch_size", "lr", "milestones", "reg_weight")
@@ -177,26 +197,52 @@ class Trainer:
         self.settings = {name: getattr(options, name) for name in asked}
         self.settings |= {"dataset": dataset, "num_classes": classes, **self.recipe}
         del self.settings["epochs"]  # a run may be made longer
-        self.epoch = 0
+        self.events = None  # of TensorBoard
+        self.stop = StopSignals()
+        self.saved_at = time.monotonic()
+        # what a checkpoint holds besides the states of model, optimizer and so on
+        self.epoch = 0  # finished ones
+        self.batch = 0  # finished ones of the epoch in hand
         self.step = 0
         self.seconds = 0.0
+        self.train_seconds = 0.0  # of the epoch in hand
         self.images_per_second = 0.0
         self.best = {"best_test_accuracy": -1.0, "best_epoch": 0}
         self.last = {}
+        self.history = []  # the log
+        self.order = None  # the training loader's state at the beginning of the epoch in hand
+        self.loss_sum = torch.zeros((), device=self.device)  # of the epoch in hand, kept on the device
+        self.correct = torch.zeros((), dtype=torch.long, device=self.device)
+
+    def write_events_to(self, folder):
+        """Write TensorBoard event files to a folder.
+
+        Raises:
+            UsageError: where the package tensorboard is not installed.
+        """
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UsageError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
+        self.events = SummaryWriter(folder)
 
     def fit(self):
         """Train up to `options.epochs`; returns the report's results.
 
         Raises:
             UsageError: where a resumed run has gone further already.
+            Stopped: after SIGINT or SIGTERM; where the run stands has been saved.
+            NotFinite: where a loss or gradient is not finite; checkpoints are as they were before.
         """
         if self.epoch > self.options.epochs:
             raise UsageError(f"{self.folder} has been trained for {self.epoch} epochs: give more --epochs to go on")
         steps = len(self.train_loader)
-        total = self.options.epochs * steps
-        with tqdm(total=total, initial=self.epoch * steps, disable=None, unit="batch", dynamic_ncols=True) as bar:
+        total, done = self.options.epochs * steps, self.epoch * steps + self.batch
+        with self.stop, tqdm(total=total, initial=done, disable=None, unit="batch", dynamic_ncols=True) as bar:
             while self.epoch < self.options.epochs:
                 self._one_epoch(bar)
+        if self.events:
+            self.events.close()
         return {
             **self.last,
             **self.best,
@@ -205,65 +251,104 @@ class Trainer:
         }
 
     def _one_epoch(self, bar):
-        start = time.perf_counter()
         learning_rate = self.optimizer.param_groups[0]["lr"]
         train_loss, train_accuracy = self._train_epoch(bar)
-        train_seconds = time.perf_counter() - start
+        start = time.perf_counter()
         test_accuracy = self.evaluate()
         self.scheduler.step()
         self.epoch += 1
-        self.seconds += time.perf_counter() - start
-        self.images_per_second = self.train_loader.num_images / train_seconds
+        self.seconds += self.train_seconds + time.perf_counter() - start
+        self.images_per_second = self.train_loader.num_images / self.train_seconds
         self.last = {"train_loss": train_loss, "train_accuracy": train_accuracy, "test_accuracy": test_accuracy}
         is_best = test_accuracy > self.best["best_test_accuracy"]
         if is_best:
             self.best = {"best_test_accuracy": test_accuracy, "best_epoch": self.epoch}
-        checkpoints.append_log(
-            self.folder,
-            {
-                "epoch": self.epoch,
-                **self.last,
-                "lr": learning_rate,
-                "seconds": round(self.seconds, 3),
-                "images_per_second": round(self.images_per_second, 1),
-                **self._sparsity(),
-            },
-        )
-        checkpoints.save(self.folder, self._state(), is_best)
+        self.history.append({
+            "epoch": self.epoch,
+            **self.last,
+            "lr": learning_rate,
+            "seconds": round(self.seconds, 3),
+            "images_per_second": round(self.images_per_second, 1),
+            **self._sparsity(),
+        })  # fmt: skip
+        train_seconds = self.train_seconds
+        self.batch, self.train_seconds = 0, 0.0
+        checkpoints.append_log(self.folder, self.history[-1])
+        self._save(is_best)
+        if self.events:
+            for name, value in self.history[-1].items():
+                self.events.add_scalar(name, value, self.epoch)
+            self.events.flush()
         tqdm.write(
             f"epoch {self.epoch:3d}/{self.options.epochs}  loss {train_loss:.4f}  train {train_accuracy:6.2f} %  "
             f"test {test_accuracy:6.2f} %  lr {learning_rate:.1e}  {train_seconds:.1f} s",
             file=sys.stdout,
         )
         sys.stdout.flush()
+        if self.stop.asked and self.epoch < self.options.epochs:
+            raise Stopped(self.stop.asked, f"epoch {self.epoch} is saved, --resume goes on")
 
     def _train_epoch(self, bar):
         """Mean cross-entropy and accuracy in per cent over the epoch, as training went."""
         self.model.train()
-        loss_sum = torch.zeros((), device=self.device)
-        correct = torch.zeros((), dtype=torch.long, device=self.device)
-        seen, shown = 0, 0.0
-        for images, labels in self.train_loader:
-            with self._autocast():
-                logits = self._training_forward(images)
-                loss = F.cross_entropy(logits, labels)
-            total = loss
-            self.step += 1
-            if self.options.reg_weight and self.step % REGULARISE_EVERY == 0:
-                total = loss + self.options.reg_weight * (corr_loss(self.model) + l1_loss(self.model))
-            self.optimizer.zero_grad(set_to_none=True)
-            total.backward()
-            self.optimizer.step()
-
+        if self.batch == 0:
+            self.order = self.train_loader.state_dict()  # what the pass over the data is drawn from
+            self.loss_sum.zero_()
+            self.correct.zero_()
+        batches, shown, start = len(self.train_loader), 0.0, time.perf_counter() - self.train_seconds
+        seen = self.batch * self.options.batch_size
+        for images, labels in self.train_loader.batches(self.batch):
+            self._train_step(images, labels)
+            self.batch += 1
             seen += len(labels)
-            loss_sum += loss.detach() * len(labels)  # summed on the device: no step waits for the host
-            correct += (logits.detach().argmax(1) == labels).sum()
             bar.update()
             if not bar.disable and time.monotonic() - shown > 1:
                 shown = time.monotonic()
-                loss_so_far, accuracy = loss_sum.item() / seen, 100 * correct.item() / seen
+                loss_so_far, accuracy = self.loss_sum.item() / seen, 100 * self.correct.item() / seen
                 bar.set_postfix(epoch=self.epoch + 1, loss=f"{loss_so_far:.4f}", train=f"{accuracy:.2f} %")
-        return loss_sum.item() / seen, 100 * correct.item() / seen
+            self.train_seconds = time.perf_counter() - start
+            if self.batch < batches and self._save_is_due():
+                path = self._save()
+                if self.stop.asked:
+                    where = f"{path.name} has epoch {self.epoch + 1} up to batch {self.batch} of {batches}"
+                    raise Stopped(self.stop.asked, f"{where}, --resume goes on")
+        if not self.finite.all_well():
+            self._give_up()
+        return self.loss_sum.item() / seen, 100 * self.correct.item() / seen
+
+    def _train_step(self, images, labels):
+        with self._autocast():
+            logits = self._training_forward(images)
+            loss = F.cross_entropy(logits, labels)
+        total = loss
+        self.step += 1
+        if self.options.reg_weight and self.step % REGULARISE_EVERY == 0:
+            total = loss + self.options.reg_weight * (corr_loss(self.model) + l1_loss(self.model))
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        if not self.finite.look(total):
+            self._give_up()
+        self.optimizer.step()
+        self.loss_sum += loss.detach() * len(labels)  # summed on the device: no step waits for the host
+        self.correct += (logits.detach().argmax(1) == labels).sum()
+
+    def _give_up(self):
+        layers = ", ".join(self.finite.layers()) or "none by now"
+        rate = self.optimizer.param_groups[0]["lr"]
+        raise NotFinite(
+            f"loss or gradient is not finite in epoch {self.epoch + 1}, step {self.step}, learning rate {rate:g}; "
+            f"layers concerned: {layers}; checkpoints are from before (--resume --may-change lr --lr RATE goes on)"
+        )
+
+    def _save_is_due(self):
+        return self.stop.asked or time.monotonic() - self.saved_at >= 60 * self.options.save_every
+
+    def _save(self, is_best=False):
+        if not self.finite.all_well():
+            self._give_up()
+        path = checkpoints.save(self.folder, self._state(), is_best)
+        self.saved_at = time.monotonic()
+        return path
 
     def _training_forward(self, images):
         try:
@@ -295,20 +380,16 @@ class Trainer:
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
     def _state(self):
-        state = {
+        return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "train_loader": self.train_loader.state_dict(),
-            "rng": torch.get_rng_state(),
+            "train_loader": self.order if self.batch else self.train_loader.state_dict(),
+            "random": checkpoints.random_state(self.device),
             "settings": self.settings,
-            "torch": str(torch.__version__),
+            "versions": _versions(),
+            **{name: getattr(self, name) for name in PROGRESS},
         }
-        if self.device.type == "cuda":
-            state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
-        for name in ("epoch", "step", "seconds", "images_per_second", "best", "last"):
-            state[name] = getattr(self, name)
-        return state
 
     def resume(self):
         """Go on from the newest good checkpoint in the folder.
@@ -317,18 +398,39 @@ class Trainer:
             UsageError: where there is none, or it is of another network, variant, data set or recipe.
         """
         state, path = checkpoints.load_newest(self.folder)
-        checkpoints.check_settings(state["settings"], self.settings, path)
+        changed = checkpoints.check_settings(state["settings"], self.settings, path, self.options.may_change)
+        if "batch_size" in changed and state["batch"]:
+            raise UsageError(f"{path} stands within an epoch, where the batch size cannot change: finish it first")
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.scheduler.load_state_dict(state["scheduler"])
+            if not {"lr", "milestones"} & set(changed):
+                self.scheduler.load_state_dict(state["scheduler"])
             self.train_loader.load_state_dict(state["train_loader"])
+            self.order = state["train_loader"]
         except (RuntimeError, ValueError, KeyError) as error:
             raise UsageError(f"{path} does not fit this network: {str(error).splitlines()[0]}") from None
-        torch.set_rng_state(state["rng"])
-        if self.device.type == "cuda" and "cuda_rng" in state:
-            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
-        for name in ("epoch", "step", "seconds", "images_per_second", "best", "last"):
+        for name in PROGRESS:
             setattr(self, name, state[name])
-        checkpoints.cut_log(self.folder, self.epoch)
-        print(f"resuming after epoch {self.epoch} from {path}")
+        self.loss_sum, self.correct = self.loss_sum.to(self.device), self.correct.to(self.device)
+        if {"lr", "milestones"} & set(changed):
+            self._set_learning_rate()
+        checkpoints.restore_random_state(state["random"], self.device)
+        checkpoints.write_log(self.folder, self.history)
+        within = f" and {self.batch} batches of the next" if self.batch else ""
+        print(f"resuming after epoch {self.epoch}{within} from {path}")
+        different = [f"{name} {was}" for name, was in state["versions"].items() if _versions().get(name) != was]
+        if different:
+            print(f"it was written by {', '.join(different)}: the run goes on, but not bit for bit as it would have")
+
+    def _set_learning_rate(self):
+        """Put the recipe's learning rate and milestones in the place of the checkpoint's."""
+        rate = self.options.lr * LR_DROP ** sum(milestone <= self.epoch for milestone in self.options.milestones)
+        for group in self.optimizer.param_groups:
+            group["lr"], group["initial_lr"] = rate, self.options.lr
+        self.scheduler.last_epoch = self.epoch
+        self.scheduler.base_lrs = [self.options.lr]
+
+
+def _versions():
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}

@@ -9,74 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import checkpoints
 import options
 import training
-from models import allconv_xcnn, base_xcnn, mobilenetv2_xcnn, resnet_xcnn, resnext_xcnn, vgg_xcnn
+from models import base_xcnn
+from tests.runs import SCRIPTS, read_log
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = {
-    "base": ({"Base": base_xcnn.Base}, base_xcnn.RECIPE),
-    "vgg": ({"VGG11": vgg_xcnn.VGG11}, vgg_xcnn.RECIPE),
-    "allconv": ({"AllConv": allconv_xcnn.AllConv}, allconv_xcnn.RECIPE),
-    "resnet": ({"ResNet18": resnet_xcnn.ResNet18, "ResNet34": resnet_xcnn.ResNet34}, resnet_xcnn.RECIPE),
-    "resnext": ({"ResNeXt29_2x64d": resnext_xcnn.ResNeXt29_2x64d}, resnext_xcnn.RECIPE),
-    "mobilenetv2": ({"MobileNetV2": mobilenetv2_xcnn.MobileNetV2}, mobilenetv2_xcnn.RECIPE),
-}
 VARIANTS = ("-t rank -r 1", "-t rank -r 0.25", "-t lowrank -r 10", "-t sparse -s 0.5", "-t dense")
 REPORT_KEYS = set(
     "architecture type rank sparsity alpha dataset num_classes seed epochs parameters dense_parameters "
     "nonzero_parameters flops_paper flops macs_inference macs_dense test_accuracy best_test_accuracy best_epoch "
     "train_loss seconds images_per_second device torch git_commit command".split()
 )
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory):
-    """Three classes that a network tells apart by colour: 12 training and 4 test images each."""
-    root = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    for channel, name in enumerate(("red", "green", "blue")):
-        for split, count in (("train", 12), ("test", 4)):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                image = rng.integers(0, 100, (32, 32, 3), dtype=np.uint8)
-                image[..., channel] += 120
-                Image.fromarray(image).save(folder / f"{index}.png")
-    return root
-
-
-@pytest.fixture
-def run(data, tmp_path, monkeypatch):
-    """Run a script's `main` on the three colours, small and in this process; returns the output folder."""
-
-    def run(script, options, output="run", dataset=True):
-        monkeypatch.setattr(sys, "argv", [f"{script}_xcnn.py", *options.split()])
-        argv = ["--device", "cpu", *options.split()]
-        if dataset:
-            argv = ["--dataset", "imagefolder", "--data-root", str(data), "--batch-size", "9", *argv]
-        training.main(*SCRIPTS[script], [*argv, "--output", str(tmp_path / output)])
-        return tmp_path / output
-
-    return run
-
-
-@pytest.fixture
-def refused(run, capsys):
-    """Run a script that must end with exit code 2 and one line on stderr; returns that line."""
-
-    def refused(*args, **kwargs):
-        with pytest.raises(SystemExit) as stop:
-            run(*args, **kwargs)
-        lines = capsys.readouterr().err.splitlines()
-        assert stop.value.code == 2
-        assert len(lines) == 1, lines
-        return lines[0]
-
-    return refused
 
 
 # ---- training -------------------------------------------------------------------------------------------------------
@@ -103,10 +49,6 @@ def test_every_script_and_variant_counts_trains_resumes_and_reports(script, vari
         assert isinstance(report[key], int) and report[key] > 0
     if "dense" in variant:
         assert report["parameters"] == report["dense_parameters"]
-
-
-def read_log(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("setting", ("base -t sparse -s 0.5", "allconv -t lowrank -r 2", "resnext -t rank -r 0.5"))

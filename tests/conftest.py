@@ -1,0 +1,57 @@
+"""Training runs of seconds, on three colours."""
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import training
+from tests.runs import SCRIPTS
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """Three classes that a network tells apart by colour: 12 training and 4 test images each."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for channel, name in enumerate(("red", "green", "blue")):
+        for split, count in (("train", 12), ("test", 4)):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                image = rng.integers(0, 100, (32, 32, 3), dtype=np.uint8)
+                image[..., channel] += 120
+                Image.fromarray(image).save(folder / f"{index}.png")
+    return root
+
+
+@pytest.fixture
+def run(data, tmp_path, monkeypatch):
+    """Run a script's `main` on the three colours, small and in this process; returns the output folder."""
+
+    def run(script, options, output="run", dataset=True):
+        monkeypatch.setattr(sys, "argv", [f"{script}_xcnn.py", *options.split()])
+        argv = ["--device", "cpu", *options.split()]
+        if dataset:
+            argv = ["--dataset", "imagefolder", "--data-root", str(data), "--batch-size", "9", *argv]
+        training.main(*SCRIPTS[script], [*argv, "--output", str(tmp_path / output)])
+        return tmp_path / output
+
+    run.folder = lambda output: tmp_path / output
+    return run
+
+
+@pytest.fixture
+def refused(run, capsys):
+    """Run a script that must end with exit code 2 and one line on stderr; returns that line."""
+
+    def refused(*args, **kwargs):
+        with pytest.raises(SystemExit) as stop:
+            run(*args, **kwargs)
+        lines = capsys.readouterr().err.splitlines()
+        assert stop.value.code == 2
+        assert len(lines) == 1, lines
+        return lines[0]
+
+    return refused

@@ -1,0 +1,319 @@
+"""Runs that are killed, stopped, starved or poisoned lose nothing that was saved, and say what happened."""
+
+import errno
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import checkpoints
+import training
+from checkpoints import random_state, restore_random_state
+from tests.runs import ROOT, read_log
+
+SMALL = "--width 0.125 --epochs 3"
+TIMES = {"seconds", "images_per_second", "command"}  # what a report may differ in
+
+
+def weights(folder, epoch=3):
+    return torch.load(folder / f"checkpoint-{epoch:04d}.pt", weights_only=True)["model"]
+
+
+def assert_same_run(ours, theirs, epoch=3):
+    for name, tensor in weights(theirs, epoch).items():
+        assert torch.equal(weights(ours, epoch)[name], tensor), name
+    reports = [json.loads((folder / "report.json").read_text()) for folder in (ours, theirs)]
+    assert {key: value for key, value in reports[0].items() if key not in TIMES} == {
+        key: value for key, value in reports[1].items() if key not in TIMES
+    }
+    for one, other in zip(read_log(ours), read_log(theirs), strict=True):
+        assert {key: one[key] for key in one.keys() - TIMES} == {key: other[key] for key in other.keys() - TIMES}
+
+
+def at_step(number, action, monkeypatch):
+    """Let `action(trainer)` happen after a step of the run, counted from its beginning."""
+    step = training.Trainer._train_step
+
+    def and_then(trainer, images, labels):
+        step(trainer, images, labels)
+        if trainer.step == number:
+            action(trainer)
+
+    monkeypatch.setattr(training.Trainer, "_train_step", and_then)
+
+
+def ended(capsys, call, *arguments):
+    """Exit code and the one line on stderr of a run that ends early."""
+    with pytest.raises(SystemExit) as stop:
+        call(*arguments)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    return stop.value.code, lines[0]
+
+
+# ---- stopping -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "setting, step, number",  # of four steps an epoch
+    [
+        ("base -t sparse -s 0.5", 1, signal.SIGTERM),
+        ("base -t sparse -s 0.5", 8, signal.SIGINT),
+        ("allconv -t lowrank -r 2", 6, signal.SIGTERM),  # drops out at random
+        ("resnext -t rank --milestones 1 2", 6, signal.SIGINT),
+        ("vgg -t dense", 9, signal.SIGTERM),
+    ],
+)
+def test_a_signal_ends_the_run_after_the_step_and_the_resumed_run_is_the_same(
+    setting, step, number, run, capsys, monkeypatch
+):
+    script, options = setting.split(maxsplit=1)
+    code = {signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+    unbroken = run(script, f"{options} {SMALL}", "unbroken")
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        at_step(step, lambda trainer: os.kill(os.getpid(), number), patch)
+        found, line = ended(capsys, run, script, f"{options} {SMALL}", "broken")
+    assert found == code and signal.Signals(number).name in line and "--resume goes on" in line
+    newest = max(run.folder("broken").glob("checkpoint-*.pt"), key=lambda path: path.stat().st_mtime_ns)
+    assert newest.stem == f"checkpoint-{step // 4:04d}" + (f"-{step % 4:06d}" if step % 4 else "")
+    broken = run(script, f"{options} {SMALL} --resume", "broken")
+    assert_same_run(broken, unbroken)
+
+
+def test_a_signal_in_the_last_epoch_evaluation_lets_the_run_end(run, monkeypatch):
+    evaluate = training.Trainer.evaluate
+
+    def and_signal(trainer):
+        if trainer.epoch == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(trainer)
+
+    monkeypatch.setattr(training.Trainer, "evaluate", and_signal)
+    assert (run("base", f"-t dense {SMALL}") / "report.json").exists()
+
+
+def test_the_handlers_are_put_back(run):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    run("base", "-t dense --width 0.125 --epochs 1")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_long_epochs_are_saved_within(run, monkeypatch):
+    saved = []
+    save = checkpoints.save
+    monkeypatch.setattr(checkpoints, "save", lambda *arguments: saved.append(save(*arguments)) or saved[-1])
+    folder = run("base", "-t dense --width 0.125 --epochs 2 --save-every 0.000001")
+    within = [f"checkpoint-0000-{batch:06d}.pt" for batch in (1, 2, 3)]
+    assert [path.name for path in saved[:4]] == [*within, "checkpoint-0001.pt"]
+    kept = sorted(path.name for path in folder.glob("checkpoint*"))
+    assert kept == ["checkpoint-0001-000003.pt", "checkpoint-0002.pt"]
+
+
+# ---- killing ------------------------------------------------------------------------------------------------------
+
+
+def script(folder, *options, kill_after=None):
+    """Run Base on digits in a process of its own; True where it came to its end before it was killed."""
+    command = [sys.executable, ROOT / "models" / "base_xcnn.py", "--dataset", "digits", "--output", folder, *options]
+    command += ["--width", "0.125", "--epochs", "6", "--device", "cpu", "--save-every", "0.002"]
+    if any(folder.glob("checkpoint-*.pt")):
+        command.append("--resume")
+    elif folder.exists():
+        shutil.rmtree(folder)  # nothing was said to be saved
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    try:
+        assert process.wait(kill_after) == 0
+        return True
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return False
+
+
+def kill_and_resume(tmp_path, options, kills):
+    start = time.monotonic()
+    assert script(tmp_path / "unbroken", *options)
+    whole = time.monotonic() - start
+    draw, killed, folder = random.Random(0), 0, tmp_path / "broken"
+    while killed < kills:
+        if (folder / "report.json").exists():  # survived to the end: once more from the beginning
+            assert_same_run(folder, tmp_path / "unbroken", 6)
+            shutil.rmtree(folder)
+        killed += not script(folder, *options, kill_after=draw.uniform(0.5, 1.1) * whole)
+    while not script(folder, *options, kill_after=None):
+        pass
+    assert_same_run(folder, tmp_path / "unbroken", 6)
+
+
+def test_a_killed_run_goes_on_and_ends_as_the_unbroken_one(tmp_path):
+    kill_and_resume(tmp_path, ("-t", "sparse", "-s", "0.5", "--milestones", "3", "5"), kills=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", ["-t rank -r 1", "-t sparse -s 0.5", "-t lowrank -r 4 --milestones 2 4"])
+def test_a_run_killed_20_times_ends_as_the_unbroken_one(tmp_path, options):
+    kill_and_resume(tmp_path, options.split(), kills=20)
+
+
+# ---- disks and folders --------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(run, capsys, monkeypatch):
+    fsync = os.fsync
+
+    def full(descriptor):
+        if (run.folder("run") / "best.pt").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    code, line = ended(capsys, run, "base", f"-t dense {SMALL}")
+    assert code == 2 and "No space left on device" in line
+    monkeypatch.undo()
+    assert sorted(path.name for path in run.folder("run").glob("*.pt*")) == ["best.pt", "checkpoint-0001.pt"]
+    assert_same_run(run("base", f"-t dense {SMALL} --resume"), run("base", f"-t dense {SMALL}", "unbroken"))
+
+
+def test_a_quota_ends_the_run_with_one_line(tmp_path):
+    command = [
+        sys.executable,
+        ROOT / "models" / "base_xcnn.py",
+        "--dataset",
+        "digits",
+        "--width",
+        "0.25",
+        "--epochs",
+        "1",
+    ]
+    limit = 64 * 1024  # bytes of a file, less than a checkpoint
+    done = subprocess.run(
+        [*command, "--epochs", "1", "--device", "cpu", "--output", tmp_path / "run"],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].endswith("File too large")
+    assert not list((tmp_path / "run").glob("*.pt*"))
+
+
+def test_a_folder_that_vanishes_ends_the_run_with_one_line(run, capsys, monkeypatch):
+    at_step(6, lambda trainer: shutil.rmtree(trainer.folder), monkeypatch)
+    code, line = ended(capsys, run, "base", f"-t dense {SMALL}")
+    assert code == 2 and "No such file or directory" in line and "run" in line
+
+
+# ---- numbers that go wrong ----------------------------------------------------------------------------------------
+
+
+def test_a_nan_stops_the_run_names_the_layer_and_keeps_the_last_good_checkpoint(run, capsys, monkeypatch):
+    def poison(trainer):
+        trainer.model.feat[2][0].conv_weights.data[0, 0] = float("nan")
+
+    at_step(6, poison, monkeypatch)
+    code, line = ended(capsys, run, "base", f"-t rank {SMALL}")
+    assert code == 3 and "epoch 2, step 7, learning rate 0.001" in line and "feat.2.0" in line
+    monkeypatch.undo()
+    state = torch.load(run.folder("run") / "checkpoint-0001.pt", weights_only=True)
+    assert all(tensor.isfinite().all() for tensor in state["model"].values() if tensor.is_floating_point())
+    assert_same_run(run("base", f"-t rank {SMALL} --resume"), run("base", f"-t rank {SMALL}", "unbroken"))
+
+
+def test_an_infinite_gradient_changes_no_weight(run, capsys, monkeypatch):
+    def blow_up(trainer):
+        trainer.model.fc.weight.register_hook(lambda gradient: gradient / 0)
+        blow_up.weights = {name: tensor.clone() for name, tensor in trainer.model.named_parameters()}
+        blow_up.model = trainer.model
+
+    at_step(5, blow_up, monkeypatch)
+    code, line = ended(capsys, run, "base", f"-t dense {SMALL}")
+    assert code == 3 and line.count("fc") == 1 and "feat" not in line
+    assert all(torch.equal(tensor, blow_up.weights[name]) for name, tensor in blow_up.model.named_parameters())
+
+
+def test_a_learning_rate_that_is_far_too_high_ends_with_code_3(run, capsys):
+    code, line = ended(capsys, run, "allconv", "-t dense --width 0.125 --epochs 30 --lr 1e18")
+    assert code == 3 and "learning rate 1e+18" in line
+
+
+def test_on_other_devices_the_flag_is_read_now_and_then():
+    from stopping import FiniteCheck
+
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=True)
+    check = FiniteCheck(model, optimizer, torch.device("cpu"))
+    check.every = 3  # as on a device whose steps do not wait for the host
+    before, seen = model.weight.detach().clone(), []
+    for step in range(6):
+        optimizer.zero_grad()
+        loss = model(torch.ones(1, 2)).sum() * (float("inf") if step else 1.0)
+        loss.backward()
+        seen.append(check.look(loss))
+        optimizer.step()
+        if step == 0:
+            before = model.weight.detach().clone()
+    assert seen == [True, True, False, True, True, False] and not check.all_well()
+    assert torch.equal(model.weight, before)  # the optimizer took no step after the first bad one
+
+
+# ---- what may change ----------------------------------------------------------------------------------------------
+
+
+def test_options_that_may_change_do(run, refused, capsys):
+    folder = run("base", "-t rank --width 0.125 --epochs 2")
+    line = refused("base", "-t rank --width 0.125 --epochs 3 --lr 0.01 --batch-size 6 --resume --may-change lr")
+    assert "batch_size 9 there, 6 here" in line and "lr" not in line.split("(")[1]
+    run("base", "-t rank --width 0.125 --epochs 4 --lr 0.01 --milestones 3 --resume --may-change lr milestones")
+    assert [record["lr"] for record in read_log(folder)] == pytest.approx([0.001, 0.001, 0.01, 0.001])
+    assert "goes with --resume" in refused("base", "-t rank --may-change lr", "other")
+
+
+def test_a_checkpoint_of_other_versions_is_used_and_said_so(run, capsys):
+    folder = run("base", "-t rank --width 0.125 --epochs 1")
+    path = folder / "checkpoint-0001.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save(state | {"versions": state["versions"] | {"torch": "1.4.0"}}, path)
+    run("base", "-t rank --width 0.125 --epochs 2 --resume")
+    assert "written by torch 1.4.0: the run goes on, but not bit for bit" in capsys.readouterr().out
+
+
+def test_every_random_generator_is_restored():
+    state = random_state(torch.device("cpu"))
+    expected = random.random(), np.random.rand(), torch.rand(1).item()
+    restore_random_state(state, torch.device("cpu"))
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("amp", ["--amp", "--no-amp"])
+def test_on_a_gpu_a_resumed_run_is_the_same_too(data, tmp_path, amp, monkeypatch):
+    options = ["--dataset", "imagefolder", "--data-root", str(data), "--batch-size", "9", "--device", "cuda", amp]
+    options += ["--deterministic", "--width", "0.25", "--epochs", "3"]
+    command = [sys.executable, str(ROOT / "models" / "base_xcnn.py"), *options]
+    subprocess.run([*command, "--output", str(tmp_path / "unbroken")], check=True)
+    stop = [*command, "--output", str(tmp_path / "broken")]
+    subprocess.run([*stop[: stop.index("3")], "2", *stop[stop.index("3") + 1 :]], check=True)
+    subprocess.run([*stop, "--resume"], check=True)
+    assert_same_run(tmp_path / "broken", tmp_path / "unbroken")
+
+
+def test_tensorboard_writes_events_or_names_the_package(run, refused):
+    try:
+        import tensorboard  # noqa: F401
+    except ImportError:
+        assert "pip install tensorboard" in refused("base", f"-t dense {SMALL} --tensorboard")
+        return
+    assert list(run("base", f"-t dense {SMALL} --tensorboard").glob("events.out.tfevents*"))
+
+
+def test_the_deterministic_option_is_an_option(tmp_path):
+    assert script(tmp_path / "run", "-t", "rank", "--deterministic")
