@@ -69,6 +69,8 @@ class BatchLoader:
     padding, flip: the augmentation: `crop` with this much padding, `mirror` with probability 0.5.
     seed:          of the loader's own generator. The global one is neither read nor moved.
     channels_last: batches in `torch.channels_last` memory format.
+    shard:         (rank, size): of `size` processes with loaders of the same seed, each gives its part of batches of
+                   `size * batch_size` images. Of fewer than `size` images left over, shuffled passes drop all.
 
     A pass draws its order, crops and flips when it begins, on the CPU: the same seed gives the same batches
     on every device, and on a GPU no batch waits for the host. A `state_dict()` taken between two passes, and
@@ -89,6 +91,7 @@ class BatchLoader:
         flip: bool = False,
         seed: int = 0,
         channels_last: bool = False,
+        shard: tuple[int, int] = (0, 1),
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
@@ -98,6 +101,7 @@ class BatchLoader:
         self.batch_size, self.shuffle, self.padding, self.flip = batch_size, shuffle, padding, flip
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.generator = torch.Generator().manual_seed(seed)
+        self.rank, self.processes = shard
         # (x / 255 - mean) / std as one multiplication and one addition
         mean, std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (mean, std))
         self.scale = (1 / (255 * std)).to(images.device, torch.float32)
@@ -108,7 +112,25 @@ class BatchLoader:
         return len(self.images)
 
     def __len__(self) -> int:
-        return -(-self.num_images // self.batch_size)
+        return -(-len(self._own(torch.empty(self.num_images, device="meta"))) // self.batch_size)
+
+    def share(self, batch: int, images: int) -> float:
+        """What the mean over `images` images, those of this process in a batch, counts for in the mean over processes:
+        1 where all have as many."""
+        together = self.batch_size * self.processes
+        return images * self.processes / min(together, self.num_images - batch * together)
+
+    def _own(self, draw: Tensor) -> Tensor:
+        """This process's part of what was drawn for all images: (N,) to about (N / processes,)."""
+        if self.processes == 1:
+            return draw
+        together = self.batch_size * self.processes
+        whole = len(draw) // together
+        rest = draw[whole * together :]
+        if self.shuffle and len(rest) < self.processes:
+            rest = rest[:0]
+        mine = draw[: whole * together].view(whole, self.processes, self.batch_size)[:, self.rank]
+        return torch.cat([mine.flatten(), rest.tensor_split(self.processes)[self.rank]])
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self.batches()
@@ -121,8 +143,11 @@ class BatchLoader:
         chosen = torch.randint(2, (n,), generator=self.generator).bool()
 
         batches = max(1, BLOCK // (self.batch_size * self.images[0].numel()))
+        order, top, left, chosen = map(self._own, (order, top, left, chosen))
         draws = (draw.to(device).split(batches * self.batch_size) for draw in (order, top, left, chosen))
         for index, top, left, chosen in zip(*draws, strict=True):
+            if len(index) == 0:  # of a set with fewer images than processes
+                return
             if skip >= batches:
                 skip -= batches
                 continue

@@ -127,7 +127,7 @@ def restore_random_state(state, device):
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def open_folder(output, default, resume):
+def open_folder(output, default, resume, must_exist=True):
     """Find or make the folder of a run.
 
     A folder that holds a run is never written over: the default folder of a new run gets a number, one that was asked
@@ -137,6 +137,7 @@ def open_folder(output, default, resume):
         output (str | None): the folder that was asked for.
         default (Path): where the run goes otherwise.
         resume (bool): whether a run is to go on.
+        must_exist (bool): whether there must then be one.
 
     Raises:
         UsageError: where the folder is taken, missing (to resume), or cannot be written.
@@ -147,7 +148,7 @@ def open_folder(output, default, resume):
         free = next(path for path in numbered if not _holds_run(path))
         folder = numbered[max(0, numbered.index(free) - 1)] if resume else free
     if resume:
-        if not _holds_run(folder):
+        if must_exist and not _holds_run(folder):
             raise UsageError(f"no checkpoint in {folder}: leave out --resume to start from the beginning")
     elif _holds_run(folder):
         raise UsageError(f"{folder} holds a run already: give --resume to go on with it, or another --output")
@@ -179,6 +180,10 @@ def _newest_first(folder):
         return [int(number) for number in re.findall(r"\d+", path.stem)]  # [epoch] or [epoch, batch]
 
     return sorted(folder.glob(PATTERN), key=progress, reverse=True)
+
+
+def holds_checkpoint(folder):
+    return any(True for _ in folder.glob(PATTERN))
 
 
 def _holds_run(folder):

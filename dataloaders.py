@@ -123,6 +123,7 @@ def dataloaders(
     seed: int = 0,
     channels_last: bool = False,
     limit: int | None = None,
+    shard: tuple[int, int] = (0, 1),
 ) -> tuple[DatasetInfo, BatchLoader, BatchLoader]:
     """Reads a data set into the memory of `device`: `(info, train, test)`.
 
@@ -137,6 +138,7 @@ def dataloaders(
     seed:          of the order and the augmentation. The split of `digits` does not depend on it.
     channels_last: batches in `torch.channels_last` memory format.
     limit:         use this many images of each split, evenly spread, for a quick try.
+    shard:         (rank, size) of this process among those that share every batch, see `BatchLoader`.
     Raises `DataError` for data that cannot be had or is damaged.
     """
     info, root = describe(name, root, image_size), Path(os.path.expanduser(root))
@@ -153,7 +155,7 @@ def dataloaders(
 
     def loader(split: Split, **training) -> BatchLoader:
         images, labels = (part.to(device) for part in split)
-        options = {"batch_size": batch_size, "channels_last": channels_last, **training}
+        options = {"batch_size": batch_size, "channels_last": channels_last, "shard": shard, **training}
         return BatchLoader(images, labels, info.mean, info.std, **options)
 
     padding = info.image_size // 8 if name in CROPPED else 0

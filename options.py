@@ -19,7 +19,7 @@ from linearconv import COMPUTE_MODES
 from linearconv_sparse import SCHEDULES
 from variants import LINEARCONV_TYPES, linear_conv
 
-CHANGEABLE = ("lr", "milestones", "batch_size", "reg_weight", "amp")
+CHANGEABLE = ("lr", "milestones", "batch_size", "reg_weight", "amp", "processes")
 TYPES = (*LINEARCONV_TYPES, "dense")
 
 
@@ -96,7 +96,7 @@ def parse_arguments(networks, recipe, argv=None):
 
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=positive_int, help="default: the recipe's")
-    add("--batch-size", type=positive_int, help="default: the recipe's")
+    add("--batch-size", type=positive_int, help="of each process; default: the recipe's")
     add("--lr", type=positive_float, help="learning rate of Adam; default: the recipe's")
     add("--milestones", type=positive_int, nargs="*", metavar="EPOCH",
         help="epochs after which the learning rate is multiplied by 0.1; default: the recipe's")  # fmt: skip
@@ -109,6 +109,8 @@ def parse_arguments(networks, recipe, argv=None):
         help="memory format of images and feature maps (default: on)")  # fmt: skip
     add("--amp", action=argparse.BooleanOptionalAction,
         help="bfloat16 autocast (default: on for CPUs that compute in bfloat16, elsewhere off)")  # fmt: skip
+    add("--sync-batch-norm", action="store_true",
+        help="with several processes on GPUs: BatchNorm over the batch of all of them")  # fmt: skip
     add("--deterministic", action="store_true",
         help="only deterministic operations: on a GPU too, a resumed run equals the unbroken one (slower)")  # fmt: skip
     add("--compile", action=argparse.BooleanOptionalAction, default=False,
@@ -188,6 +190,8 @@ def _check(options):
     if not 0 <= options.seed < 2**63:
         raise UsageError(f"--seed must be a non-negative 64-bit integer, got {options.seed}")
     _check_device(options.device)
+    if options.sync_batch_norm and torch.device(options.device).type == "cpu":
+        raise UsageError("--sync-batch-norm needs GPUs: torch has no synchronised BatchNorm for CPUs")
     if options.amp is None:
         options.amp = torch.device(options.device).type == "cpu" and cpu_computes_in_bfloat16()
 

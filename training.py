@@ -9,6 +9,7 @@ import os
 import platform
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 import checkpoints
 import counting
+import distributed
 import report
 from corr_reg import corr_loss, l1_loss
 from dataloaders import DataError, dataloaders, describe
@@ -38,6 +40,7 @@ from stopping import FiniteCheck, NotFinite, Stopped, StopSignals
 __all__ = ["Recipe", "main"]
 
 REGULARISE_EVERY = 10  # batches
+AGREE_EVERY = 10  # steps after which processes ask one another whether to save and stop
 LR_DROP = 0.1  # factor of the learning rate after a milestone
 PROGRESS = ("epoch", "batch", "step", "seconds", "train_seconds", "images_per_second", "best", "last", "history",
             "loss_sum", "correct")  # fmt: skip
@@ -56,8 +59,11 @@ def main(networks, recipe, argv=None):
             have gone wrong, 130 when interrupted, 143 when terminated.
     """
     options = parse_arguments(networks, recipe, argv)
+    if int(os.environ.get("RANK", "0")):  # of several processes the first one speaks
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  for as long as the process lasts
     try:
-        _run(networks[options.network], recipe, options)
+        with distributed.join(options) as group:
+            _run(networks[options.network], recipe, options, group)
     except Stopped as stop:
         fail(stop, options.program)
         sys.exit(stop.code)
@@ -74,7 +80,7 @@ def main(networks, recipe, argv=None):
         sys.exit(130)
 
 
-def _run(network, recipe, options):
+def _run(network, recipe, options, group):
     if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
         torch.use_deterministic_algorithms(True)
@@ -90,26 +96,40 @@ def _run(network, recipe, options):
     report.print_counts(options, counts, input_size, classes)
     record = report.start(options, counts, classes)
     if options.output and not options.resume:  # a folder that cannot be used is told before any waiting
-        folder = checkpoints.open_folder(options.output, None, resume=False)
+        _open_folder(options, None, group)
     if options.count_only:
-        if options.output:
-            checkpoints.write_json(folder / checkpoints.REPORT, record)
+        if options.output and group.is_first:
+            checkpoints.write_json(Path(options.output) / checkpoints.REPORT, record)
         return
 
     options.channels_last = options.channels_last and _channels_last_is_safe(model, options.device)
-    dataset, options, loaders = _load_data(recipe, options)
+    dataset, options, loaders = _load_data(recipe, options, group)
     default = Path("ckpt") / Path(options.program).stem / run_name(options, dataset)
-    folder = checkpoints.open_folder(options.output, default, options.resume)
-    trainer = Trainer(model, loaders, options, folder, dataset, classes)
-    if options.tensorboard:
+    folder = _open_folder(options, default, group)
+    trainer = Trainer(model, loaders, options, folder, dataset, classes, group)
+    if options.tensorboard and group.is_first:
         trainer.write_events_to(folder)
-    if options.resume:
+    if options.resume or trainer.was_started_again():
         trainer.resume()
     outcome = trainer.fit()
     record |= {"dataset": dataset, **trainer.recipe, **outcome}
     record["nonzero_parameters"] = counting.count_nonzero_parameters(trainer.model)
-    checkpoints.write_json(folder / checkpoints.REPORT, record)
-    report.print_outcome(record, folder / checkpoints.REPORT)
+    if group.is_first:
+        checkpoints.write_json(folder / checkpoints.REPORT, record)
+        report.print_outcome(record, folder / checkpoints.REPORT)
+
+
+def _open_folder(options, default, group):
+    """The run's folder, found or made by the first process; one that torchrun starts again goes on in it."""
+
+    def open_it():
+        resume = options.resume or group.restarts > 0
+        folder = checkpoints.open_folder(options.output, default, resume, must_exist=options.resume)
+        if group.size > 1 and not options.output:
+            (folder / checkpoints.LOG).touch()  # takes the default folder's number, should torchrun start it again
+        return folder
+
+    return group.of_first(open_it)
 
 
 def _image_shape(options):
@@ -138,12 +158,13 @@ def _channels_last_is_safe(model, device):
     return torch.device(device).type != "cpu" or all(layer.in_channels >= 16 for layer in strided)
 
 
-def _load_data(recipe, options):
+def _load_data(recipe, options, group):
     """Load what was asked for, or CIFAR-10, or else the digits; returns name, options with the recipe's, loaders."""
 
     def load(name):
         filled = apply_recipe(options, recipe.for_dataset(name))
-        _, train, test = dataloaders(
+        read = partial(
+            dataloaders,
             name,
             options.data_root,
             batch_size=filled.batch_size,
@@ -152,7 +173,9 @@ def _load_data(recipe, options):
             device=options.device,
             seed=options.seed,
             channels_last=options.channels_last,
+            shard=(group.rank, group.size),
         )
+        _, train, test = group.first_before_others(read)
         return name, filled, (train, test)
 
     if options.dataset:
@@ -177,15 +200,22 @@ class Trainer:
         options (Namespace): the command line's, the recipe's values filled in.
         folder (Path): takes log and checkpoints.
         dataset (str), classes (int): kept in checkpoints, so that they are resumed on the same data only.
+        group (distributed.Group): the processes that train it together; this one alone where left out.
     """
 
-    def __init__(self, model, loaders, options, folder, dataset, classes):
+    def __init__(self, model, loaders, options, folder, dataset, classes, group=None):
+        self.group = group or distributed.Group()
         self.train_loader, self.test_loader = loaders
         self.device = torch.device(options.device)
         self.options, self.folder = options, folder
         memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
         self.model = model.to(self.device, memory_format=memory_format)
-        self.forward = torch.compile(self.model) if options.compile else self.model
+        if options.sync_batch_norm:
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        self.forward = self.group.wrap(self.model)
+        if options.compile:
+            self.forward = torch.compile(self.forward)
+        torch.manual_seed(options.seed + self.group.rank)  # processes drop out apart
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.lr, fused=True)
         self.scheduler = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, options.milestones, gamma=LR_DROP)
         self.finite = FiniteCheck(self.model, self.optimizer, self.device)
@@ -195,7 +225,7 @@ class Trainer:
         }
         asked = ("network", "type", "rank", "sparsity", "alpha", "pruning", "width", "seed", "amp")
         self.settings = {name: getattr(options, name) for name in asked}
-        self.settings |= {"dataset": dataset, "num_classes": classes, **self.recipe}
+        self.settings |= {"dataset": dataset, "num_classes": classes, "processes": self.group.size, **self.recipe}
         del self.settings["epochs"]  # a run may be made longer
         self.events = None  # of TensorBoard
         self.stop = StopSignals()
@@ -238,7 +268,8 @@ class Trainer:
             raise UsageError(f"{self.folder} has been trained for {self.epoch} epochs: give more --epochs to go on")
         steps = len(self.train_loader)
         total, done = self.options.epochs * steps, self.epoch * steps + self.batch
-        with self.stop, tqdm(total=total, initial=done, disable=None, unit="batch", dynamic_ncols=True) as bar:
+        silent = None if self.group.is_first else True  # None: where there is no terminal
+        with self.stop, tqdm(total=total, initial=done, disable=silent, unit="batch", dynamic_ncols=True) as bar:
             while self.epoch < self.options.epochs:
                 self._one_epoch(bar)
         if self.events:
@@ -273,7 +304,8 @@ class Trainer:
         })  # fmt: skip
         train_seconds = self.train_seconds
         self.batch, self.train_seconds = 0, 0.0
-        checkpoints.append_log(self.folder, self.history[-1])
+        if self.group.is_first:
+            checkpoints.append_log(self.folder, self.history[-1])
         self._save(is_best)
         if self.events:
             for name, value in self.history[-1].items():
@@ -285,8 +317,9 @@ class Trainer:
             file=sys.stdout,
         )
         sys.stdout.flush()
-        if self.stop.asked and self.epoch < self.options.epochs:
-            raise Stopped(self.stop.asked, f"epoch {self.epoch} is saved, --resume goes on")
+        (asked,) = self.group.any(self.stop.asked, device=self.device)
+        if asked and self.epoch < self.options.epochs:
+            raise Stopped(asked, f"epoch {self.epoch} is saved, --resume goes on")
 
     def _train_epoch(self, bar):
         """Mean cross-entropy and accuracy in per cent over the epoch, as training went."""
@@ -307,23 +340,22 @@ class Trainer:
                 loss_so_far, accuracy = self.loss_sum.item() / seen, 100 * self.correct.item() / seen
                 bar.set_postfix(epoch=self.epoch + 1, loss=f"{loss_so_far:.4f}", train=f"{accuracy:.2f} %")
             self.train_seconds = time.perf_counter() - start
-            if self.batch < batches and self._save_is_due():
-                path = self._save()
-                if self.stop.asked:
-                    where = f"{path.name} has epoch {self.epoch + 1} up to batch {self.batch} of {batches}"
-                    raise Stopped(self.stop.asked, f"{where}, --resume goes on")
+            if self.batch < batches:
+                self._save_where_due(batches)
         if not self.finite.all_well():
             self._give_up()
-        return self.loss_sum.item() / seen, 100 * self.correct.item() / seen
+        seen = torch.tensor(seen, device=self.device)
+        loss_sum, correct, seen = (total.item() for total in self.group.sum(self.loss_sum, self.correct, seen))
+        return loss_sum / seen, 100 * correct / seen
 
     def _train_step(self, images, labels):
         with self._autocast():
             logits = self._training_forward(images)
             loss = F.cross_entropy(logits, labels)
-        total = loss
+        total = loss if self.group.size == 1 else loss * self.train_loader.share(self.batch, len(labels))
         self.step += 1
         if self.options.reg_weight and self.step % REGULARISE_EVERY == 0:
-            total = loss + self.options.reg_weight * (corr_loss(self.model) + l1_loss(self.model))
+            total = total + self.options.reg_weight * self._regularisers()
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         if not self.finite.look(total):
@@ -331,6 +363,14 @@ class Trainer:
         self.optimizer.step()
         self.loss_sum += loss.detach() * len(labels)  # summed on the device: no step waits for the host
         self.correct += (logits.detach().argmax(1) == labels).sum()
+
+    def _regularisers(self):
+        """The regularisers of the whole network; processes share the layers among them, as gradients are averaged."""
+        if self.group.size == 1:
+            return corr_loss(self.model) + l1_loss(self.model)
+        layers = [layer for layer in self.model.modules() if isinstance(layer, LinearConv)]
+        mine = layers[self.group.rank :: self.group.size]
+        return self.group.size * sum((corr_loss(layer) + l1_loss(layer) for layer in mine), start=0.0)
 
     def _give_up(self):
         layers = ", ".join(self.finite.layers()) or "none by now"
@@ -340,13 +380,23 @@ class Trainer:
             f"layers concerned: {layers}; checkpoints are from before (--resume --may-change lr --lr RATE goes on)"
         )
 
-    def _save_is_due(self):
-        return self.stop.asked or time.monotonic() - self.saved_at >= 60 * self.options.save_every
+    def _save_where_due(self, batches):
+        """Save within an epoch when it is time to, or when asked to stop; processes agree on it now and then."""
+        if self.group.size > 1 and self.step % AGREE_EVERY:
+            return
+        late = time.monotonic() - self.saved_at >= 60 * self.options.save_every
+        asked, late = self.group.any(self.stop.asked, late, device=self.device)
+        if asked or late:
+            path = self._save()
+        if asked:
+            where = f"{path} has epoch {self.epoch + 1} up to batch {self.batch} of {batches}"
+            raise Stopped(asked, f"{where}, --resume goes on")
 
     def _save(self, is_best=False):
         if not self.finite.all_well():
             self._give_up()
-        path = checkpoints.save(self.folder, self._state(), is_best)
+        state = self._state()  # of all processes
+        path = checkpoints.save(self.folder, state, is_best) if self.group.is_first else None
         self.saved_at = time.monotonic()
         return path
 
@@ -360,12 +410,14 @@ class Trainer:
 
     @torch.inference_mode()
     def evaluate(self):
-        """Test accuracy in per cent: correct / total over the whole test set."""
+        """Test accuracy in per cent: correct / total over the whole test set, of which each process takes a part."""
         self.model.eval()
+        evaluated = self.forward if self.group.size == 1 else self.model
         correct = torch.zeros((), dtype=torch.long, device=self.device)
         for images, labels in self.test_loader:
             with self._autocast():
-                correct += (self.forward(images).argmax(1) == labels).sum()
+                correct += (evaluated(images).argmax(1) == labels).sum()
+        (correct,) = self.group.sum(correct)
         return 100 * correct.item() / self.test_loader.num_images
 
     def _autocast(self):
@@ -385,11 +437,16 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "train_loader": self.order if self.batch else self.train_loader.state_dict(),
-            "random": checkpoints.random_state(self.device),
+            "random": self.group.gather(checkpoints.random_state(self.device)),
             "settings": self.settings,
             "versions": _versions(),
             **{name: getattr(self, name) for name in PROGRESS},
+            **dict(zip(("loss_sum", "correct"), self.group.sum(self.loss_sum, self.correct), strict=True)),
         }
+
+    def was_started_again(self):
+        """True where torchrun has started the run again after it had saved something."""
+        return self.group.of_first(lambda: self.group.restarts > 0 and checkpoints.holds_checkpoint(self.folder))
 
     def resume(self):
         """Go on from the newest good checkpoint in the folder.
@@ -397,7 +454,7 @@ class Trainer:
         Raises:
             UsageError: where there is none, or it is of another network, variant, data set or recipe.
         """
-        state, path = checkpoints.load_newest(self.folder)
+        state, path = self.group.of_first(lambda: checkpoints.load_newest(self.folder))
         changed = checkpoints.check_settings(state["settings"], self.settings, path, self.options.may_change)
         if "batch_size" in changed and state["batch"]:
             raise UsageError(f"{path} stands within an epoch, where the batch size cannot change: finish it first")
@@ -413,10 +470,14 @@ class Trainer:
         for name in PROGRESS:
             setattr(self, name, state[name])
         self.loss_sum, self.correct = self.loss_sum.to(self.device), self.correct.to(self.device)
+        if not self.group.is_first:  # it has the others' share
+            self.loss_sum, self.correct = torch.zeros_like(self.loss_sum), torch.zeros_like(self.correct)
         if {"lr", "milestones"} & set(changed):
             self._set_learning_rate()
-        checkpoints.restore_random_state(state["random"], self.device)
-        checkpoints.write_log(self.folder, self.history)
+        if len(state["random"]) == self.group.size:
+            checkpoints.restore_random_state(state["random"][self.group.rank], self.device)
+        if self.group.is_first:
+            checkpoints.write_log(self.folder, self.history)
         within = f" and {self.batch} batches of the next" if self.batch else ""
         print(f"resuming after epoch {self.epoch}{within} from {path}")
         different = [f"{name} {was}" for name, was in state["versions"].items() if _versions().get(name) != was]

@@ -1,0 +1,97 @@
+"""Several processes that train one network, as torchrun starts them: one for each GPU, or for parts of a CPU.
+
+    torchrun --nproc-per-node 2 models/vgg_xcnn.py -t rank -r 1 --batch-size 25
+
+Each process takes its part of every batch; gradients are averaged (DistributedDataParallel), so that N processes of
+batch B do what one process of batch N B does.
+"""
+
+import os
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+
+PATIENCE = timedelta(minutes=30)  # that the others have while the first one downloads data
+
+
+class Group:
+    """The processes of a run, or one alone."""
+
+    def __init__(self, rank=0, size=1, restarts=0):
+        self.rank, self.size = rank, size
+        self.restarts = restarts  # how often torchrun has started this run again
+
+    @property
+    def is_first(self):
+        """True in the one process that writes files and speaks."""
+        return self.rank == 0
+
+    def sum(self, *tensors):
+        """The sums of tensors over all processes."""
+        if self.size == 1:
+            return tensors
+        sums = [tensor.detach().clone() for tensor in tensors]
+        for tensor in sums:
+            dist.all_reduce(tensor)
+        return sums
+
+    def any(self, *flags, device="cpu"):
+        """For each flag the largest of all processes'; None counts as 0."""
+        if self.size == 1:
+            return flags
+        largest = torch.tensor([int(flag or 0) for flag in flags], device=device)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return largest.tolist()
+
+    def gather(self, thing):
+        """A list of every process's `thing`."""
+        things = [thing] * self.size
+        if self.size > 1:
+            dist.all_gather_object(things, thing)
+        return things
+
+    def of_first(self, make):
+        """What `make()` returns in the first process, in all of them."""
+        things = [make() if self.is_first else None]
+        if self.size > 1:
+            dist.broadcast_object_list(things, src=0)
+        return things[0]
+
+    def first_before_others(self, make):
+        """`make()` in every process, in the first one before the others: what it downloads, they find."""
+        if self.size == 1:
+            return make()
+        made = make() if self.is_first else None
+        dist.barrier()
+        return made if self.is_first else make()
+
+    def wrap(self, model):
+        """The model, with its gradients averaged over the processes."""
+        if self.size == 1:
+            return model
+        for parameter in model.parameters():
+            if parameter.numel() == 0:  # coefficients of layers without secondary filters never get a gradient
+                parameter.requires_grad_(False)
+        device = next(model.parameters()).device
+        return nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+
+@contextmanager
+def join(options):
+    """The group of this process, joined for as long as the context lasts; `options.device` becomes its own GPU."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield Group()
+        return
+    on_gpu = torch.device(options.device).type == "cuda"
+    if on_gpu:
+        options.device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(options.device)
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
+    try:
+        yield Group(dist.get_rank(), size, int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
+    finally:
+        dist.destroy_process_group()

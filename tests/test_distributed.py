@@ -1,0 +1,160 @@
+"""Several processes do what one does with their batches together."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from augmentation import BatchLoader
+from distributed import Group
+from tests.runs import ROOT, read_log
+
+PLAIN = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import torch.nn as nn
+from training import Recipe, main
+
+class Plain(nn.Module):
+    '''No BatchNorm, no dropout.'''
+    def __init__(self, conv=nn.Conv2d, in_channels=3, num_classes=10, width=1.0):
+        super().__init__()
+        self.body = nn.Sequential(conv(in_channels, 8, 3, stride=2), nn.Tanh(), conv(8, 16, 3, stride=2), nn.Tanh())
+        self.fc = nn.Linear(16 * 49, num_classes)
+        self.steps = 0
+
+    def forward(self, x):
+        self.steps += self.training
+        mark = os.environ.get("DIE_ONCE", "")
+        if mark and self.steps == 45 and os.environ["RANK"] == "1" and not os.path.exists(mark):
+            open(mark, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.fc(self.body(x).flatten(1))
+
+if __name__ == "__main__":
+    main({{"Plain": Plain}}, Recipe(lr=1e-3, epochs=1))
+"""
+
+
+@pytest.fixture
+def plain(tmp_path):
+    path = tmp_path / "plain.py"
+    path.write_text(PLAIN)
+    return path
+
+
+def launch(script, *options, processes=1, restarts=0, **environment):
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+        command += ["--nproc-per-node", str(processes), "--max-restarts", str(restarts)]
+    command += [str(script), "--dataset", "digits", "--device", "cpu", "--no-amp", *map(str, options)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def final(folder):
+    newest = max(folder.glob("checkpoint-*.pt"))
+    return torch.load(newest, weights_only=True)["model"]
+
+
+def report(folder):
+    return json.loads((folder / "report.json").read_text())
+
+
+@pytest.mark.parametrize("kind", [["-t", "rank"], ["-t", "sparse", "-s", "0.5"]])
+def test_two_processes_of_25_equal_one_of_50(plain, tmp_path, kind):
+    done = launch(plain, *kind, "--batch-size", 25, "--output", tmp_path / "two", processes=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch   1/1") == 1  # one of them speaks
+    done = launch(plain, *kind, "--batch-size", 50, "--output", tmp_path / "one")
+    assert done.returncode == 0, done.stderr
+    for name, tensor in final(tmp_path / "one").items():  # after 29 steps, the last one smaller
+        torch.testing.assert_close(final(tmp_path / "two")[name], tensor, rtol=1e-5, atol=1e-5)
+    two, one = report(tmp_path / "two"), report(tmp_path / "one")
+    assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-5)
+    assert two["test_accuracy"] == pytest.approx(one["test_accuracy"], abs=0.3)
+    assert round(two["test_accuracy"] * 359 / 100, 6).is_integer()  # every test image counted once
+
+
+def test_a_worker_that_is_killed_is_started_again_and_the_run_ends_as_if_nothing_had_been(plain, tmp_path):
+    options = ["-t", "rank", "--epochs", 3, "--batch-size", 25, "--output"]
+    mark = tmp_path / "died"
+    done = launch(plain, *options, tmp_path / "killed", processes=2, restarts=2, DIE_ONCE=str(mark))
+    assert done.returncode == 0 and mark.exists(), done.stderr
+    assert "resuming after epoch 1" in done.stdout
+    launch(plain, *options, tmp_path / "unbroken", processes=2)
+    for name, tensor in final(tmp_path / "unbroken").items():
+        assert torch.equal(final(tmp_path / "killed")[name], tensor)
+    assert len(read_log(tmp_path / "killed")) == 3
+
+
+def test_bad_input_is_one_line_of_the_first_process(plain, tmp_path):
+    done = launch(plain, "-t", "dense", "--sync-batch-norm", processes=2)
+    assert done.returncode != 0
+    assert sum("--sync-batch-norm needs GPUs" in line for line in done.stderr.splitlines()) >= 1
+
+
+def test_two_processes_reach_the_accuracy_of_one(tmp_path):
+    script, options = ROOT / "models" / "base_xcnn.py", ["--width", "0.25", "--epochs", "6"]
+    for name, processes, batch in (("one", 1, 50), ("two", 2, 25)):
+        done = launch(script, *options, "--batch-size", batch, "--output", tmp_path / name, processes=processes)
+        assert done.returncode == 0, done.stderr
+    one, two = (report(tmp_path / name)["best_test_accuracy"] for name in ("one", "two"))
+    assert one > 85 and two > one - 4
+
+
+# ---- shards of a loader -------------------------------------------------------------------------------------------
+
+
+def loaders(size, batch_size, images, **options):
+    pixels = torch.arange(images, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()
+    arguments = pixels, torch.arange(images), [0.0], [1.0]
+    return [BatchLoader(*arguments, batch_size=batch_size, shard=(rank, size), **options) for rank in range(size)]
+
+
+@pytest.mark.parametrize("size, batch_size, images", [(2, 5, 40), (2, 5, 43), (3, 4, 31), (4, 2, 17)])
+def test_the_shards_of_a_batch_are_the_batch(size, batch_size, images):
+    (whole,) = loaders(1, size * batch_size, images, shuffle=True, padding=1, flip=True, seed=3)
+    shards = [list(loader) for loader in loaders(size, batch_size, images, shuffle=True, padding=1, flip=True, seed=3)]
+    assert len({len(shard) for shard in shards}) == 1
+    for index, (pixels, labels) in zip(range(len(shards[0])), whole, strict=False):
+        assert torch.equal(torch.cat([shard[index][0] for shard in shards]), pixels)
+        assert torch.equal(torch.cat([shard[index][1] for shard in shards]), labels)
+    left_over = images - len(torch.cat([labels for shard in shards for _, labels in shard]))
+    assert left_over < size
+
+
+@pytest.mark.parametrize("size, batch_size, images", [(2, 5, 43), (3, 4, 31), (4, 50, 17), (4, 1, 3)])
+def test_every_test_image_comes_once(size, batch_size, images):
+    seen = [labels for loader in loaders(size, batch_size, images) for _, labels in loader]
+    assert sorted(torch.cat(seen).tolist()) == list(range(images))
+    assert all(len(labels) for labels in seen)
+
+
+def test_shares_make_the_mean_over_processes_that_over_the_batch():
+    both = loaders(2, 5, 43, shuffle=True)
+    for batch, parts in enumerate(zip(*both, strict=True)):
+        sizes = [len(labels) for _, labels in parts]
+        shares = [loader.share(batch, size) for loader, size in zip(both, sizes, strict=True)]
+        assert shares == pytest.approx([2 * size / sum(sizes) for size in sizes])
+
+
+def test_a_pass_can_begin_at_any_batch():
+    for skip in range(10):
+        one, other = (loaders(1, 5, 43, shuffle=True, padding=1, flip=True, seed=7)[0] for _ in range(2))
+        expected, found = list(one)[skip:], list(other.batches(skip))
+        assert len(expected) == len(found)
+        for (pixels, labels), (same_pixels, same_labels) in zip(expected, found, strict=True):
+            assert torch.equal(pixels, same_pixels) and torch.equal(labels, same_labels)
+        assert torch.equal(one.generator.get_state(), other.generator.get_state())
+
+
+def test_a_group_of_one_does_nothing():
+    group, model = Group(), torch.nn.Linear(2, 1)
+    assert group.is_first and group.wrap(model) is model
+    assert group.any(None, 15) == (None, 15) and group.gather("a") == ["a"]
+    assert group.of_first(lambda: 3) == group.first_before_others(lambda: 3) == 3
