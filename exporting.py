@@ -1,5 +1,6 @@
 """Networks as files that run elsewhere: ONNX, and what torch.export saves."""
 
+import logging
 import os
 import statistics
 import time
@@ -103,13 +104,16 @@ def _write_onnx(model, path, images):
     if sum(tensor.nbytes for tensor in model.state_dict().values()) > LARGEST_FILE:
         raise ConversionError("the model is larger than the 2 GiB that one ONNX file holds")
     batch = torch.export.Dim("batch", min=1)
+    log = logging.getLogger("onnxscript")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it warns of every constant that it leaves to the runtime
     try:
-        program = torch.onnx.export(
-            model, (images,), dynamo=True, dynamic_shapes=({0: batch},), verbose=False, external_data=False
-        )
+        program = torch.onnx.export(model, (images,), dynamo=True, dynamic_shapes=({0: batch},), verbose=False)
         program.save(path, external_data=False)
     except Exception as error:
         raise ConversionError(f"torch.onnx cannot export the model: {_first_line(error)}") from error
+    finally:
+        log.setLevel(level)
 
 
 def _write_exported(model, path, images):

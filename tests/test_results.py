@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import layers, speed
+from experiments import compress
 from experiments.accuracy import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,3 +51,42 @@ def test_images_per_second_in_the_readme_are_those_of_the_results():
     for row in rows:
         if row["pipeline"] != "indexing":
             assert f"{row['images_per_second']:,.0f}" in README
+
+
+def test_the_compression_table_in_the_readme_is_that_of_the_result():
+    record = json.loads((ROOT / "results" / "compress_base.json").read_text())
+    assert "\n".join(compress.markdown(record)) in README
+
+
+def test_fits_of_trained_filters_are_within_one_per_cent_of_the_optimum():
+    record = json.loads((ROOT / "results" / "compress_base.json").read_text())
+    for layer in record["fit_quality"]:
+        assert layer["optimum"] <= layer["fitted"] * (1 + 1e-6) <= 1.01 * layer["optimum"]
+        assert layer["fitted"] <= 0.75 * layer["first_filters"] and layer["largest_coefficient"] < 1e4
+
+
+def test_the_deployment_table_in_the_readme_is_that_of_the_result():
+    pytest.importorskip("onnxruntime")
+    from benchmarks import deployment
+
+    rows = json.loads((ROOT / "results" / "deployment_cpu.json").read_text())["rows"]
+    assert "\n".join(deployment.markdown(rows)) in README
+    bytes_of = {(row["network"], row["file"]): row["bytes"] for row in rows}
+    for network in {row["network"] for row in rows}:
+        assert bytes_of[network, "features"] < 0.62 * bytes_of[network, "dense"]
+
+
+def test_precisions_agree_within_the_noise_of_seeds():
+    runs = load("precision_digits")
+    accuracies = {}
+    for run in runs:
+        setting, seed = run["variant"].rsplit(" --seed ", 1)
+        accuracies.setdefault(setting, []).append(run["report"]["test_accuracy"])
+        assert run["report"]["seed"] == int(seed)
+    reference = accuracies["--no-amp"]
+    for setting, values in accuracies.items():
+        assert len(values) == 5
+        noise = (statistics.variance(values) / 5 + statistics.variance(reference) / 5) ** 0.5
+        assert abs(statistics.mean(values) - statistics.mean(reference)) <= 2.5 * noise + 1e-9
+        shown = f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} %"
+        assert f"| `{setting}` | {shown} |" in README
