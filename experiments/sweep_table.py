@@ -61,6 +61,7 @@ def plot(runs, path):
     """Draw a row of plots per data set, error bars being the deviation; returns False where matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import EngFormatter
     except ImportError:
         return False
     rows = over_seeds(runs)
@@ -72,6 +73,8 @@ def plot(runs, path):
         for axes, (key, label) in zip(line, AXES.items(), strict=True):
             _draw(axes, here, key, several=len(networks) > 1)
             axes.set(xlabel=label, ylabel="test accuracy, %", title=dataset)
+            axes.xaxis.set_major_formatter(EngFormatter())
+            axes.tick_params(axis="x", labelrotation=20)
             axes.grid(alpha=0.3)
         line[0].legend(fontsize="small")
     write_whole(path, lambda file: figure.savefig(file, dpi=110, format="png"))
