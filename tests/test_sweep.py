@@ -1,0 +1,393 @@
+"""Sweeps: every run is done once, whatever interrupts them, and the table says what the runs measured."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import sweep
+from experiments.sweep_runs import take_lock
+from experiments.sweep_table import markdown, over_seeds, plot
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Keeps a training script's contract without training: an epoch is a nap, and what happens is noted in events.txt.
+STAND_IN = """
+import argparse, fcntl, json, os, sys, time
+from pathlib import Path
+
+parser = argparse.ArgumentParser()
+for option, type in (("-t", str), ("-r", float), ("-s", float), ("--alpha", float), ("--dataset", str)):
+    parser.add_argument(option, type=type)
+parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("--epochs", type=int, default=1)
+parser.add_argument("--output", type=Path)
+parser.add_argument("--resume", action="store_true")
+options = parser.parse_args()
+folder, log = options.output, options.output / "log.jsonl"
+
+def note(event):
+    with open(folder.parent / "events.txt", "a") as file:
+        file.write(f"{event} {folder.name} {os.getpid()} {os.environ['OMP_NUM_THREADS']}\\n")
+
+busy = open(folder / "busy", "w")
+try:
+    fcntl.flock(busy, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    note("twice")
+epoch = len(list(folder.glob("checkpoint-*.pt")))
+if options.resume != (epoch > 0) or (log.exists() and not options.resume) or (folder / "report.json").exists():
+    sys.exit("--resume does not fit what the folder holds")
+note("resume" if options.resume else "fresh")
+print("to standard output")
+if options.seed == 13:
+    sys.exit("seed 13\\nwas unlucky")
+try:
+    for epoch in range(epoch + 1, options.epochs + 1):
+        time.sleep(float(os.environ["NAP"]))
+        with open(log, "a") as file:
+            file.write(json.dumps({"epoch": epoch}) + "\\n")
+        (folder / f"checkpoint-{epoch:04d}.pt").touch()
+        note(f"epoch{epoch}")
+except KeyboardInterrupt:
+    note("ctrl-c")
+    sys.exit(130)
+size = int(1000 * (options.r or 2))
+report = {"architecture": "Nap", "type": options.t, "rank": options.r or 1, "sparsity": options.s or 0.25}
+report |= {"alpha": options.alpha or 0.5}
+report |= {"dataset": options.dataset or "digits", "epochs": options.epochs, "command": str(folder), "parameters": size}
+report |= {"nonzero_parameters": size, "flops_paper": 20 * size, "macs_inference": 10 * size}
+(folder / "report.json").write_text(json.dumps(report | {"test_accuracy": 80 + size / 1000 + options.seed**2 / 7}))
+note("finish")
+"""
+
+
+class Folder:
+    """A sweep in a temporary folder."""
+
+    def __init__(self, path):
+        self.path = path
+        self.script = path / "nap_xcnn.py"
+        self.script.write_text(STAND_IN)
+        self.runs, self.results = path / "ckpt" / "nap", path / "results"
+
+    def command(self, options, script=None):
+        places = ["--name", "nap", "--ckpt", str(self.path / "ckpt"), "--results", str(self.results)]
+        return [str(script or self.script), *places, *options.split()]
+
+    def run(self, options, script=None):
+        return sweep.main(self.command(options, script))
+
+    def start(self, options):
+        """The same in a process of its own."""
+        command = [sys.executable, str(ROOT / "experiments" / "sweep.py"), *self.command(options)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def events(self):
+        """(what happened, name of the run, process, threads) of all runs, in order."""
+        path = self.runs / "events.txt"
+        return [tuple(line.split()) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def count(self, what):
+        """How often something happened, by run."""
+        return Counter(run for event, run, *_ in self.events() if re.fullmatch(what, event))
+
+    def wait_for(self, condition):
+        end = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < end, self.events()
+            time.sleep(0.02)
+
+    def reports(self):
+        return json.loads((self.results / "nap.json").read_text())["runs"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("NAP", "0.02")
+    return Folder(tmp_path)
+
+
+# ---- each run once --------------------------------------------------------------------------------------------------
+
+
+def test_six_runs_interrupted_twice_finish_with_each_run_done_once(folder, monkeypatch, capfd):
+    monkeypatch.setenv("NAP", "1")
+    six = "-r 0.25 0.5 1 --seeds 0 1 --epochs 3 --jobs 2"
+    first = folder.start(six)
+    folder.wait_for(lambda: folder.count("epoch1").total() >= 2)
+    first.send_signal(signal.SIGTERM)
+    assert "0 of 6 runs are done" in first.communicate(timeout=60)[1]
+    assert first.returncode == 128 + signal.SIGTERM
+    assert not folder.count("finish")
+
+    monkeypatch.setenv("NAP", "0.5")
+    second = folder.start(six)
+    folder.wait_for(lambda: folder.count("finish").total() >= 2 and folder.count("fresh").total() >= 4)
+    second.kill()  # its two runs go on without it
+    second.wait()
+    finished = folder.count("finish")
+    orphans = {run: int(process) for _, run, process, _ in folder.events() if run not in finished}
+    os.kill(min(orphans.items())[1], signal.SIGKILL)  # and one of them is killed too
+
+    capfd.readouterr()
+    assert folder.run(six) == 0
+    out = capfd.readouterr().out
+    assert f"6 runs, {len(finished)} done" in out
+    assert f"{max(orphans)}: another process runs it" in out
+    once = dict.fromkeys(folder.count("fresh"), 1)
+    assert len(once) == 6 and folder.count("finish") == once
+    assert folder.count("resume").total() >= 2 and not folder.count("twice")
+    for epoch in ("epoch1", "epoch2", "epoch3"):
+        assert folder.count(epoch) == once
+    assert len(folder.reports()) == 6
+    assert out.count("% | 2 |") == 3
+
+
+def test_ctrl_c_reaches_the_runs_and_ends_with_130(folder, monkeypatch, capfd):
+    monkeypatch.setenv("NAP", "30")
+    presser = threading.Thread(
+        target=lambda: (folder.wait_for(lambda: len(folder.events()) == 2), os.kill(os.getpid(), signal.SIGINT))
+    )
+    presser.start()
+    assert folder.run("--seeds 0 1 2 --jobs 2") == 130
+    presser.join()
+    assert folder.count("ctrl-c").total() == 2
+    assert "0 of 3 runs are done" in capfd.readouterr().err
+
+
+def test_two_sweeps_at_once_run_nothing_twice(folder, monkeypatch):
+    monkeypatch.setenv("NAP", "0.1")
+    both = [folder.start("-r 0.25 0.5 1 --seeds 0 1 --jobs 2") for _ in range(2)]
+    for one in both:
+        out, err = one.communicate(timeout=60)
+        assert one.returncode == 0, err
+        assert "written" in out
+    assert set(folder.count("fresh").values()) == set(folder.count("finish").values()) == {1}
+    assert len(folder.count("fresh")) == 6 and not folder.count("twice|resume")
+
+
+def test_what_is_done_is_skipped_and_more_values_are_added(folder):
+    assert folder.run("-r 0.5") == 0
+    assert folder.run("-r 0.5 0.25 1 0.5") == 0
+    assert sorted(folder.count("fresh").values()) == [1, 1, 1]
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(folder):
+    run = folder.runs / "nap-rank1-default-seed0"
+    run.mkdir(parents=True)
+    (run / "log.jsonl").write_text('{"epoch": 1}\n')
+    assert folder.run("") == 0
+    assert (run / "log.jsonl").read_text().count("epoch") == 1
+
+
+def test_shards_partition_the_runs_and_the_last_makes_the_table(folder, capfd):
+    values = "-t dense rank sparse -r 0.5 1 --seeds 0 1"
+    names = []
+    for shard in ("1/3", "2/3", "3/3"):
+        assert not (folder.results / "nap.json").exists()
+        assert folder.run(f"{values} --shard {shard}") == 0
+        names.append(set(folder.count("fresh")) - set().union(*names))
+    assert [len(shard) for shard in names] == [3, 3, 2]
+    assert "5 runs of other shards are not done" in capfd.readouterr().out
+    assert len(folder.reports()) == 8 and set(folder.count("fresh").values()) == {1}
+
+
+def test_jobs_run_side_by_side_and_share_the_cores(folder, monkeypatch):
+    monkeypatch.setenv("NAP", "0.5")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("experiments.sweep_runs.cores", lambda: 8)
+    assert folder.run("--seeds 0 1 2 --jobs 3") == 0
+    events = folder.events()
+    assert [event[0] for event in events[:3]] == ["fresh"] * 3
+    assert {threads for *_, threads in events} == {"2"}
+
+
+def test_runs_are_spread_over_the_gpus(folder, monkeypatch):
+    monkeypatch.setattr(sweep.torch.cuda, "device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert sweep.gpus_for("cuda") == ["0", "1", "2"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
+    assert sweep.gpus_for("cuda") == ["4", "6", "7"]
+    assert sweep.gpus_for("cuda:1") == sweep.gpus_for("cpu") == []
+
+    folder.script.write_text(STAND_IN.replace("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"))
+    monkeypatch.setenv("NAP", "0.3")
+    monkeypatch.setattr(sweep, "gpus_for", lambda device: ["4", "6"])
+    assert folder.run("--seeds 0 1") == 0
+    assert {gpu for event, _, _, gpu in folder.events() if event == "fresh"} == {"4", "6"}
+
+
+def test_a_failing_run_is_reported_and_the_others_go_on(folder, capfd):
+    assert folder.run("--seeds 12 13 14") == 1
+    out, err = capfd.readouterr()
+    assert "seed13, exit code 1: was unlucky" in out and "1 of 3 runs failed" in err
+    assert "to standard output" not in out
+    assert "to standard output" in (folder.runs / "nap-rank1-default-seed13" / "output.txt").read_text()
+    assert len(folder.count("finish")) == 2 and not folder.results.exists()
+    assert folder.run("--seeds 12 13 14 --table") == 0
+    assert "from 2 of 3 runs" in capfd.readouterr().out and len(folder.reports()) == 2
+
+
+def test_a_dry_run_lists_states_and_runs_nothing(folder, capfd):
+    assert folder.run("--seeds 0") == 0
+    (folder.runs / "nap-rank1-default-seed1").mkdir()
+    lock = take_lock(folder.runs / "nap-rank1-default-seed2.lock")
+    before = folder.events()
+    capfd.readouterr()
+    assert folder.run("--seeds 0 1 2 --dry-run") == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert [re.match("done|to do|running", line)[0] for line in lines] == ["done", "to do", "running"]
+    assert folder.events() == before
+    lock.close()
+
+
+# ---- which runs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "values, settings",
+    (
+        ("", ["-t rank -r 1"]),
+        ("-r 0.1 1", ["-t rank -r 0.1", "-t rank -r 1"]),
+        ("-r 0.5 10", ["-t rank -r 0.5", "-t lowrank -r 10"]),
+        ("-t lowrank -r 1 10", ["-t lowrank -r 1", "-t lowrank -r 10"]),
+        ("-t rank lowrank -r 0.5", ["-t rank -r 0.5", "-t lowrank -r 10"]),
+        ("-s 0.25 0.5", ["-t sparse -s 0.25", "-t sparse -s 0.5"]),
+        ("-t dense sparse --alpha 0.25 0.5", ["-t dense", "-t sparse -s 0.25 --alpha 0.25", "-t sparse -s 0.25"]),
+        ("-t dense rank sparse -r 0.5 -s 0.5", ["-t dense", "-t rank -r 0.5", "-t sparse -s 0.5"]),
+    ),
+)
+def test_values_go_with_the_types_they_belong_to(folder, values, settings):
+    runs = sweep.plan(*sweep.parse(folder.command(f"{values} --seeds 3 4 --datasets digits mnist")))
+    assert len(runs) == len({run.name for run in runs}) == 4 * len(settings)
+    for dataset in ("digits", "mnist"):
+        for seed in ("3", "4"):
+            tail = f"--dataset {dataset} --seed {seed}"
+            assert [run.setting for run in runs if run.command.endswith(tail)] == settings
+
+
+@pytest.mark.parametrize(
+    "values, told",
+    (
+        ("-t sparse -r 0.5", "-r has no meaning"),
+        ("-t dense rank -s 0.5", "-s has no meaning"),
+        ("-t rank -r 0.5 10", "(0, 1]"),
+        ("-t lowrank -r 0.5", "integer"),
+        ("-r nan", "integer"),
+        ("-s 1", "[0, 1)"),
+        ("-t full", "--type"),
+        ("--alpha 0", "--alpha"),
+        ("--seeds -1", "--seed"),
+        ("--seeds one", "--seeds"),
+        ("--datasets cifar11", "--datasets"),
+        ("--epochs 0", "--epochs"),
+        ("--jobs 0", "--jobs"),
+        ("--shard 3/2", "--shard"),
+        ("--shard 0/2", "--shard"),
+        ("--name a/b", "--name"),
+        ("-r 0.5 0.50000001", "share the name"),
+        ("--table", "no run is done"),
+        ("-- --output here", "--output"),
+        ("-- --sparsely", "--sparsely"),
+        ("-- --lr 0", "--lr"),
+    ),
+)
+def test_bad_input_is_refused_in_one_line(folder, values, told, capsys):
+    try:
+        code = folder.run(values)
+    except SystemExit as stop:
+        code = stop.code
+    lines = capsys.readouterr().err.splitlines()
+    assert code == 2 and len(lines) == 1 and told in lines[0]
+    assert not folder.events()
+
+
+def test_a_missing_script_is_refused(folder, capsys):
+    with pytest.raises(SystemExit) as stop:
+        folder.run("", script=folder.path / "none.py")
+    assert stop.value.code == 2 and "there is no script" in capsys.readouterr().err
+
+
+def test_runs_of_other_settings_are_not_taken_for_those_asked_for(folder, capsys):
+    assert folder.run("--epochs 2") == 0
+    assert folder.run("--epochs 3") == 2
+    assert "epochs 2 there, 3 here" in capsys.readouterr().err
+    assert folder.run("--epochs 2 -- --lr 0.5") == 2
+    assert "lr None there, 0.5 here" in capsys.readouterr().err
+    assert folder.run("--epochs 2 -- --device cpu --no-download") == 0
+    (folder.runs / "nap-rank1-default-seed0" / "settings.json").unlink()
+    assert folder.run("--epochs 2") == 2
+    assert "holds a run of no sweep" in capsys.readouterr().err
+
+
+# ---- table and plot -------------------------------------------------------------------------------------------------
+
+
+def test_the_table_holds_mean_and_standard_deviation_over_seeds(folder, capfd):
+    assert folder.run("-t dense rank -r 0.5 1 --seeds 0 1 4") == 0
+    out = capfd.readouterr().out
+    rows = over_seeds(folder.reports())
+    assert [row["setting"] for row in rows] == ["-t dense", "-t rank -r 0.5", "-t rank -r 1"]
+    for row in rows:
+        accuracies = 80 + row["parameters"] / 1000 + np.array([0, 1, 4]) ** 2 / 7
+        assert row["seeds"] == 3
+        assert row["mean"] == pytest.approx(np.mean(accuracies))
+        assert row["deviation"] == pytest.approx(np.std(accuracies, ddof=1))
+    accuracies = 80.5 + np.array([0, 1, 16]) / 7
+    shown = f"{accuracies.mean():.2f} ± {accuracies.std(ddof=1):.2f} %"
+    assert f"| digits | Nap | `-t rank -r 0.5` | 500 | 500 | 10,000 | 5,000 | {shown} | 3 |" in out
+    assert (folder.results / "nap.png").exists() or "matplotlib is not installed" in out
+
+
+def test_one_seed_has_no_deviation_and_sets_have_rows_of_their_own(folder):
+    assert folder.run("-t dense sparse --alpha 0.25 0.5 --datasets mnist digits") == 0
+    rows = over_seeds(folder.reports())
+    assert [row["dataset"] for row in rows] == ["digits"] * 3 + ["mnist"] * 3
+    assert all(row["deviation"] is None and row["seeds"] == 1 for row in rows)
+    assert not any("±" in line for line in markdown(folder.reports()))
+
+
+def test_the_plot_is_drawn_where_there_is_matplotlib(folder):
+    pytest.importorskip("matplotlib")
+    assert folder.run("-t dense rank sparse --alpha 0.25 0.5") == 0
+    reports = folder.reports()
+    others = [run | {"report": run["report"] | {"dataset": "mnist", "flops_paper": 10**9}} for run in reports]
+    assert plot(reports + others, folder.path / "two.png")
+    for path in (folder.results / "nap.png", folder.path / "two.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_the_table_is_made_all_the_same(folder, monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert folder.run("") == 0
+    out = capfd.readouterr().out
+    assert "matplotlib is not installed" in out and "| digits | Nap |" in out
+    assert not (folder.results / "nap.png").exists()
+
+
+# ---- a real one -----------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_of_a_training_script(folder, capfd):
+    script = ROOT / "models" / "base_xcnn.py"
+    thin = f"--epochs 1 --datasets digits -- --width 0.125 --device cpu --data-root {folder.path}"
+    assert folder.run(f"-t dense lowrank -r 2 {thin}", script) == 0
+    out = capfd.readouterr().out
+    dense, lowrank = (run["report"] for run in folder.reports())
+    assert dense["parameters"] == dense["dense_parameters"] == lowrank["dense_parameters"] > lowrank["parameters"]
+    assert f"| digits | Base | `-t lowrank -r 2` | {lowrank['parameters']:,} |" in out
+    assert dense["command"].startswith("python models/base_xcnn.py --width 0.125 --device cpu --data-root DIR -t dense")
+    assert str(folder.path) not in (folder.results / "nap.json").read_text()
+    assert folder.run(f"-t dense lowrank -r 2 {thin}", script) == 0
+    assert "2 runs, 2 done" in capfd.readouterr().out
