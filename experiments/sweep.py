@@ -38,7 +38,8 @@ from experiments.sweep_runs import Run, Runner, cores, is_locked
 from experiments.sweep_table import markdown, plot
 from options import TYPES, OneLineParser, Recipe, UsageError, fail, parse_arguments, positive_int, run_name
 
-ELSEWHERE = ("device", "data_root", "download", "output", "resume", "may_change", "save_every", "tensorboard", "program")  # may differ when a run goes on
+ELSEWHERE = ("device", "data_root", "download", "output", "resume", "may_change", "save_every", "tensorboard",
+             "program")  # may differ when a run goes on  # fmt: skip
 CORES_PER_JOB = 4  # on a CPU, where --jobs is left out
 
 
