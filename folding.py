@@ -72,13 +72,15 @@ def _convolutions_before_batch_norms(model):
         raise ConversionError(f"the model cannot be traced by torch.fx to find what is normalised ({reason})") from None
     calls = [node for node in graph.nodes if node.op == "call_module"]
     times = Counter(model.get_submodule(node.target) for node in calls)
+    places = Counter(module for _, module in model.named_modules(remove_duplicate=False))
     pairs = []
     for node in calls:
         norm, before = model.get_submodule(node.target), node.args[0] if node.args else None
         if type(norm) is not nn.BatchNorm2d or before not in calls or len(before.users) > 1:
             continue
         conv = model.get_submodule(before.target)
-        if times[conv] == times[norm] == 1 and _can_be_folded(conv, norm):
+        used_once = times[conv] == times[norm] == places[conv] == places[norm] == 1
+        if used_once and _can_be_folded(conv, norm):
             pairs.append((before.target, node.target))
     return pairs
 

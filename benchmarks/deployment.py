@@ -33,7 +33,7 @@ def benchmark(name, seconds):
     """The rows of one network: a dict per file and batch."""
     torch.manual_seed(0)
     dense = NETWORKS[name]().eval()
-    small = convert(dense, "rank", init="scratch")
+    small = convert(dense, "rank")
     images = {batch: torch.randn(batch, 3, 32, 32) for batch in BATCHES}
     rows, runs = [], {}
     with tempfile.TemporaryDirectory() as folder:

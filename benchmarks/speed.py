@@ -3,7 +3,7 @@
     python benchmarks/speed.py                                  # all networks, training and inference; under an hour
     python benchmarks/speed.py --networks VGG11 --seconds 120   # one of them, more rounds
     python benchmarks/speed.py --precision bfloat16 --device cuda
-    python benchmarks/speed.py --readme                         # put what was measured into README.md
+    python benchmarks/speed.py --readme                         # put all that was measured into README.md
 
 The contenders take turns, step by step where a step takes 20 ms or more, else 20 ms at a time, so that a machine that
 speeds up or slows down does so for all of them; what is reported is the median and the quartiles of the ratios to dense
@@ -44,7 +44,7 @@ from models.mobilenetv2_xcnn import MobileNetV2
 from models.resnet_xcnn import ResNet18
 from models.resnext_xcnn import ResNeXt29_2x64d
 from models.vgg_xcnn import VGG11
-from training import REGULARISE_EVERY
+from trainer import REGULARISE_EVERY
 
 try:
     from tltorch import FactorizedConv
@@ -65,7 +65,7 @@ TUCKER = "Tucker (tensorly-torch)"
 MODES = ("paper", "filters", "features", "auto")
 TASKS = {"train 50": 50, "infer 50": 50, "infer 1": 1, "infer 256": 256}
 SHOWN = ("full rank, auto", "rank 10, auto", "full rank, paper")  # in README.md
-MARKS = "<!-- benchmarks/speed.py --readme --precision {} -->", "<!-- end -->"
+MARKS = "<!-- benchmarks/speed.py --readme, {} -->", "<!-- end -->"  # {}: a file in results/
 
 
 def contenders(modes, compiled):
@@ -229,11 +229,15 @@ def summary(rows):
     return "\n".join(lines)
 
 
-def into_readme(text, table, precision):
-    """README's text with the table between its marks."""
-    start = MARKS[0].format(precision)
-    before, _, after = text.partition(start)
-    return before + start + "\n" + table + "\n" + MARKS[1] + after.partition(MARKS[1])[2]
+def into_readme(text, results):
+    """README's text with the tables of all results between their marks."""
+    for path in sorted(results.glob("speed_*.json")):
+        start = MARKS[0].format(path.name)
+        if start in text:
+            before, _, after = text.partition(start)
+            table = summary(json.loads(path.read_text())["rows"])
+            text = before + start + "\n" + table + "\n" + MARKS[1] + after.partition(MARKS[1])[2]
+    return text
 
 
 def main():
@@ -255,8 +259,7 @@ def main():
     output = options.output or ROOT / "results" / name
     if options.readme:
         readme = ROOT / "README.md"
-        table = summary(json.loads(output.read_text())["rows"])
-        readme.write_text(into_readme(readme.read_text(), table, options.precision))
+        readme.write_text(into_readme(readme.read_text(), ROOT / "results"))
         return
     rows, kept = [], []
     if options.update:

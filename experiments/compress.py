@@ -34,7 +34,7 @@ from dataloaders import dataloaders
 from linearconv import LinearConv
 from options import apply_recipe, conv_factory, parse_arguments
 from replacing import layers_of, replace
-from training import Trainer
+from trainer import Trainer
 
 CALIBRATION_BATCHES = 20
 HALF = "full rank, alpha 0.5"  # the other ways get as many parameters as this one

@@ -68,6 +68,22 @@ def test_a_batch_norm_used_twice_stays():
     assert relative_error(fold(model, batch_norm=True)(IMAGES), model(IMAGES)) < 1e-10
 
 
+def test_a_convolution_that_is_used_elsewhere_unseen_stays():
+    class Again(nn.Module):
+        def __init__(self, conv):
+            super().__init__()
+            self.conv = conv
+
+        def forward(self, x):
+            return self.conv(x[:, :3])  # holds no BatchNorm, so that nobody looks inside
+
+    conv = nn.Conv2d(3, 8, 3)
+    model = disturb(nn.Sequential(conv, nn.BatchNorm2d(8), Again(conv))).double().eval()
+    folded = fold(model, batch_norm=True)
+    assert type(folded[1]) is nn.BatchNorm2d
+    assert relative_error(folded(IMAGES), model(IMAGES)) < 1e-10
+
+
 def test_training_mode_and_control_flow_are_told():
     class Choosing(nn.Module):
         def __init__(self):

@@ -32,10 +32,9 @@ def test_pruned_shares_in_the_readme_are_those_of_the_results():
         assert f"| `{run['variant']}` | {pruned} | {parameters} | {report['test_accuracy']:.2f} % |" in README
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_speed_tables_in_the_readme_are_those_of_the_results(precision):
-    rows = json.loads((ROOT / "results" / f"speed_cpu_{precision}.json").read_text())["rows"]
-    assert speed.into_readme(README, speed.summary(rows), precision) == README
+def test_the_speed_tables_in_the_readme_are_those_of_the_results():
+    assert README.count("<!-- benchmarks/speed.py --readme, ") == 3
+    assert speed.into_readme(README, ROOT / "results") == README
 
 
 @pytest.mark.parametrize("precision, least, mean", [("float32", 0.95, 0.99), ("bfloat16", 0.89, 0.98)])

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 import checkpoints
-import training
 from checkpoints import random_state, restore_random_state
 from tests.runs import ROOT, read_log
+from trainer import Trainer
 
 SMALL = "--width 0.125 --epochs 3"
 TIMES = {"seconds", "images_per_second", "command"}  # what a report may differ in
@@ -41,14 +41,14 @@ def assert_same_run(ours, theirs, epoch=3):
 
 def at_step(number, action, monkeypatch):
     """Let `action(trainer)` happen after a step of the run, counted from its beginning."""
-    step = training.Trainer._train_step
+    step = Trainer._train_step
 
     def and_then(trainer, images, labels):
         step(trainer, images, labels)
         if trainer.step == number:
             action(trainer)
 
-    monkeypatch.setattr(training.Trainer, "_train_step", and_then)
+    monkeypatch.setattr(Trainer, "_train_step", and_then)
 
 
 def ended(capsys, call, *arguments):
@@ -91,14 +91,14 @@ def test_a_signal_ends_the_run_after_the_step_and_the_resumed_run_is_the_same(
 
 
 def test_a_signal_in_the_last_epoch_evaluation_lets_the_run_end(run, monkeypatch):
-    evaluate = training.Trainer.evaluate
+    evaluate = Trainer.evaluate
 
     def and_signal(trainer):
         if trainer.epoch == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(trainer)
 
-    monkeypatch.setattr(training.Trainer, "evaluate", and_signal)
+    monkeypatch.setattr(Trainer, "evaluate", and_signal)
     assert (run("base", f"-t dense {SMALL}") / "report.json").exists()
 
 
