@@ -253,6 +253,8 @@ def _published(info: DatasetInfo, root: Path, download: bool) -> tuple[Split, Sp
         state = readable if os.path.exists(faulty) else "missing"
         files = ", ".join(f"{archive.file} (MD5 {archive.md5}, from {archive.url})" for archive in bring)
         cure = f"bring {files} to the folder {folder}" if bring else f"unpack {missing[0].file} there by hand"
+        if state == "damaged":
+            cure += "; a set that was rebuilt can be read as an imagefolder"
         doing = "downloaded" if download else "read"
         raise DataError(f"{info.name} cannot be {doing}{failure}: {faulty} is {state}; {cure}")
     try:

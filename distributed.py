@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 
-PATIENCE = timedelta(minutes=30)  # that the others have while the first one downloads data
+PATIENCE = timedelta(minutes=10)  # that processes have with one another, and the others while the first one downloads
 
 
 class Group:
@@ -90,8 +90,13 @@ def join(options):
     if on_gpu:
         options.device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(options.device)
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    store, rank, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
+    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":  # one machine; on several each counts its restarts by itself
+        # Processes started again must not find in torchrun's store where those before them could be reached.
+        store = dist.PrefixStore(f"start_{restarts}", store)
+    dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
     try:
-        yield Group(dist.get_rank(), size, int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
+        yield Group(rank, size, restarts)
     finally:
         dist.destroy_process_group()

@@ -10,6 +10,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+import linearconv
 from linearconv import LinearConv
 from linearconv_lowrank import LinearConvLowRank
 from linearconv_rankratio import LinearConvRankRatio
@@ -252,12 +253,19 @@ def test_auto_is_decided_once_a_shape_and_mode(monkeypatch):
     monkeypatch.setattr(LinearConv, "mode_at", lambda *arguments: asked.append(arguments[1:]) or mode_at(*arguments))
     for _ in range(3):
         layer(torch.randn(2, 64, 8, 6))
-    assert asked == [(2 * 6 * 4, True)]
+    assert asked == [(2 * 6 * 4, True, "float32")]
     layer.eval()
     with torch.no_grad():
         for _ in range(3):
             layer(torch.randn(2, 64, 8, 6))
-    assert asked[1:] == [(2 * 6 * 4, False)]
+    assert asked[1:] == [(2 * 6 * 4, False, "float32")]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        layer(torch.randn(2, 64, 8, 6))
+    assert asked[2:] == [(2 * 6 * 4, False, "bfloat16")]
+    with torch.no_grad():
+        layer.bfloat16()(torch.randn(2, 64, 8, 6).bfloat16())
+    assert asked[3:] == [(2 * 6 * 4, False, "bfloat16")]
+    layer.float()
     for side in range(3, 150):
         layer(torch.randn(1, 64, side, 3))
     assert len(layer._choices) <= 64
@@ -362,9 +370,8 @@ def test_what_is_kept_in_eval_mode_follows_every_change(variant, change, context
 
 def test_filters_are_built_once_while_nothing_changes(monkeypatch):
     layer = LinearConv(4, 6, 3, compute="filters").eval()
-    built = []
-    weight = LinearConv.weight.fget
-    monkeypatch.setattr(LinearConv, "weight", property(lambda self: built.append(1) or weight(self)))
+    built, make = [], linearconv._make_filters
+    monkeypatch.setattr(linearconv, "_make_filters", lambda *parts: built.append(1) or make(*parts))
     with torch.no_grad():
         for _ in range(3):
             layer(torch.randn(1, 4, 6, 6))

