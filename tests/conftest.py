@@ -10,6 +10,10 @@ import training
 from tests.runs import SCRIPTS
 
 
+def pytest_addoption(parser):
+    parser.addoption("--golden", action="store_true", help="write the golden run anew")
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
     """Three classes that a network tells apart by colour: 12 training and 4 test images each."""
