@@ -12,6 +12,7 @@ from tests.runs import SCRIPTS
 
 def pytest_addoption(parser):
     parser.addoption("--golden", action="store_true", help="write the golden run anew")
+    parser.addoption("--exactly", action="store_true", help="the golden run to the last digit, on the same machine")
 
 
 @pytest.fixture(scope="session")
