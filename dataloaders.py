@@ -31,8 +31,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from augmentation import BatchLoader
-from imagefolder import DataError, Split, class_folders, measure, one_line, read_tree, spread
+from images.batches import BatchLoader
+from images.tree import DataError, Split, class_folders, measure, one_line, read_tree, spread
 
 __all__ = ["DATASETS", "BatchLoader", "DataError", "DatasetInfo", "dataloaders", "describe"]
 

@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from augmentation import BatchLoader
 from distributed import Group
+from images.batches import BatchLoader
 from tests.runs import ROOT, read_log
 
 PLAIN = f"""

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-import imagefolder
-from imagefolder import DataError, class_folders, measure, read_tree, spread
+from images import tree as imagefolder
+from images.tree import DataError, class_folders, measure, read_tree, spread
 
 
 def random_pixels(seed, height=16, width=16):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-import augmentation
-from augmentation import BatchLoader, crop, mirror
+from images import batches as augmentation
+from images.batches import BatchLoader, crop, mirror
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
