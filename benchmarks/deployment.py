@@ -22,9 +22,9 @@ import torch
 
 from benchmarks.measuring import measure, origin, quartiles
 from benchmarks.speed import NETWORKS
-from checkpoints import write_json
-from conversion import convert, export
-from exporting import onnx_runner
+from linearconv_convert import convert, export
+from linearconv_convert.exporting import onnx_runner
+from training.checkpoints import write_json
 
 BATCHES = (1, 50)
 

@@ -26,7 +26,7 @@ import torch.nn as nn
 import costs
 from benchmarks.measuring import measure, origin
 from benchmarks.speed import NETWORKS, TASKS, VARIANTS
-from checkpoints import write_json
+from training.checkpoints import write_json
 
 WAYS = ("filters", "features")
 

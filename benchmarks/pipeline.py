@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measuring import origin
-from checkpoints import write_json
 from dataloaders import BatchLoader, describe
+from training.checkpoints import write_json
 
 BATCH = 50
 WORKERS = 2

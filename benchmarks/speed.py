@@ -30,9 +30,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-import counting
 from benchmarks.measuring import kept_bytes, measure, origin, peak_bytes, quartiles
-from checkpoints import write_json
 from corr_reg import corr_loss, l1_loss
 from linearconv import LinearConv
 from linearconv_lowrank import LinearConvLowRank
@@ -44,7 +42,9 @@ from models.mobilenetv2_xcnn import MobileNetV2
 from models.resnet_xcnn import ResNet18
 from models.resnext_xcnn import ResNeXt29_2x64d
 from models.vgg_xcnn import VGG11
-from trainer import REGULARISE_EVERY
+from training import counting
+from training.checkpoints import write_json
+from training.trainer import REGULARISE_EVERY
 
 try:
     from tltorch import FactorizedConv

@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # runs from any folder
 
-from checkpoints import LOG, PATTERN, REPORT, write_json
+from training.checkpoints import LOG, PATTERN, REPORT, write_json
 
 VARIANTS = ("-t dense", "-t rank -r 1", "-t lowrank -r 10")
 

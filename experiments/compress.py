@@ -27,14 +27,14 @@ import torch
 import torch.nn as nn
 
 from benchmarks.measuring import origin
-from checkpoints import PATTERN, open_folder, write_json
-from conversion import convert
-from counting import count_parameters
 from dataloaders import dataloaders
 from linearconv import LinearConv
-from options import apply_recipe, conv_factory, parse_arguments
-from replacing import layers_of, replace
-from trainer import Trainer
+from linearconv_convert import convert
+from linearconv_convert.surgery import layers_of, replace
+from training.checkpoints import PATTERN, open_folder, write_json
+from training.counting import count_parameters
+from training.options import apply_recipe, conv_factory, parse_arguments
+from training.trainer import Trainer
 
 CALIBRATION_BATCHES = 20
 HALF = "full rank, alpha 0.5"  # the other ways get as many parameters as this one

@@ -32,11 +32,11 @@ sys.path.insert(0, str(ROOT))  # runs from any folder
 
 import torch
 
-from checkpoints import write_json
 from dataloaders import DATASETS
 from experiments.sweep_runs import Run, Runner, cores, is_locked
 from experiments.sweep_table import markdown, plot
-from options import TYPES, OneLineParser, Recipe, UsageError, fail, parse_arguments, positive_int, run_name
+from training.checkpoints import write_json
+from training.options import TYPES, OneLineParser, Recipe, UsageError, fail, parse_arguments, positive_int, run_name
 
 ELSEWHERE = ("device", "data_root", "download", "output", "resume", "may_change", "save_every", "tensorboard",
              "program")  # may differ when a run goes on  # fmt: skip

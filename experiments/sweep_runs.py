@@ -13,8 +13,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from checkpoints import LOG, PATTERN, REPORT, write_json
-from options import UsageError
+from training.checkpoints import LOG, PATTERN, REPORT, write_json
+from training.options import UsageError
 
 SETTINGS, OUTPUT = "settings.json", "output.txt"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

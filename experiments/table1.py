@@ -18,8 +18,6 @@ sys.path.insert(0, str(ROOT))  # runs from any folder
 import torch
 import torch.nn as nn
 
-import counting
-from checkpoints import write_json
 from linearconv import LinearConv
 from linearconv_lowrank import LinearConvLowRank
 from models.allconv_xcnn import AllConv
@@ -28,6 +26,8 @@ from models.mobilenetv2_xcnn import MobileNetV2
 from models.resnet_xcnn import ResNet18
 from models.resnext_xcnn import ResNeXt29_2x64d
 from models.vgg_xcnn import VGG11
+from training import counting
+from training.checkpoints import write_json
 
 RESULT = ROOT / "results" / "table1_counts.json"
 IMAGE = (3, 32, 32)

@@ -1,8 +1,8 @@
 """A golden run: the losses of the first 20 steps of each variant, as they were before the code was moved about.
 
 Initialisation, order, augmentation, regulariser, pruning and optimizer all show in these numbers. After a change that
-is meant to change them, `python -m pytest tests/test_golden.py --golden` writes them anew; `--exactly` allows no
-rounding, on the machine that wrote them.
+is meant to change them, `python -m pytest tests/training/test_golden.py --golden` writes them anew; `--exactly` allows
+no rounding, on the machine that wrote them.
 """
 
 import json

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from options import UsageError
+from training.options import UsageError
 
 KEPT = 2  # newest checkpoints that stay
 PATTERN = "checkpoint-*.pt"

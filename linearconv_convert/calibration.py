@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from replacing import watched
+from linearconv_convert.surgery import watched
 
 
 @dataclass

@@ -1,5 +1,6 @@
-"""`python conversion.py MODEL ...`, as a user runs it."""
+"""`python -m linearconv_convert MODEL ...`, as a user runs it."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from conversion import convert
-from convert_command import main
+from linearconv_convert import convert
+from linearconv_convert.__main__ import main
 from models.base_xcnn import Base
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BASE = f"{ROOT}/models/base_xcnn.py:Base"
 
 
@@ -30,9 +31,10 @@ def test_a_network_is_converted_saved_and_exported(tmp_path):
     torch.manual_seed(0)
     torch.save({"model": Base().state_dict(), "epoch": 3}, tmp_path / "weights.pt")
     torch.save(torch.randn(16, 3, 32, 32), tmp_path / "images.pt")
-    command = [sys.executable, ROOT / "conversion.py", BASE, "--weights", "weights.pt", "-t", "lowrank", "-r", "4"]
+    command = [sys.executable, "-m", "linearconv_convert", BASE, "--weights", "weights.pt", "-t", "lowrank", "-r", "4"]
     command += ["--calibration", "images.pt", "--output", "small.pt", "--export", "small.onnx", "--form", "both"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert "4 of 4 convolutions converted" in done.stdout and "multiply-adds" in done.stdout
     for form in ("dense", "features", "folded"):

@@ -13,13 +13,12 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-import checkpoints
-import distributed
 from corr_reg import corr_loss, l1_loss
 from linearconv import LinearConv
 from linearconv_sparse import LinearConvSparse, schedule_pruning
-from options import UsageError
-from stopping import FiniteCheck, NotFinite, Stopped, StopSignals
+from training import checkpoints, distributed
+from training.options import UsageError
+from training.stopping import FiniteCheck, NotFinite, Stopped, StopSignals
 
 REGULARISE_EVERY = 10  # batches
 AGREE_EVERY = 10  # steps after which processes ask one another whether to save and stop

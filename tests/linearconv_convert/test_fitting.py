@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-import fitting
 from linearconv import LinearConv
+from linearconv_convert import fitting
 from linearconv_lowrank import LinearConvLowRank
 from linearconv_sparse import LinearConvSparse
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn as nn
 
-from conversion import ConversionError, convert, fold
 from linearconv import LinearConv
+from linearconv_convert import ConversionError, convert, fold
 from models.vgg_xcnn import VGG11
 from tests.layers import VARIANTS, explicit_filters, prune_half, relative_error
 from tests.networks import disturb, tiny

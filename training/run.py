@@ -13,13 +13,10 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 
-import checkpoints
-import counting
-import distributed
-import report
 from dataloaders import DataError, dataloaders, describe
 from linearconv import LinearConv
-from options import (
+from training import checkpoints, counting, distributed, report
+from training.options import (
     Recipe,
     UsageError,
     apply_recipe,
@@ -28,8 +25,8 @@ from options import (
     parse_arguments,
     run_name,
 )
-from stopping import NotFinite, Stopped
-from trainer import Trainer
+from training.stopping import NotFinite, Stopped
+from training.trainer import Trainer
 
 __all__ = ["Recipe", "main"]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn as nn
 
-from conversion import ConversionError, convert, export
+from linearconv_convert import ConversionError, convert, export
 from models.vgg_xcnn import VGG11
 from tests.layers import VARIANTS, relative_error
 from tests.networks import disturb, tiny
@@ -28,7 +28,7 @@ def small():
 def test_both_forms_run_with_batches_of_1_and_7(small, tmp_path, form, ending):
     if ending == "onnx":
         onnx()
-    from exporting import onnx_runner
+    from linearconv_convert.exporting import onnx_runner
 
     path = tmp_path / f"net.{ending}"
     exported = export(small, path, IMAGES[:1], form)

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoints
-from checkpoints import random_state, restore_random_state
 from tests.runs import ROOT, read_log
-from trainer import Trainer
+from training import checkpoints
+from training.checkpoints import random_state, restore_random_state
+from training.trainer import Trainer
 
 SMALL = "--width 0.125 --epochs 3"
 TIMES = {"seconds", "images_per_second", "command"}  # what a report may differ in
@@ -247,7 +247,7 @@ def test_a_learning_rate_that_is_far_too_high_ends_with_code_3(run, capsys):
 
 
 def test_on_other_devices_the_flag_is_read_now_and_then():
-    from stopping import FiniteCheck
+    from training.stopping import FiniteCheck
 
     model = torch.nn.Linear(2, 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=True)

@@ -1,14 +1,6 @@
-"""Conversion of any network: nn.Conv2d to LinearConv with the trained weights carried over, back, and to files.
+"""convert: nn.Conv2d to LinearConv of the same geometry, the trained weights carried over.
 
-    small = convert(model, "lowrank", rank=10, skip=["conv1"])
-    plain = fold(small)
-    export(small, "small.onnx", example_input, form="features")
-
-    python conversion.py torchvision:resnet18 --weights resnet18.pth -t rank --output small.pt
-    python conversion.py models/vgg_xcnn.py:VGG11 --weights best.pt -t lowrank -r 10 --export small.onnx
-
-convert and the command line are here; the fit itself is fitting.py, its weighing by data calibration.py, fold
-folding.py, export exporting.py.
+The fit itself is fitting.py, its weighing by data calibration.py.
 """
 
 import fnmatch
@@ -18,17 +10,22 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 
-import fitting
-from calibration import output_moments
-from exporting import export
-from folding import fold
 from linearconv import LinearConv
+from linearconv_convert import fitting
+from linearconv_convert.calibration import output_moments
+from linearconv_convert.surgery import (
+    ConversionError,
+    adds_nothing,
+    check_layer,
+    check_model,
+    copy_of,
+    layers_of,
+    replace,
+    watched,
+)
 from linearconv_lowrank import LinearConvLowRank
 from linearconv_sparse import LinearConvSparse
-from replacing import ConversionError, adds_nothing, check_layer, check_model, copy_of, layers_of, replace, watched
 from variants import linear_conv
-
-__all__ = ["ConversionError", "LayerReport", "Report", "convert", "export", "fold"]
 
 INITS = ("fit", "scratch")
 
@@ -323,11 +320,3 @@ def _change(before, after):
 
 def _percent(error):
     return "" if error is None else f"{100 * error:.2f} %"
-
-
-if __name__ == "__main__":
-    import sys
-
-    from convert_command import main
-
-    sys.exit(main())

@@ -10,7 +10,6 @@ import torch
 import torch.nn as nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import counting
 from experiments.table1 import RESULT, ROOT, count_rows, markdown
 from linearconv import LinearConv
 from linearconv_lowrank import LinearConvLowRank
@@ -19,6 +18,7 @@ from models.allconv_xcnn import AllConv
 from models.base_xcnn import Base
 from models.mobilenetv2_xcnn import MobileNetV2
 from tests.layers import VARIANTS
+from training import counting
 
 IMAGE = (3, 32, 32)
 

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoints
-import options
 import training
 from models import base_xcnn
 from tests.runs import SCRIPTS, read_log
+from training import checkpoints, options
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 VARIANTS = ("-t rank -r 1", "-t rank -r 0.25", "-t lowrank -r 10", "-t sparse -s 0.5", "-t dense")
 REPORT_KEYS = set(
     "architecture type rank sparsity alpha dataset num_classes seed epochs parameters dense_parameters "

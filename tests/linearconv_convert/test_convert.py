@@ -8,10 +8,9 @@ import torch
 import torch.nn as nn
 from torch.nn.utils import parametrizations
 
-from calibration import output_moments
-from conversion import ConversionError, convert, fold
-from counting import count_parameters, macs_inference
 from linearconv import LinearConv
+from linearconv_convert import ConversionError, convert, fold
+from linearconv_convert.calibration import output_moments
 from linearconv_lowrank import LinearConvLowRank
 from linearconv_rankratio import LinearConvRankRatio
 from linearconv_sparse import LinearConvSparse
@@ -19,6 +18,7 @@ from models.base_xcnn import Base
 from models.vgg_xcnn import VGG11
 from tests.layers import relative_error
 from tests.networks import FAMILIES, SMALL, build, image_side, tiny
+from training.counting import count_parameters, macs_inference
 
 TYPES = {
     "full": (dict(type="rank"), LinearConv),

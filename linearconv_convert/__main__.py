@@ -1,6 +1,6 @@
-"""The command line of conversion.py: take a network and its weights, convert, report, save, export.
+"""The command line of conversion: take a network and its weights, convert, report, save, export.
 
-    python conversion.py MODEL [--weights FILE] [-t TYPE] [-r RANK] [-s SPARSITY] [options]
+    python -m linearconv_convert MODEL [--weights FILE] [-t TYPE] [-r RANK] [-s SPARSITY] [options]
 
 MODEL is `FILE.py:NAME` (as `models/vgg_xcnn.py:VGG11`), `torchvision:NAME` or `timm:NAME`.
 """
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-import conversion
-from checkpoints import write_whole
-from exporting import FORMS, milliseconds, onnx_runner
 from linearconv import COMPUTE_MODES
-from options import OneLineParser, UsageError, fail, positive_int
+from linearconv_convert.convert import convert
+from linearconv_convert.exporting import FORMS, export, milliseconds, onnx_runner
+from training.checkpoints import write_whole
+from training.options import OneLineParser, UsageError, fail, positive_int
 from variants import LINEARCONV_TYPES
 
 CHECKPOINT_KEYS = ("model", "state_dict", "model_state_dict")  # under which training scripts save a network's state
@@ -76,7 +76,7 @@ def _run(options):
     side = options.image_size or (32 if ".py:" in options.model else 224)
     example = torch.randn(2, options.in_channels, side, side, generator=torch.Generator().manual_seed(0))
     setting = {"rank": options.rank, "sparsity": options.sparsity, "alpha": options.alpha, "compute": options.compute}
-    small, report = conversion.convert(
+    small, report = convert(
         model,
         options.type,
         **setting,
@@ -185,7 +185,7 @@ def _export(model, small, options, example):
         wanted.append((small, one, form, form))
     try:
         for network, file, form, called in wanted:
-            exported = conversion.export(network, file, example, form)
+            exported = export(network, file, example, form)
             run = onnx_runner(file) if file.suffix == ".onnx" else torch.export.load(file).module()
             with torch.no_grad():
                 taken = milliseconds(run, example[:1])
@@ -193,3 +193,7 @@ def _export(model, small, options, example):
                   f"error {exported.error:.0e}  {'' if called == 'dense' else file}")  # fmt: skip
     finally:
         dense_path.unlink(missing_ok=True)  # only to compare with
+
+
+if __name__ == "__main__":
+    sys.exit(main())

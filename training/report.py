@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-import counting
-from options import describe_variant
+from training import counting
+from training.options import describe_variant
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
 COUNTS = (  # title, key of the network, key of its dense counterpart
     ("parameters", "parameters", "dense_parameters"),
     ("FLOPs, the paper's convention", "flops_paper", "flops_paper_dense"),

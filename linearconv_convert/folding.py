@@ -8,8 +8,8 @@ from torch.fx import Tracer
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from linearconv import LinearConv
+from linearconv_convert.surgery import ConversionError, adds_nothing, check_model, copy_of, layers_of, replace
 from linearconv_lowrank import LinearConvLowRank
-from replacing import ConversionError, adds_nothing, check_model, copy_of, layers_of, replace
 
 LARGEST_COEFFICIENT = 1e4  # that folding a BatchNorm into a factorised layer may give rise to
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from folding import fold
-from replacing import ConversionError, copy_of
+from linearconv_convert.folding import fold
+from linearconv_convert.surgery import ConversionError, copy_of
 
 FORMS = ("features", "folded")
 CHECKED_BATCHES = (1, 7)

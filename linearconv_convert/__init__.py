@@ -1,0 +1,17 @@
+"""Any network to LinearConv, its trained weights carried over, back to plain convolutions, and to files.
+
+    from linearconv_convert import convert, export, fold
+
+    small = convert(model, "lowrank", rank=64, calibration=images)
+    plain = fold(small)
+    export(small, "small.onnx", example_input, form="features")
+
+The same from the command line: `python -m linearconv_convert --help`.
+"""
+
+from linearconv_convert.convert import LayerReport, Report, convert
+from linearconv_convert.exporting import export
+from linearconv_convert.folding import fold
+from linearconv_convert.surgery import ConversionError
+
+__all__ = ["ConversionError", "LayerReport", "Report", "convert", "export", "fold"]
