@@ -11,8 +11,8 @@ The paper adds 0.01 times each to the loss of every 10th batch.
 import torch
 from torch.autograd import forward_ad
 
-from feature_maps import in_plain_eager_mode
 from linearconv import LinearConv
+from linearconv_features import in_plain_eager_mode
 from linearconv_sparse import LinearConvSparse
 
 BLOCK = 64  # rows of the correlation matrix computed at a time, so that most of its lower half is not

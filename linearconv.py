@@ -24,9 +24,18 @@ import torch.nn.functional as F
 from torch import is_grad_enabled
 from torch._C import _is_any_autocast_enabled
 
-from costs import features_pay
-from feature_maps import Keeper, Source, apply_factors, combine, in_plain_eager_mode, lie_as_rows, multiply_rows
-from inference import MOST_SHAPES, Inference
+from linearconv_features import (
+    MOST_SHAPES,
+    Inference,
+    Overwriting,
+    Source,
+    apply_factors,
+    combine,
+    features_pay,
+    in_plain_eager_mode,
+    lie_as_rows,
+    multiply_rows,
+)
 
 COMPUTE_MODES = ("auto", "filters", "features")
 FACTORS_PAY = 4  # times fewer multiply-adds than their product, which multiplies maps faster: thin matrices are slow
@@ -46,9 +55,9 @@ class LinearConv(nn.Module):
             the layer is a plain convolution. Default: 0.5
         compute (str): how the output is made. `"filters"` makes all F filters and convolves with them (the paper's
             way); `"features"` convolves with the primary filters and combines their feature maps; `"auto"` takes
-            the faster one for the shape at hand, by the measured rule of costs.py. All agree to rounding. With
-            `groups > 1` the secondary filters mix filters that see different inputs, so feature maps cannot be
-            combined and filters are made whatever `compute` says. Default: `"auto"`
+            the faster one for the shape at hand, by the measured rule of linearconv_features.py. All agree to
+            rounding. With `groups > 1` the secondary filters mix filters that see different inputs, so feature maps
+            cannot be combined and filters are made whatever `compute` says. Default: `"auto"`
 
     Shapes:
         - input: (N, in_channels, H, W) or (in_channels, H, W)
@@ -115,7 +124,7 @@ class LinearConv(nn.Module):
         self._is_pointwise = self.kernel_size == (1, 1) and groups == 1 and not any(self._pad_widths)
         self._inference = None  # what is kept for passes without gradients
         self._choices = {}  # see _mode_for
-        self._keeper = Keeper()
+        self._overwriting = Overwriting()
 
         factory = {"device": device, "dtype": dtype}
         self._create_weights(alpha, **factory)
@@ -237,7 +246,16 @@ class LinearConv(nn.Module):
             return "filters"
         if self.compute != "auto":
             return self.compute
-        return "features" if features_pay(self, positions, training, precision) else "filters"
+        pays = features_pay(
+            spared=self.secondary_channels * self.filter_size,
+            coefficients=self.multiplied_coefficients,
+            out_channels=self.out_channels,
+            operations=1 + len(self.factors()),
+            making=self.macs_of_making("filters") if training else 0,
+            positions=positions,
+            precision=precision,
+        )
+        return "features" if pays else "filters"
 
     def _mode_for(self, padded):
         """The way this input is evaluated; decided once a shape."""
@@ -284,7 +302,7 @@ class LinearConv(nn.Module):
         weight, primary_bias, shift, *factors = self._parts()
         source = Source(padded, weight, primary_bias)
         primary = self._convolve(*source)  # (N, P, H', W')
-        return combine(primary, factors, shift, source, self._keeper if in_plain_eager_mode() else None)
+        return combine(primary, factors, shift, source, self._overwriting if in_plain_eager_mode() else None)
 
     def _filters_and_bias(self):
         filters, factors, device = self.conv_weights, self.factors(), self.conv_weights.device.type

@@ -11,8 +11,8 @@ some 80 epochs away; the gradual one 50.0 % from the fifth epoch on, at 78.8 % t
 
 import torch
 
-from feature_maps import in_plain_eager_mode
 from linearconv import LinearConv
+from linearconv_features import in_plain_eager_mode
 
 SCHEDULES = ("gradual", "published")
 PUBLISHED_INTERVAL = 500  # training steps between two updates of the published controller

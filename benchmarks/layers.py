@@ -1,7 +1,7 @@
 """Made filters against combined feature maps, layer by layer: the measurement behind `compute="auto"`.
 
     python benchmarks/layers.py                 # every layer of the six networks: training and inference
-    python benchmarks/layers.py --fit           # and fit the constants of costs.py to what was measured
+    python benchmarks/layers.py --fit           # and fit the constants of linearconv_features.py to what was measured
     python benchmarks/layers.py --fit --read    # fit to an earlier measurement
 
 For each shape of layer nn.Conv2d, `filters` and `features` take turns. What is reported for the rule is the time of all
@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))  # runs from any folder
 import torch
 import torch.nn as nn
 
-import costs
+import linearconv_features as features
 from benchmarks.measuring import measure, origin
 from benchmarks.speed import NETWORKS, TASKS, VARIANTS
 from training.checkpoints import write_json
@@ -92,7 +92,7 @@ def benchmark(task, key, options):
 
 
 def chosen_way(row, variant, precision):
-    """What costs.py chooses for a measured layer."""
+    """What linearconv_features.py chooses for a measured layer."""
     layer, positions = _layer_and_positions(variant, TASKS[row["task"]], *row["layer"])
     return layer.mode_at(positions, row["task"].startswith("train"), precision)
 
@@ -122,14 +122,14 @@ def judge(rows, precision):
 
 
 def fit(rows, precision):
-    """The constants of costs.py that lose least against the best choice, in the mean over networks and tasks."""
+    """The constants of the rule that lose least against the best choice, in the mean over networks and tasks."""
     coefficients, elements = (1.0, 1.5, 2.0, 3.0), (20, 40, 60, 80, 100, 120, 160, 240, 320, 480, 640, 960, 1280)
     calls = (0.0, 2e5, 4e5, 6e5, 1e6, 1.5e6, 3e6, 6e6)
     results = {}
     for constants in itertools.product(coefficients, map(float, elements), calls):
-        costs.MEASURED[precision] = costs.Costs(*constants)
+        features.MEASURED[precision] = features.Costs(*constants)
         verdicts = judge(rows, precision)
-        results[costs.Costs(*constants)] = statistics.mean(verdict["of_the_best_choice"] for verdict in verdicts)
+        results[features.Costs(*constants)] = statistics.mean(verdict["of_the_best_choice"] for verdict in verdicts)
     for constants, score in sorted(results.items(), key=lambda item: -item[1])[:10]:
         print(f"{score:.4f} of the best choice with {constants}")
 
@@ -140,9 +140,9 @@ def main():
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["train 50", "infer 50", "infer 1"])
     parser.add_argument("--seconds", type=float, default=2, help="a layer and task is timed for (default: 2)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--precision", choices=tuple(costs.MEASURED), default="float32")
+    parser.add_argument("--precision", choices=tuple(features.MEASURED), default="float32")
     parser.add_argument("--output", type=Path, help="default: results/layers_<device>_<precision>.json")
-    parser.add_argument("--fit", action="store_true", help="fit the constants of costs.py")
+    parser.add_argument("--fit", action="store_true", help="fit the constants of linearconv_features.py")
     parser.add_argument("--read", action="store_true", help="measure nothing, read the output file")
     options = parser.parse_args()
     output = options.output or ROOT / "results" / f"layers_{options.device}_{options.precision}.json"
@@ -159,7 +159,7 @@ def main():
                     rows.append({"network": network, "task": task, "layer": list(key), "count": count,
                                  "microseconds": measured[key]})  # fmt: skip
                 print(f"{network}, {task}: measured", flush=True)
-        record = {"origin": origin(options, "layers.py"), "rule": costs.MEASURED[options.precision]._asdict()}
+        record = {"origin": origin(options, "layers.py"), "rule": features.MEASURED[options.precision]._asdict()}
         write_json(output, record | {"judged": judge(rows, options.precision), "rows": rows})
     for verdict in judge(rows, options.precision):
         print("{network}, {task}, {variant}: {speed_against_dense:.2f} of dense, "

@@ -17,9 +17,9 @@ import torch
 from linearconv import COMPUTE_MODES
 from linearconv_convert.convert import convert
 from linearconv_convert.exporting import FORMS, export, milliseconds, onnx_runner
+from linearconv_variants import LINEARCONV_TYPES
 from training.checkpoints import write_whole
 from training.options import OneLineParser, UsageError, fail, positive_int
-from variants import LINEARCONV_TYPES
 
 CHECKPOINT_KEYS = ("model", "state_dict", "model_state_dict")  # under which training scripts save a network's state
 

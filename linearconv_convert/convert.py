@@ -25,7 +25,7 @@ from linearconv_convert.surgery import (
 )
 from linearconv_lowrank import LinearConvLowRank
 from linearconv_sparse import LinearConvSparse
-from variants import linear_conv
+from linearconv_variants import linear_conv
 
 INITS = ("fit", "scratch")
 

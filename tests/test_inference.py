@@ -6,8 +6,7 @@ import pytest
 import torch
 import torch.nn as nn
 
-import feature_maps
-import inference
+import linearconv_features
 from linearconv import LinearConv
 from linearconv_lowrank import LinearConvLowRank
 from tests.layers import VARIANTS, prune_half, reference, relative_error
@@ -21,8 +20,8 @@ FORMATS = (torch.contiguous_format, torch.channels_last)
 @pytest.mark.parametrize("most_rows", (0, 10**6), ids=("convolutions", "matrix products"))
 @pytest.mark.parametrize("most_joined", (0, 64), ids=("apart", "joined"))
 def test_every_way_equals_an_independent_computation(monkeypatch, variant, dtype, limit, most_rows, most_joined):
-    monkeypatch.setattr(feature_maps, "MOST_ROWS", most_rows)
-    monkeypatch.setattr(inference, "MOST_JOINED", most_joined)
+    monkeypatch.setattr(linearconv_features, "MOST_ROWS", most_rows)
+    monkeypatch.setattr(linearconv_features, "MOST_JOINED", most_joined)
     torch.manual_seed(0)
     geometries = (
         dict(kernel_size=1),
@@ -78,9 +77,9 @@ def test_another_compute_mode_takes_effect_at_once():
 def test_inputs_of_ever_new_sizes_do_not_fill_the_memory():
     layer = LinearConv(3, 8, 3).eval()
     with torch.no_grad():
-        for width in range(3, 3 + 3 * inference.MOST_SHAPES):
+        for width in range(3, 3 + 3 * linearconv_features.MOST_SHAPES):
             layer(torch.randn(1, 3, 3, width))
-    assert len(layer._inference.runs) <= inference.MOST_SHAPES
+    assert len(layer._inference.runs) <= linearconv_features.MOST_SHAPES
 
 
 def test_tensors_that_do_not_show_their_changes_are_read_at_every_pass():

@@ -17,7 +17,7 @@ import torch.nn as nn
 from dataloaders import DATASETS
 from linearconv import COMPUTE_MODES
 from linearconv_sparse import SCHEDULES
-from variants import LINEARCONV_TYPES, linear_conv
+from linearconv_variants import LINEARCONV_TYPES, linear_conv
 
 CHANGEABLE = ("lr", "milestones", "batch_size", "reg_weight", "amp", "processes")
 TYPES = (*LINEARCONV_TYPES, "dense")

@@ -1,0 +1,431 @@
+"""Combining feature maps instead of filters: how it is done, when it pays, and what is kept for inference.
+
+    features:  y = [W_p * x ; A (W_p * x) + shift]          P of F channels convolved, the others combined
+
+`combine` does it. The gradient of `A` needs the primary maps y_p. Left to autograd they would be kept beside the
+output, half an output more than a plain convolution keeps. But they are the first P channels of the output, which the
+next layer (BatchNorm, say) mostly keeps anyway: so the output is what is kept, see `_Combine`.
+
+`features_pay` is the measured rule behind `compute="auto"`; `Inference` keeps, between passes without gradients, what
+a layer makes of its parameters.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch._C import _are_functorch_transforms_active, _get_tracing_state, _is_any_autocast_enabled
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
+
+MOST_ROWS = 4096  # maps that are multiplied as rows, see lie_as_rows
+MOST_SHAPES = 64  # inputs of ever new sizes must not fill the memory
+MOST_JOINED = 64  # primary filters: up to here multiplying with I costs less than joining maps
+
+
+def in_plain_eager_mode():
+    """False while torch.compile, torch.export, torch.jit.trace or a torch.func transform runs the layer.
+
+    Those see tensors that stand for others: nothing made from them may be kept, and no layer state may be changed.
+    """
+    return not (is_compiling() or _get_tracing_state() or _are_functorch_transforms_active())
+
+
+class Overwriting:
+    """What a layer has learnt of what comes after it: whether that overwrites its output before the backward pass.
+
+    An object, because the backward pass that learns it runs long after the layer's forward pass has returned.
+    """
+
+    def __init__(self):
+        self.seen = False
+
+
+class Source(NamedTuple):
+    """What the primary maps were convolved from, to compute them again."""
+
+    input: torch.Tensor  # (N, C, H, W), padded already where the padding is not of zeros
+    weight: torch.Tensor  # (P, C, kh, kw)
+    bias: torch.Tensor | None  # (P,)
+
+
+def combine(primary, factors, shift=None, source=None, overwriting=None):
+    """Primary feature maps and their combinations, [primary ; factors[0] @ factors[1] @ ... @ primary + shift].
+
+    Args:
+        primary (Tensor): (N, P, H, W) or (P, H, W), the output of a convolution, its bias included.
+        factors (sequence of Tensor): the matrices whose product is A (F - P, P).
+        shift (Tensor, optional): (F - P,), added to the combined maps.
+        source (Source, optional): what `primary` was convolved from.
+        overwriting (Overwriting, optional): the layer's. With both, in plain eager mode, the output is kept for
+            the backward pass instead of `primary`. Without them, as under torch.compile, torch.func and tracing, and
+            where `primary` is no convolution's output or forward-mode differentiation is on, autograd keeps what it
+            needs.
+
+    Returns:
+        Tensor: (N, F, H, W) or (F, H, W), in the memory format of `primary`.
+    """
+    if overwriting is None or not _can_be_computed_again(primary):
+        return _compose(primary, factors, shift)
+    return _Combine.apply(primary, shift, source, overwriting, *factors)
+
+
+def apply_factors(factors, right):
+    """factors[0] @ factors[1] @ ... @ right, multiplied from the right."""
+    for factor in reversed(factors):
+        right = factor @ right
+    return right
+
+
+def lie_as_rows(maps):
+    """True for few maps on a CPU that lie in memory as the rows of a matrix (N H W, channels).
+
+    A matrix product over them takes less time than the 1x1 convolution that it equals, for many maps more.
+    """
+    return (
+        maps.device.type == "cpu"
+        and maps.dim() == 4
+        and maps.shape[0] * maps.shape[2] * maps.shape[3] <= MOST_ROWS
+        and maps.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def multiply_rows(maps, weight, bias):
+    """The 1x1 convolution of maps that lie as rows: (N, C, H, W) with weight (F, C) to (N, F, H, W)."""
+    return F.linear(maps.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
+
+
+def combine_rows(primary, factors, shift):
+    """:func:`combine` of maps that lie as rows, as matrix products."""
+    combined = primary.permute(0, 2, 3, 1)
+    for factor in reversed(factors[1:]):
+        combined = F.linear(combined, factor)
+    combined = F.linear(combined, factors[0], shift)
+    return torch.cat((primary, combined.permute(0, 3, 1, 2)), dim=1)
+
+
+def _compose(primary, factors, shift):
+    if in_plain_eager_mode() and lie_as_rows(primary):
+        return combine_rows(primary, factors, shift)
+    combined = primary
+    for factor in reversed(factors[1:]):
+        combined = F.conv2d(combined, factor[:, :, None, None])
+    combined = F.conv2d(combined, factors[0][:, :, None, None], shift)
+    return torch.cat((primary, combined), dim=-3)
+
+
+def _can_be_computed_again(primary):
+    """True for what came straight out of a differentiable convolution of a batch."""
+    node = primary.grad_fn
+    plain = torch.is_grad_enabled() and forward_ad._current_level < 0
+    return plain and primary.dim() == 4 and node is not None and node.name() == "ConvolutionBackward0"
+
+
+class _Combine(torch.autograd.Function):
+    """`combine`, keeping the output for the backward pass instead of the primary maps that are a part of it.
+
+    The protocol: keep the output, whose first P channels are the primary maps. If an in-place operation has overwritten
+    it when the backward pass comes, compute the primary maps again, and learn: `overwriting.seen` makes the following
+    passes of this layer keep the primary maps apart.
+
+    Computing again needs no place in what is kept, because the node that follows in the backward pass is the
+    convolution that made the primary maps (`_can_be_computed_again` has seen to that): it still holds its input and
+    its geometry.
+    """
+
+    @staticmethod
+    def forward(ctx, primary, shift, source, overwriting, *factors):
+        output = _compose(primary, factors, shift)
+        ctx.overwriting, ctx.weight, ctx.bias = overwriting, source.weight, source.bias
+        # Kept by hand, being small: reading ctx.saved_tensors fails for all where one of them has been overwritten.
+        ctx.factors, ctx.versions = factors, [factor._version for factor in factors]
+        ctx.primary_channels = primary.shape[1]
+        kept = primary if overwriting.seen else output
+        ctx.kept_version = kept._version
+        ctx.save_for_backward(kept, source.input)  # the convolution keeps its input anyway
+        return output
+
+    @staticmethod
+    def backward(ctx, grad):
+        if [factor._version for factor in ctx.factors] != ctx.versions:
+            raise RuntimeError("the coefficients of a LinearConv were modified in place before the backward pass")
+        needs_primary, needs_shift, _, _, *needs_factors = ctx.needs_input_grad
+        shift_grad = grad[:, ctx.primary_channels :].sum((0, 2, 3)) if needs_shift else None
+        primary = _kept_primary(ctx) if any(needs_factors) else None
+        differentiate = _by_rows if _is_channels_last_on_cpu(grad) else _by_convolutions
+        primary_grad, factor_grads = differentiate(grad, primary, ctx.factors, ctx.primary_channels)
+        factor_grads = [g if needed else None for g, needed in zip(factor_grads, needs_factors, strict=True)]
+        return (primary_grad if needs_primary else None), shift_grad, None, None, *factor_grads
+
+
+def _kept_primary(ctx):
+    """The primary maps: the kept tensor's first P channels, or computed again where it has been overwritten."""
+    convolution = ctx.next_functions[0][0]  # the backward node of what made the primary maps
+    try:
+        kept, input = ctx.saved_tensors
+        # Saved-tensor hooks switch autograd's own check off. They may hand back the very tensor, or a copy of it.
+        if kept._version == ctx.kept_version:
+            return kept[:, : ctx.primary_channels]
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        input = convolution._saved_input  # not yet freed: the convolution's turn comes after this node's
+    ctx.overwriting.seen = True
+    weight, bias = (None if part is None else part.to(input.dtype) for part in (ctx.weight, ctx.bias))
+    names = ("stride", "padding", "dilation", "groups")
+    return F.conv2d(input, weight, bias, *(getattr(convolution, f"_saved_{name}") for name in names))
+
+
+# ---- the backward pass in two ways, both differentiable again --------------------------------------------------------
+#
+# With u = factors[1] @ ... @ primary going in and v the gradient coming back, a factor's gradient is v u^T and what it
+# hands on is factor^T v. `primary` is None where no factor wants a gradient.
+
+
+def _is_channels_last_on_cpu(grad):
+    return grad.device.type == "cpu" and grad.is_contiguous(memory_format=torch.channels_last)
+
+
+def _by_rows(grad, primary, factors, primary_channels):
+    """Matrix products on maps that lie in memory as (N H W, channels); faster than 1x1 convolutions on a CPU."""
+    rows = _rows(grad)
+    if primary is not None:
+        inputs = [_rows(primary).to(grad.dtype)]
+        for factor in reversed(factors[1:]):
+            inputs.append(inputs[-1] @ factor.to(grad.dtype).t())
+    back, factor_grads = rows[:, primary_channels:], []
+    for position, factor in enumerate(factors):
+        if primary is None:
+            factor_grads.append(None)
+        else:
+            factor_grads.append((back.t() @ inputs.pop()).to(factor.dtype))
+        factor = factor.to(grad.dtype)
+        if position < len(factors) - 1:
+            back = back @ factor
+    primary_grad = torch.addmm(rows[:, :primary_channels], back, factor)
+    batch, _, height, width = grad.shape
+    return primary_grad.view(batch, height, width, primary_channels).permute(0, 3, 1, 2), factor_grads
+
+
+def _rows(maps):
+    """(N, C, H, W) as (N H W, C); a view of what is channels_last, or channels of it."""
+    return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
+
+
+def _by_convolutions(grad, primary, factors, primary_channels):
+    """The same as 1x1 convolutions, for other memory formats and for GPUs."""
+    if primary is not None:
+        inputs = [primary.to(grad.dtype)]
+        for factor in reversed(factors[1:]):
+            inputs.append(F.conv2d(inputs[-1], factor.to(grad.dtype)[:, :, None, None]))
+    back, factor_grads = grad[:, primary_channels:], []
+    for factor in factors:
+        kernel = factor.to(grad.dtype)[:, :, None, None]
+        mask = (True, primary is not None, False)
+        if primary is None:  # only its shape matters
+            input = grad.new_empty(()).expand(len(grad), factor.shape[1], *grad.shape[2:])
+        else:
+            input = inputs.pop()
+        back, kernel_grad, _ = torch.ops.aten.convolution_backward(
+            back, input, kernel, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1, mask
+        )
+        factor_grads.append(None if kernel_grad is None else kernel_grad[:, :, 0, 0].to(factor.dtype))
+    return grad[:, :primary_channels] + back, factor_grads
+
+
+# ---- when it pays ---------------------------------------------------------------------------------------------------
+#
+# In units of one multiply-add of a convolution:
+#
+#     made filters:           positions * F K                      + in training  T * |A| K
+#     combined feature maps:  positions * (P K + c |A| + e F)      + o * calls
+#
+# `positions` is N H' W', |A| the number of elements of the matrices that combine, K = C/groups kh kw. Their
+# multiply-add costs c of a convolution's; `e` is the traffic of an output element that is written apart and joined; `o`
+# what it takes to start a further operation; T = 3 the products (forward, two backward) that making the filters takes.
+#
+# The constants were fitted to two CPU cores, in float32 (results/layers_cpu_float32.json) and in bfloat16 with matrix
+# instructions (results/layers_cpu_bfloat16.json), which multiply several times as fast and move data no faster. They
+# stand for GPUs too as long as nobody has measured these.
+
+
+class Costs(NamedTuple):
+    """What there is beside a convolution's multiply-adds, in units of one of them."""
+
+    coefficient: float  # c
+    element: float  # e
+    call: float  # o
+
+
+MEASURED = {  # benchmarks.layers --fit
+    "float32": Costs(coefficient=1.0, element=80.0, call=2e5),
+    "bfloat16": Costs(coefficient=1.0, element=480.0, call=1e6),
+}
+
+
+def features_pay(
+    *,
+    spared: int,
+    coefficients: int,
+    out_channels: int,
+    operations: int,
+    making: int = 0,
+    positions: int | None = None,
+    precision: str = "float32",
+) -> bool:
+    """Return True where combining feature maps is expected to be faster than making filters.
+
+    Args:
+        spared: multiply-adds a position, (F - P) K, that convolving with the primary filters alone spares.
+        coefficients: elements of the matrices that combine, |A|.
+        out_channels: F.
+        operations: further ones that combining starts.
+        making: multiply-adds of making all filters; 0 where they have been made.
+        positions: output positions of the whole batch, N H' W'; very many where left out.
+        precision: `"float32"`, or `"bfloat16"` for all 16-bit types.
+    """
+    costs = MEASURED[precision]
+    saved = spared - costs.coefficient * coefficients - costs.element * out_channels
+    if positions is None:
+        return saved > 0
+    return positions * saved + 3 * making > costs.call * operations
+
+
+# ---- what is kept for inference -------------------------------------------------------------------------------------
+#
+# Inference of one image is over in microseconds a layer, so everything that is decided or made once is kept: filters or
+# coefficients (under autocast in its lower precision), and for each shape of input the sequence of operations to run.
+
+
+class Inference:
+    """A layer's evaluation without gradients, valid while `is_current`.
+
+    A change of a parameter or buffer is seen by its version counter, storage and identity.
+    """
+
+    @classmethod
+    def of(cls, layer):
+        """For a layer, or None where its tensors do not show their changes."""
+        groups = [group for group in (layer._parameters, layer._buffers) if group]
+        tensors = [tensor for group in groups for tensor in group.values() if tensor is not None]
+        # Inference tensors count no versions; tensor subclasses may hide their storage; meta tensors have none.
+        # The replicas of nn.DataParallel have no parameters, but plain tensors for attributes.
+        if not layer._parameters or any(map(_hides_its_changes, tensors)):
+            return None
+        return cls(layer, groups, tensors[0].device.type)
+
+    def __init__(self, layer, groups, device):
+        self.parameters = layer._parameters
+        self.seen = [(group, len(group), [_look_at(tensor) for tensor in group.values()]) for group in groups]
+        self.memory = [tensor.detach() for group in groups for tensor in group.values() if tensor is not None]
+        self.device = device
+        self.made = {}  # by what is made and in which precision
+        self.runs = {}  # functions of an input, by its shape, strides and precision
+
+    def is_current(self, layer):
+        if layer._parameters is not self.parameters:
+            return False  # a replica of the layer that it was made for, as nn.DataParallel makes them
+        for group, size, seen in self.seen:
+            if len(group) != size:
+                return False
+            for tensor, (then, version, address) in zip(group.values(), seen):  # noqa: B905 (strict takes longer)
+                if tensor is not then:
+                    return False
+                if tensor is not None and (tensor._version != version or tensor.data_ptr() != address):
+                    return False
+        return True
+
+    def __call__(self, layer, input):
+        lower = torch.get_autocast_dtype(self.device) if _is_any_autocast_enabled() and self._lowers() else None
+        key = (input.shape, input.stride(), lower, layer.compute)
+        run = self.runs.get(key)
+        if run is None:
+            if len(self.runs) >= MOST_SHAPES:
+                self.runs.clear()
+            run = self.runs[key] = self._prepare(layer, input, lower)
+        return run(input)
+
+    def _lowers(self):
+        return torch.is_autocast_enabled(self.device)
+
+    def _prepare(self, layer, input, lower):
+        if layer.padding_mode != "zeros":
+            pad = partial(F.pad, pad=layer._pad_widths, mode=layer.padding_mode)
+            run = self._prepare_padded(layer, pad(input), lower)
+            return lambda input: run(pad(input))
+        return self._prepare_padded(layer, input, lower)
+
+    def _prepare_padded(self, layer, padded, lower):
+        features = layer._mode_for(padded) == "features"
+        kind = type(layer)
+        weight, bias, *parts = self._make(kind._parts if features else kind._filters_and_bias, layer, lower)
+        if layer._is_pointwise and lie_as_rows(padded) and layer.stride == (1, 1):
+            convolve = partial(multiply_rows, weight=weight.flatten(1), bias=bias)
+        elif layer._is_pointwise and lie_as_rows(padded):
+            convolve = _strided_product(weight.flatten(1), bias, *layer.stride)
+        else:
+            convolve = _convolution(weight, bias, layer._conv_arguments(), lower is None and padded.dim() == 4)
+        if not features:
+            return convolve
+        shift, *factors = parts
+        if not lie_as_rows(convolve(padded)):
+            return lambda padded: combine(convolve(padded), factors, shift)
+        if layer.primary_channels <= MOST_JOINED:
+            joined, joined_shift = self._make(_join, layer, lower)
+            return lambda padded: multiply_rows(convolve(padded), joined, joined_shift)
+        return lambda padded: combine_rows(convolve(padded), factors, shift)
+
+    def _make(self, make, layer, lower):
+        if (make, lower) not in self.made:
+            # Normal tensors made in full precision, whatever inference or autocast mode the first caller was in.
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device, enabled=False):
+                self.made[make, lower] = [_round(tensor, lower) for tensor in make(layer)]
+        return self.made[make, lower]
+
+
+def _strided_product(weight, bias, down, across):
+    """A 1x1 convolution with a stride as a product of the rows that it looks at."""
+
+    def convolve(padded):
+        seen = padded[:, :, ::down, ::across].contiguous(memory_format=torch.channels_last)
+        return multiply_rows(seen, weight, bias)
+
+    return convolve
+
+
+def _convolution(weight, bias, arguments, direct):
+    """A function of the input; `direct` where it is a batch and no autocast is on."""
+    stride, padding, dilation, groups = arguments
+    if direct and isinstance(padding, tuple):  # saves F.conv2d's way to the same operation, some microseconds
+
+        def convolve(padded):
+            return torch.convolution(padded, weight, bias, stride, padding, dilation, False, (0, 0), groups)
+    else:
+
+        def convolve(padded):
+            return F.conv2d(padded, weight, bias, stride, padding, dilation, groups)
+
+    return convolve
+
+
+def _hides_its_changes(tensor):
+    return type(tensor) not in (nn.Parameter, torch.Tensor) or tensor.is_inference() or tensor.is_meta
+
+
+def _look_at(tensor):
+    """What shows a change of a tensor, as long as its memory is held: no other one can have the same address."""
+    return (None, 0, 0) if tensor is None else (tensor, tensor._version, tensor.data_ptr())
+
+
+def _join(layer):
+    """[I ; A] and [0 ; shift], which take primary maps to all maps in one matrix product."""
+    _, _, shift, *factors = layer._parts()
+    product = apply_factors(factors[:-1], factors[-1])
+    identity = torch.eye(product.shape[1], dtype=product.dtype, device=product.device)
+    return torch.cat((identity, product)), None if shift is None else F.pad(shift, (product.shape[1], 0))
+
+
+def _round(tensor, lower):
+    return tensor.to(lower) if lower and tensor is not None and tensor.dtype == torch.float32 else tensor
