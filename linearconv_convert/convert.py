@@ -25,7 +25,7 @@ from linearconv_convert.surgery import (
 )
 from linearconv_lowrank import LinearConvLowRank
 from linearconv_sparse import LinearConvSparse
-from linearconv_variants import linear_conv
+from linearconv_variants import LINEARCONV_TYPES, Variant
 
 INITS = ("fit", "scratch")
 
@@ -101,7 +101,7 @@ def convert(
 
     Args:
         model (nn.Module): any model.
-        type (str): `"rank"`, `"lowrank"` or `"sparse"`, as :func:`variants.linear_conv` has them.
+        type (str): `"rank"`, `"lowrank"` or `"sparse"`, as :class:`linearconv_variants.Variant` has them.
         rank, sparsity, alpha, compute: the variant's setting.
         skip (str, type, callable, or several of them): layers to leave alone: by name or glob pattern
             (`"features.0"`, `"layer1.*"`; a module's name or type stands for all layers in it), by type, or by a
@@ -124,7 +124,9 @@ def convert(
         ConversionError: for a model, or a layer that is not skipped, that cannot be converted; the model is untouched.
         ValueError: for a setting that is out of range.
     """
-    conv = linear_conv(type, rank=rank, sparsity=sparsity, alpha=alpha, compute=compute)
+    if type not in LINEARCONV_TYPES:
+        raise ValueError(f"type must be one of {', '.join(LINEARCONV_TYPES)}, got {type!r}")
+    conv = Variant(type, rank, sparsity, alpha, compute).conv
     if init not in INITS:
         raise ValueError(f"init must be one of {', '.join(INITS)}, got {init!r}")
     check_model(model)

@@ -17,7 +17,7 @@ import torch.nn as nn
 from dataloaders import DATASETS
 from linearconv import COMPUTE_MODES
 from linearconv_sparse import SCHEDULES
-from linearconv_variants import LINEARCONV_TYPES, linear_conv
+from linearconv_variants import LINEARCONV_TYPES, Variant
 
 CHANGEABLE = ("lr", "milestones", "batch_size", "reg_weight", "amp", "processes")
 TYPES = (*LINEARCONV_TYPES, "dense")
@@ -241,8 +241,7 @@ def conv_factory(options):
     """The `conv` that a network is built with: nn.Conv2d or a LinearConv of the chosen type and setting."""
     if options.type == "dense":
         return nn.Conv2d
-    setting = {"rank": options.rank, "sparsity": options.sparsity, "schedule": options.pruning}
-    return linear_conv(options.type, **setting, alpha=options.alpha, compute=options.compute)
+    return Variant.of(options).conv
 
 
 def describe_variant(options):
