@@ -1,4 +1,4 @@
-"""The variants of LinearConv by name: what `-t`, `-r`, `-s`, `--alpha` and `--compute` stand for, in every command line.
+"""The variants of LinearConv by name: what -t, -r, -s, --alpha and --compute stand for, in every command line.
 
     Variant("lowrank", rank=10).conv(64, 128, 3, padding=1)          # a layer
     add_options(parser); Variant.of(parser.parse_args()).conv        # a factory, called as nn.Conv2d is
