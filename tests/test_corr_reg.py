@@ -8,7 +8,7 @@ import torch.nn as nn
 from corr_reg import corr_loss, filter_correlation, l1_loss
 from linearconv import LinearConv
 from linearconv_sparse import LinearConvSparse
-from tests.layers import VARIANTS
+from tests.helpers.layers import VARIANTS
 
 
 @pytest.mark.parametrize("dtype, limit", ((torch.float64, 1e-13), (torch.float32, 1e-5)))

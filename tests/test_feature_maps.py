@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from benchmarks.measuring import kept_bytes
 from linearconv import LinearConv
 from linearconv_lowrank import LinearConvLowRank
-from tests.layers import VARIANTS, prune_half
+from tests.helpers.layers import VARIANTS, prune_half
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 formats = pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS.keys())

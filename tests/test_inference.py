@@ -9,7 +9,7 @@ import torch.nn as nn
 import linearconv_features
 from linearconv import LinearConv
 from linearconv_lowrank import LinearConvLowRank
-from tests.layers import VARIANTS, prune_half, reference, relative_error
+from tests.helpers.layers import VARIANTS, prune_half, reference, relative_error
 
 variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
 FORMATS = (torch.contiguous_format, torch.channels_last)

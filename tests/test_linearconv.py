@@ -15,7 +15,7 @@ from linearconv import LinearConv
 from linearconv_lowrank import LinearConvLowRank
 from linearconv_rankratio import LinearConvRankRatio
 from linearconv_sparse import LinearConvSparse
-from tests.layers import VARIANTS, explicit_filters, prune_half, reference, relative_error
+from tests.helpers.layers import VARIANTS, explicit_filters, prune_half, reference, relative_error
 
 GEOMETRIES = {
     "3x3": dict(kernel_size=3, padding=1),

@@ -16,8 +16,8 @@ from linearconv_rankratio import LinearConvRankRatio
 from linearconv_sparse import LinearConvSparse
 from models.base_xcnn import Base
 from models.vgg_xcnn import VGG11
-from tests.layers import relative_error
-from tests.networks import FAMILIES, SMALL, build, image_side, tiny
+from tests.helpers.layers import relative_error
+from tests.helpers.networks import FAMILIES, SMALL, build, image_side, tiny
 from training.counting import count_parameters, macs_inference
 
 TYPES = {

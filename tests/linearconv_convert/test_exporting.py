@@ -6,8 +6,8 @@ import torch.nn as nn
 
 from linearconv_convert import ConversionError, convert, export
 from models.vgg_xcnn import VGG11
-from tests.layers import VARIANTS, relative_error
-from tests.networks import disturb, tiny
+from tests.helpers.layers import VARIANTS, relative_error
+from tests.helpers.networks import disturb, tiny
 
 IMAGES = torch.randn(7, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

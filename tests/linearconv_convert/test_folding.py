@@ -9,8 +9,8 @@ import torch.nn as nn
 from linearconv import LinearConv
 from linearconv_convert import ConversionError, convert, fold
 from models.vgg_xcnn import VGG11
-from tests.layers import VARIANTS, explicit_filters, prune_half, relative_error
-from tests.networks import disturb, tiny
+from tests.helpers.layers import VARIANTS, explicit_filters, prune_half, relative_error
+from tests.helpers.networks import disturb, tiny
 
 IMAGES = torch.randn(3, 3, 12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

@@ -17,7 +17,7 @@ from linearconv_sparse import LinearConvSparse
 from models.allconv_xcnn import AllConv
 from models.base_xcnn import Base
 from models.mobilenetv2_xcnn import MobileNetV2
-from tests.layers import VARIANTS
+from tests.helpers.layers import VARIANTS
 from training import counting
 
 IMAGE = (3, 32, 32)
