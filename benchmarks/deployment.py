@@ -24,7 +24,7 @@ from benchmarks.measuring import measure, origin, quartiles
 from benchmarks.speed import NETWORKS
 from linearconv_convert import convert, export
 from linearconv_convert.exporting import onnx_runner
-from training.checkpoints import write_json
+from training.files import write_json
 
 BATCHES = (1, 50)
 

@@ -26,7 +26,7 @@ import torch.nn as nn
 import linearconv_features as features
 from benchmarks.measuring import measure, origin
 from benchmarks.speed import NETWORKS, TASKS, VARIANTS
-from training.checkpoints import write_json
+from training.files import write_json
 
 WAYS = ("filters", "features")
 

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measuring import origin
 from dataloaders import BatchLoader, describe
-from training.checkpoints import write_json
+from training.files import write_json
 
 BATCH = 50
 WORKERS = 2

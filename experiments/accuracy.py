@@ -17,7 +17,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # runs from any folder
 
-from training.checkpoints import LOG, PATTERN, REPORT, write_json
+from training.checkpoints import PATTERN
+from training.files import write_json
+from training.run_folder import LOG, REPORT
 
 VARIANTS = ("-t dense", "-t rank -r 1", "-t lowrank -r 10")
 

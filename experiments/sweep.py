@@ -35,7 +35,7 @@ import torch
 from dataloaders import DATASETS
 from experiments.sweep_runs import Run, Runner, cores, is_locked
 from experiments.sweep_table import markdown, plot
-from training.checkpoints import write_json
+from training.files import write_json
 from training.options import TYPES, OneLineParser, Recipe, UsageError, fail, parse_arguments, positive_int, run_name
 
 ELSEWHERE = ("device", "data_root", "download", "output", "resume", "may_change", "save_every", "tensorboard",

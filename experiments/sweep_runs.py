@@ -13,7 +13,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.checkpoints import LOG, PATTERN, REPORT, write_json
+from training.checkpoints import PATTERN
+from training.files import write_json
+from training.run_folder import LOG, REPORT
 from training.options import UsageError
 
 SETTINGS, OUTPUT = "settings.json", "output.txt"

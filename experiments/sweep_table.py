@@ -8,7 +8,7 @@ be chosen on the test images. Mean and sample standard deviation (divided by n -
 
 import statistics
 
-from training.checkpoints import write_whole
+from training.files import write_whole
 
 COUNTS = {
     "parameters": "parameters",

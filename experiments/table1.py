@@ -27,7 +27,7 @@ from models.resnet_xcnn import ResNet18
 from models.resnext_xcnn import ResNeXt29_2x64d
 from models.vgg_xcnn import VGG11
 from training import counting
-from training.checkpoints import write_json
+from training.files import write_json
 
 RESULT = ROOT / "results" / "table1_counts.json"
 IMAGE = (3, 32, 32)

@@ -66,7 +66,8 @@ class Base(nn.Module):
         return self.fc(x.flatten(1))  # (N, num_classes)
 
 
-RECIPE = Recipe(lr=1e-3, epochs=250, batch_size=50, digits=Recipe(lr=1e-3, epochs=30, milestones=(20, 27)))
+RECIPE = Recipe(lr=1e-3, epochs=250, batch_size=50)
+DIGITS_RECIPE = Recipe(lr=1e-3, epochs=30, milestones=(20, 27))
 
 if __name__ == "__main__":
-    main({"Base": Base}, RECIPE)
+    main({"Base": Base}, RECIPE, DIGITS_RECIPE)

@@ -93,13 +93,8 @@ class MobileNetV2(nn.Module):
         return self.linear(x.mean((2, 3)))  # (N, num_classes)
 
 
-RECIPE = Recipe(
-    lr=1e-3,
-    epochs=250,
-    batch_size=32,
-    milestones=(75, 150, 200),
-    digits=Recipe(lr=1e-3, epochs=12, batch_size=32, milestones=(8, 11)),
-)
+RECIPE = Recipe(lr=1e-3, epochs=250, batch_size=32, milestones=(75, 150, 200))
+DIGITS_RECIPE = Recipe(lr=1e-3, epochs=12, batch_size=32, milestones=(8, 11))
 
 if __name__ == "__main__":
-    main({"MobileNetV2": MobileNetV2}, RECIPE)
+    main({"MobileNetV2": MobileNetV2}, RECIPE, DIGITS_RECIPE)

@@ -137,13 +137,8 @@ class ResNet152(ResNet):
 
 
 # The learning rate is the published one, very high for Adam: --lr 1e-3 is a usual choice.
-RECIPE = Recipe(
-    lr=0.1,
-    epochs=250,
-    batch_size=50,
-    milestones=(75, 150, 200),
-    digits=Recipe(lr=1e-3, epochs=10, milestones=(7, 9)),
-)
+RECIPE = Recipe(lr=0.1, epochs=250, batch_size=50, milestones=(75, 150, 200))
+DIGITS_RECIPE = Recipe(lr=1e-3, epochs=10, milestones=(7, 9))
 
 if __name__ == "__main__":
     networks = {
@@ -153,4 +148,4 @@ if __name__ == "__main__":
         "ResNet101": ResNet101,
         "ResNet152": ResNet152,
     }
-    main(networks, RECIPE)
+    main(networks, RECIPE, DIGITS_RECIPE)

@@ -83,13 +83,8 @@ class ResNeXt29_32x4d(ResNeXt29):
     cardinality, group_width = 32, 4
 
 
-RECIPE = Recipe(
-    lr=1e-3,
-    epochs=250,
-    batch_size=32,
-    milestones=(75, 150, 200),
-    digits=Recipe(lr=1e-3, epochs=2, batch_size=32, milestones=(1,)),
-)
+RECIPE = Recipe(lr=1e-3, epochs=250, batch_size=32, milestones=(75, 150, 200))
+DIGITS_RECIPE = Recipe(lr=1e-3, epochs=2, batch_size=32, milestones=(1,))
 
 if __name__ == "__main__":
     networks = {
@@ -98,4 +93,4 @@ if __name__ == "__main__":
         "ResNeXt29_8x64d": ResNeXt29_8x64d,
         "ResNeXt29_32x4d": ResNeXt29_32x4d,
     }
-    main(networks, RECIPE)
+    main(networks, RECIPE, DIGITS_RECIPE)

@@ -31,7 +31,8 @@ class VGG11(Base):
     stages = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 
 
-RECIPE = Recipe(lr=1e-3, epochs=250, batch_size=50, digits=Recipe(lr=1e-3, epochs=20, milestones=(14, 18)))
+RECIPE = Recipe(lr=1e-3, epochs=250, batch_size=50)
+DIGITS_RECIPE = Recipe(lr=1e-3, epochs=20, milestones=(14, 18))
 
 if __name__ == "__main__":
-    main({"VGG11": VGG11}, RECIPE)
+    main({"VGG11": VGG11}, RECIPE, DIGITS_RECIPE)

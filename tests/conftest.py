@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import training
-from tests.runs import SCRIPTS
+from tests.helpers.runs import SCRIPTS
 
 
 def pytest_addoption(parser):

@@ -2,10 +2,10 @@
 
     from training import Recipe, main
 
-    main({"VGG11": VGG11}, Recipe(lr=1e-3, epochs=250))
+    main({"VGG11": VGG11}, Recipe(lr=1e-3, epochs=250), digits_recipe=Recipe(lr=1e-3, epochs=20))
 """
 
-from training.options import Recipe
 from training.run import main
+from training.settings import Recipe
 
 __all__ = ["Recipe", "main"]

@@ -24,15 +24,15 @@ with warnings.catch_warnings():
     from thop.profile import register_hooks as THOP_RULES
 
 
-def count(model, input_size):
+def count(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:
     """Count a network.
 
     Args:
-        model (nn.Module): any network of one image tensor; counted in eval mode on its own device.
-        input_size (tuple[int]): (channels, height, width) of one image.
+        model: any network of one image tensor; counted in eval mode on its own device.
+        input_size: (channels, height, width) of one image.
 
     Returns:
-        dict[str, int]: `parameters`, `nonzero_parameters`, `flops_paper`, `flops`, `macs_inference`.
+        `parameters`, `nonzero_parameters`, `flops_paper`, `flops`, `macs_inference`.
     """
     return {
         "parameters": count_parameters(model),
@@ -43,24 +43,31 @@ def count(model, input_size):
     }
 
 
-def count_parameters(model):
-    """Number of elements of all parameters, a shared one counted once."""
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of elements of all parameters, a shared one counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_nonzero_parameters(model):
-    """Parameters less the coefficients that the masks of LinearConvSparse layers prune."""
-    pruned = sum(
-        int((layer.mask == 0).sum()) for layer in model.modules() if isinstance(layer, LinearConvSparse)
-    )
-    return count_parameters(model) - pruned
+def count_nonzero_parameters(model: nn.Module) -> int:
+    """Return the number of parameters less the coefficients that the masks of LinearConvSparse layers prune."""
+    return count_parameters(model) - sum(int((mask == 0).sum()) for mask in _masks(model))
+
+
+def pruned_share(model: nn.Module) -> dict[str, float]:
+    """Return `{"pruned": share}` of all coefficients that masks prune now, in [0, 1]; nothing for other networks."""
+    total = sum(mask.numel() for mask in _masks(model))
+    return {"pruned": sum(int((mask == 0).sum()) for mask in _masks(model)) / total} if total else {}
+
+
+def _masks(model):
+    return [layer.mask for layer in model.modules() if isinstance(layer, LinearConvSparse)]
 
 
 # ---- the paper's convention --------------------------------------------------------------------------------------
 
 
-def flops_paper(model, input_size):
-    """FLOPs of one image by the paper's convention, which reproduces its Table 1.
+def flops_paper(model: nn.Module, input_size: tuple[int, int, int]) -> int:
+    """Return the FLOPs of one image by the paper's convention, which reproduces its Table 1.
 
     Conv2d: out_elements * (kh kw + has_bias) * in_channels // groups (a bias counts in_channels times); BatchNorm2d:
     4 an element; ReLU modules: 1 an element; MaxPool2d: k an output element (not k^2); Linear: (2 in - 1) * out.
@@ -111,8 +118,8 @@ PAPER_RULES = {
 # ---- today's thop ------------------------------------------------------------------------------------------------
 
 
-def flops(model, input_size):
-    """What thop reports for one image: multiply-adds of convolutions and linear layers, 4 an element for BatchNorm.
+def flops(model: nn.Module, input_size: tuple[int, int, int]) -> int:
+    """Return what thop reports for one image: multiply-adds of convolutions and linear layers, BatchNorm 4 an element.
 
     A LinearConv layer counts the multiply-adds of a training pass in the way it is run: its convolution over P
     channels and the combination of their maps, or the generation of its filters and the convolution with all F.
@@ -128,8 +135,8 @@ def _training_macs(layer, input, output):
 # ---- inference ---------------------------------------------------------------------------------------------------
 
 
-def macs_inference(model, input_size):
-    """Multiply-adds of the convolutions and linear layers of one image, each LinearConv layer in the way it is run.
+def macs_inference(model: nn.Module, input_size: tuple[int, int, int]) -> int:
+    """Return the multiply-adds of all convolutions and linear layers, each LinearConv layer in the way it is run.
 
     `"features"`: P K + |A's factors| for every output position; `"filters"`: F K, the filters having been built once.
     Biases, normalisation, activations and pooling count nothing.

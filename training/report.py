@@ -1,14 +1,21 @@
-"""What a run says of itself: the counts printed first, the outcome printed last, and report.json."""
+"""What a run says of itself: the counts first, a line per epoch, the outcome last, and report.json."""
 
+import os
+import platform
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
+import torch.nn as nn
+from tqdm import tqdm
 
 from training import counting
-from training.options import describe_variant
+from training.errors import UsageError
+from training.options import Options
+from training.progress import Progress
+from training.settings import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNTS = (  # title, key of the network, key of its dense counterpart
@@ -19,50 +26,73 @@ COUNTS = (  # title, key of the network, key of its dense counterpart
 )
 
 
-def count_against_dense(model, dense, input_size):
-    """The counts of `counting.count` for a network, and those of its dense counterpart under the keys of COUNTS."""
-    counts = counting.count(model, input_size)
-    of_dense = counting.count(dense, input_size)
+def count_against_dense(model: nn.Module, dense: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:
+    """Return the counts of :func:`counting.count` for a network, and those of its dense counterpart beside them."""
+    counts, of_dense = counting.count(model, input_size), counting.count(dense, input_size)
     return counts | {dense_key: of_dense[key] for _, key, dense_key in COUNTS}
 
 
-def print_counts(options, counts, input_size, classes):
-    """Print network, variant and counts: the first lines of every run."""
-    print(f"{options.network}: {describe_variant(options)}; input {'x'.join(map(str, input_size))}, {classes} classes")
-    for title, key, dense_key in COUNTS:
-        ours, dense = counts[key], counts[dense_key]
-        short = f"{ours / 1e6:.2f} M" if key == "parameters" else f"{ours / 1e9:.3f} B"
-        print(f"  {title:30s}{ours:>15,} = {short:9s}  (dense {dense:,}; {100 * ours / dense:.1f} %)")
-    sys.stdout.flush()
+def make_report(
+    options: Options,
+    counts: dict[str, int],
+    num_classes: int,
+    device: torch.device,
+    dataset: str | None = None,
+    recipe: Recipe | None = None,
+    progress: Progress | None = None,
+) -> dict[str, object]:
+    """Return what report.json holds: the setting, the counts, the outcome, and what they were made with.
 
-
-def print_outcome(record, path):
-    """Print accuracies, time and speed, and where the report lies: the last lines of every run."""
-    print(
-        f"test accuracy {record['test_accuracy']:.2f} % after epoch {record['epochs']}, "
-        f"best {record['best_test_accuracy']:.2f} % after epoch {record['best_epoch']}"
-    )
-    print(f"{record['seconds']:.0f} s, {record['images_per_second']:.0f} images/s in training")
-    print(f"report: {path}")
-
-
-def start(options, counts, classes):
-    """What report.json holds before anything is trained: the setting, the counts, and what they were made with."""
-    names = ("type", "rank", "sparsity", "alpha", "width", "compute", "dataset", "seed", "amp", "compile")
+    Args:
+        options: of the run.
+        counts: of :func:`count_against_dense`; `nonzero_parameters` after training.
+        num_classes: of the data.
+        device: of the run.
+        dataset, recipe, progress: what it was trained on, how, and what was reached; left out where only counted.
+    """
+    variant = options.variant
     return {
         "architecture": options.network,
-        **{name: getattr(options, name) for name in names},
-        "num_classes": classes,
+        **{name: getattr(variant, name) for name in ("type", "rank", "sparsity", "alpha")},
+        "width": options.width,
+        "compute": variant.compute,
+        "dataset": dataset or options.dataset,
+        "seed": options.seed,
+        "amp": options.amp,
+        "compile": options.compile,
+        "num_classes": num_classes,
         **counts,
-        "device": _device_name(options.device),
-        "torch": str(torch.__version__),
-        "git_commit": _git_commit(),
-        "command": shlex.join(["python", *sys.argv]),
+        **origin(device),
+        **(vars(recipe) if recipe else {}),
+        **(progress.outcome() if progress else {}),
     }
 
 
-def _device_name(device):
-    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "cpu"
+def origin(device: str | torch.device = "cpu") -> dict[str, object]:
+    """Return where a result comes from: command, commit, versions and machine."""
+    on_gpu = torch.device(device).type == "cuda"
+    return {
+        "command": _command(),
+        "git_commit": _git_commit(),
+        "torch": str(torch.__version__),
+        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        "machine": platform.machine(),
+        "cpu_instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _command():
+    """The command line, as it is given in the repository's root."""
+    program, *arguments = sys.argv
+    path = Path(program).resolve()
+    if not path.is_relative_to(ROOT):
+        return shlex.join(["python", *sys.argv])
+    path = path.relative_to(ROOT)
+    is_script = path.parent.name == "models" or path.suffix != ".py"
+    called = [str(path)] if is_script else ["-m", ".".join(path.with_suffix("").parts)]
+    return shlex.join(["python", *called, *arguments])
 
 
 def _git_commit():
@@ -71,3 +101,53 @@ def _git_commit():
         return git.stdout.strip() or None
     except (OSError, subprocess.TimeoutExpired):
         return None
+
+
+# ---- what is shown ------------------------------------------------------------------------------------------------
+
+
+def show_counts(options: Options, counts: dict[str, int], input_size: tuple[int, int, int], num_classes: int) -> None:
+    """Print network, variant and counts: the first lines of every run."""
+    size = "x".join(map(str, input_size))
+    print(f"{options.network}: {options.variant}; input {size}, {num_classes} classes")
+    for title, key, dense_key in COUNTS:
+        ours, dense = counts[key], counts[dense_key]
+        short = f"{ours / 1e6:.2f} M" if key == "parameters" else f"{ours / 1e9:.3f} B"
+        print(f"  {title:30s}{ours:>15,} = {short:9s}  (dense {dense:,}; {100 * ours / dense:.1f} %)")
+    sys.stdout.flush()
+
+
+def show_epoch(record: dict, epochs: int, train_seconds: float, events: object = None) -> None:
+    """Print an epoch's line beside the progress bar, and write its numbers to TensorBoard where `events` are wanted."""
+    tqdm.write(
+        "epoch {epoch:3d}/{epochs}  loss {train_loss:.4f}  train {train_accuracy:6.2f} %  test {test_accuracy:6.2f} %  "
+        "lr {lr:.1e}  {train_seconds:.1f} s".format(**record, epochs=epochs, train_seconds=train_seconds),
+        file=sys.stdout,
+    )
+    sys.stdout.flush()
+    if events:
+        for name, value in record.items():
+            events.add_scalar(name, value, record["epoch"])
+        events.flush()
+
+
+def event_writer(folder: Path) -> object:
+    """Return a writer of TensorBoard event files.
+
+    Raises:
+        UsageError: where the package tensorboard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UsageError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
+    return SummaryWriter(folder)
+
+
+def show_outcome(report: dict, path: Path) -> None:
+    """Print accuracies, time and speed, and where the report lies: the last lines of every run."""
+    print(
+        "test accuracy {test_accuracy:.2f} % after epoch {epochs}, best {best_test_accuracy:.2f} % after epoch "
+        "{best_epoch}\n{seconds:.0f} s, {images_per_second:.0f} images/s in training".format(**report)
+    )
+    print(f"report: {path}")

@@ -1,117 +1,123 @@
-"""What every training script does: build, count, print, load data, train, save, report.
+"""A run from its command line to its report: build, count, print, load data, train, save, report.
 
     main({"VGG11": VGG11}, Recipe(lr=1e-3, epochs=250))
 
-is all that a script in models/ calls. The loop itself is trainer.py's.
+is all that a script in models/ calls.
 """
 
 import os
 import sys
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 
-from dataloaders import DataError, dataloaders, describe
+from dataloaders import BatchLoader, DataError, dataloaders, describe
 from linearconv import LinearConv
-from training import checkpoints, counting, distributed, report
-from training.options import (
-    Recipe,
-    UsageError,
-    apply_recipe,
-    conv_factory,
-    fail,
-    parse_arguments,
-    run_name,
-)
-from training.stopping import NotFinite, Stopped
+from training import checkpoints, counting, report, run_folder
+from training.distributed import Group, join
+from training.errors import EXPECTED, UsageError, report_failure
+from training.files import write_json
+from training.options import Options, make_parser, parse_arguments, run_name
+from training.settings import Recipe, TrainingSettings
 from training.trainer import Trainer
 
-__all__ = ["Recipe", "main"]
 
-
-def main(networks, recipe, argv=None):
+def main(
+    networks: dict[str, Callable[..., nn.Module]],
+    recipe: Recipe,
+    digits_recipe: Recipe | None = None,
+    argv: Sequence[str] | None = None,
+) -> None:
     """Run a training script from its command line to its report.
 
     Args:
-        networks (dict[str, callable]): constructors (conv, in_channels, num_classes, width) by name, default first.
-        recipe (Recipe): the architecture's recipe.
-        argv (list[str], optional): arguments; those of the process where left out.
+        networks: constructors (conv, in_channels, num_classes, width) by name, the default first.
+        recipe: the architecture's.
+        digits_recipe: for the 1,438 images of the bundled digits, for which the published recipe is not made.
+        argv: arguments; those of the process where left out.
 
     Raises:
         SystemExit: with one line on stderr and code 2 for bad input or files that cannot be written, 3 for numbers that
             have gone wrong, 130 when interrupted, 143 when terminated.
     """
-    options = parse_arguments(networks, recipe, argv)
-    if int(os.environ.get("RANK", "0")):  # of several processes the first one speaks
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  for as long as the process lasts
+    options = parse_arguments(make_parser(networks, recipe, digits_recipe), argv)
+    if int(os.environ.get("RANK", "0")):  # of several processes the first one speaks; errors are told by all
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for as long as the process lasts
     try:
-        with distributed.join(options) as group:
-            _run(networks[options.network], recipe, options, group)
-    except Stopped as stop:
-        fail(stop, options.program)
-        sys.exit(stop.code)
-    except NotFinite as error:
-        fail(error, options.program)
-        sys.exit(3)
-    except (UsageError, DataError) as error:
-        sys.exit(fail(error, options.program))
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        sys.exit(fail(f"{where}{error.strerror or error}", options.program))
-    except KeyboardInterrupt:  # before training began
-        fail("interrupted", options.program)
-        sys.exit(130)
+        with join(options.device) as group:
+            _run(networks[options.network], (recipe, digits_recipe or recipe), options, group)
+    except EXPECTED as error:
+        sys.exit(report_failure(error, options.program))
 
 
-def _run(network, recipe, options, group):
+def _run(network, recipes, options, group):
     if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
         torch.use_deterministic_algorithms(True)
-    input_size, classes = _image_shape(options)
+    input_size, num_classes = _image_shape(options)
     torch.manual_seed(options.seed)
-    model = _build(network, conv_factory(options), input_size, classes, options.width)
-    try:
-        dense = _build(network, nn.Conv2d, input_size, classes, options.width)
-        counts = report.count_against_dense(model, dense, input_size)
-    except RuntimeError as error:
-        size = "x".join(map(str, input_size))
-        raise UsageError(f"{options.network} does not take {size} images: {error}") from None
-    report.print_counts(options, counts, input_size, classes)
-    record = report.start(options, counts, classes)
-    if options.output and not options.resume:  # a folder that cannot be used is told before any waiting
+    model, counts = _build_and_count(network, options, input_size, num_classes)
+    report.show_counts(options, counts, input_size, num_classes)
+    if options.output and options.resume == "never":  # a folder that cannot be used is told before any waiting
         _open_folder(options, None, group)
     if options.count_only:
         if options.output and group.is_first:
-            checkpoints.write_json(Path(options.output) / checkpoints.REPORT, record)
+            counted = report.make_report(options, counts, num_classes, group.device)
+            write_json(Path(options.output) / run_folder.REPORT, counted)
         return
 
-    options.channels_last = options.channels_last and _channels_last_is_safe(model, options.device)
-    dataset, options, loaders = _load_data(recipe, options, group)
-    default = Path("ckpt") / Path(options.program).stem / run_name(options, dataset)
-    folder = _open_folder(options, default, group)
-    trainer = Trainer(model, loaders, options, folder, dataset, classes, group)
-    if options.tensorboard and group.is_first:
-        trainer.write_events_to(folder)
-    if options.resume or trainer.was_started_again():
-        trainer.resume()
-    outcome = trainer.fit()
-    record |= {"dataset": dataset, **trainer.recipe, **outcome}
-    record["nonzero_parameters"] = counting.count_nonzero_parameters(trainer.model)
+    channels_last = options.channels_last and _channels_last_is_safe(model, group.device)
+    dataset, recipe, loaders = _load_data(recipes, options, channels_last, group)
+    folder = _open_folder(options, Path("ckpt") / Path(options.program).stem / run_name(options, dataset), group)
+    settings = TrainingSettings(
+        options.network,
+        options.variant,
+        recipe,
+        dataset,
+        num_classes,
+        width=options.width,
+        seed=options.seed,
+        amp=options.amp,
+        processes=group.size,
+    )
+    trainer = Trainer(
+        model,
+        loaders,
+        settings,
+        folder,
+        group,
+        channels_last=channels_last,
+        compile=options.compile,
+        sync_batch_norm=options.sync_batch_norm,
+        save_every=options.save_every,
+        events=options.tensorboard,
+    )
+    if _resume_mode(options, group) == "always" or group.of_first(lambda: checkpoints.holds_checkpoint(folder)):
+        trainer.resume(options.may_change)
+    elif group.is_first and (folder / run_folder.LOG).exists():  # of a run that ended before its first checkpoint
+        run_folder.write_log(folder, [])
+    progress = trainer.fit()
     if group.is_first:
-        checkpoints.write_json(folder / checkpoints.REPORT, record)
-        report.print_outcome(record, folder / checkpoints.REPORT)
+        counts["nonzero_parameters"] = counting.count_nonzero_parameters(trainer.model)
+        done = report.make_report(options, counts, num_classes, group.device, dataset, recipe, progress)
+        write_json(folder / run_folder.REPORT, done)
+        report.show_outcome(done, folder / run_folder.REPORT)
+
+
+def _resume_mode(options, group):
+    """`options.resume`, but a run that torchrun has started again goes on where it can."""
+    return "auto" if group.restarts and options.resume == "never" else options.resume
 
 
 def _open_folder(options, default, group):
-    """The run's folder, found or made by the first process; one that torchrun starts again goes on in it."""
+    """The run's folder, found or made by the first process."""
 
     def open_it():
-        resume = options.resume or group.restarts > 0
-        folder = checkpoints.open_folder(options.output, default, resume, must_exist=options.resume)
+        folder = run_folder.open_folder(options.output, default, _resume_mode(options, group))
         if group.size > 1 and not options.output:
-            (folder / checkpoints.LOG).touch()  # takes the default folder's number, should torchrun start it again
+            (folder / run_folder.LOG).touch()  # takes the default folder's number, should torchrun start it again
         return folder
 
     return group.of_first(open_it)
@@ -128,11 +134,19 @@ def _image_shape(options):
     return (options.in_channels or channels, size, size), options.num_classes or classes
 
 
-def _build(network, conv, input_size, classes, width):
+def _build_and_count(network, options, input_size, num_classes):
+    """The network, its initial weights drawn, and its counts beside those of the dense one."""
+    arguments = {"in_channels": input_size[0], "num_classes": num_classes, "width": options.width}
     try:
-        return network(conv=conv, in_channels=input_size[0], num_classes=classes, width=width)
+        model = network(conv=options.variant.conv, **arguments)
+        dense = network(conv=nn.Conv2d, **arguments)
     except ValueError as error:
         raise UsageError(f"the network cannot be built: {error}") from None
+    try:
+        return model, report.count_against_dense(model, dense, input_size)
+    except RuntimeError as error:
+        size = "x".join(map(str, input_size))
+        raise UsageError(f"{options.network} does not take {size} images: {error}") from None
 
 
 def _channels_last_is_safe(model, device):
@@ -140,28 +154,32 @@ def _channels_last_is_safe(model, device):
     strided 1x1 convolution of fewer than 16 input channels, dense or LinearConv alike (thin ResNets have them)."""
     layers = (layer for layer in model.modules() if isinstance(layer, (nn.Conv2d, LinearConv)))
     strided = (layer for layer in layers if layer.kernel_size == (1, 1) and max(layer.stride) > 1)
-    return torch.device(device).type != "cpu" or all(layer.in_channels >= 16 for layer in strided)
+    return device.type != "cpu" or all(layer.in_channels >= 16 for layer in strided)
 
 
-def _load_data(recipe, options, group):
-    """Load what was asked for, or CIFAR-10, or else the digits; returns name, options with the recipe's, loaders."""
+def _load_data(
+    recipes: tuple[Recipe, Recipe], options: Options, channels_last: bool, group: Group
+) -> tuple[str, Recipe, tuple[BatchLoader, BatchLoader]]:
+    """Load what was asked for, or CIFAR-10, or else the digits; return its name, the recipe for it, the loaders."""
 
     def load(name):
-        filled = apply_recipe(options, recipe.for_dataset(name))
-        read = partial(
-            dataloaders,
-            name,
-            options.data_root,
-            batch_size=filled.batch_size,
-            image_size=options.image_size,
-            download=options.download,
-            device=options.device,
-            seed=options.seed,
-            channels_last=options.channels_last,
-            shard=(group.rank, group.size),
-        )
+        recipe = recipes[name == "digits"].changed_by(options)
+
+        def read():
+            return dataloaders(
+                name,
+                options.data_root,
+                batch_size=recipe.batch_size,
+                image_size=options.image_size,
+                download=options.download,
+                device=group.device,
+                seed=options.seed,
+                channels_last=channels_last,
+                shard=(group.rank, group.size),
+            )
+
         _, train, test = group.first_before_others(read)
-        return name, filled, (train, test)
+        return name, recipe, (train, test)
 
     if options.dataset:
         return load(options.dataset)

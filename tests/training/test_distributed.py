@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from images.batches import BatchLoader
-from tests.runs import ROOT, read_log
+from tests.helpers.runs import ROOT
 from training.distributed import Group
+from training.run_folder import read_log
 
 PLAIN = f"""
 import os, signal, sys

@@ -12,8 +12,9 @@ import torch
 
 import training
 from models import base_xcnn
-from tests.runs import SCRIPTS, read_log
-from training import checkpoints, options
+from tests.helpers.runs import SCRIPTS
+from training import checkpoints, options, run_folder
+from training.run_folder import read_log
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIANTS = ("-t rank -r 1", "-t rank -r 0.25", "-t lowrank -r 10", "-t sparse -s 0.5", "-t dense")
@@ -59,7 +60,7 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(setting, run, monkeyp
     def save_and_pull_the_plug(folder, state, best=False):
         save(folder, state, best)
         if state["epoch"] == 1:
-            checkpoints.append_log(folder, {"epoch": 2})  # the log may be ahead of what was saved
+            run_folder.append_log(folder, {"epoch": 2})  # the log may be ahead of what was saved
             raise KeyboardInterrupt
 
     save = checkpoints.save
@@ -102,9 +103,10 @@ def test_the_regulariser_decorrelates(run):
 @pytest.mark.parametrize("bfloat16", (True, False))
 def test_bfloat16_is_the_default_where_the_cpu_computes_in_it(monkeypatch, bfloat16):
     monkeypatch.setattr(options, "cpu_computes_in_bfloat16", lambda: bfloat16)
+    parser = options.make_parser(*SCRIPTS["base"])
 
     def amp(*arguments):
-        return options.parse_arguments({"Base": None}, options.Recipe(1e-3, 1), ["--device", "cpu", *arguments]).amp
+        return options.parse_arguments(parser, ["--device", "cpu", *arguments]).amp
 
     assert amp() is bfloat16
     assert amp("--amp") is True
@@ -173,7 +175,7 @@ def test_count_only_takes_classes_channels_and_network(run, capsys):
         ("-t sparse -s -0.1", "[0, 1)"),
         ("-t sparse -r 10", "no meaning"),
         ("-t dense -s 0.5", "no meaning"),
-        ("--alpha 0", "--alpha"),
+        ("--alpha 0", "alpha"),
         ("--width 0", "--width"),
         ("--epochs 0", "--epochs"),
         ("--epochs -3", "--epochs"),
@@ -254,10 +256,10 @@ def test_images_too_small_for_the_network_are_refused(refused):
 def test_runs_in_the_default_folder_are_numbered(tmp_path):
     default = tmp_path / "run"
     for expected in ("run", "run-2", "run-3"):
-        folder = checkpoints.open_folder(None, default, resume=False)
+        folder = run_folder.open_folder(None, default)
         assert folder.name == expected
-        checkpoints.append_log(folder, {"epoch": 1})
-        assert checkpoints.open_folder(None, default, resume=True).name == expected
+        run_folder.append_log(folder, {"epoch": 1})
+        assert run_folder.open_folder(None, default, "always").name == expected
 
 
 def test_without_cifar10_the_digits_are_trained_on_and_said_so(tmp_path):

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.runs import ROOT, read_log
+from tests.helpers.runs import ROOT
 from training import checkpoints
 from training.checkpoints import random_state, restore_random_state
+from training.run_folder import read_log
 from training.trainer import Trainer
 
 SMALL = "--width 0.125 --epochs 3"
@@ -45,7 +46,7 @@ def at_step(number, action, monkeypatch):
 
     def and_then(trainer, images, labels):
         step(trainer, images, labels)
-        if trainer.step == number:
+        if trainer.progress.step == number:
             action(trainer)
 
     monkeypatch.setattr(Trainer, "_train_step", and_then)
@@ -94,7 +95,7 @@ def test_a_signal_in_the_last_epoch_evaluation_lets_the_run_end(run, monkeypatch
     evaluate = Trainer.evaluate
 
     def and_signal(trainer):
-        if trainer.epoch == 2:
+        if trainer.progress.epoch == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(trainer)
 
@@ -247,7 +248,7 @@ def test_a_learning_rate_that_is_far_too_high_ends_with_code_3(run, capsys):
 
 
 def test_on_other_devices_the_flag_is_read_now_and_then():
-    from training.stopping import FiniteCheck
+    from training.finite import FiniteCheck
 
     model = torch.nn.Linear(2, 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=True)
@@ -258,11 +259,11 @@ def test_on_other_devices_the_flag_is_read_now_and_then():
         optimizer.zero_grad()
         loss = model(torch.ones(1, 2)).sum() * (float("inf") if step else 1.0)
         loss.backward()
-        seen.append(check.look(loss))
+        seen.append(check.check(loss))
         optimizer.step()
         if step == 0:
             before = model.weight.detach().clone()
-    assert seen == [True, True, False, True, True, False] and not check.all_well()
+    assert seen == [True, True, False, True, True, False] and not check.all_finite()
     assert torch.equal(model.weight, before)  # the optimizer took no step after the first bad one
 
 

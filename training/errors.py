@@ -1,0 +1,50 @@
+"""How a run ends before its time: each reason with its exit code, and one line on stderr."""
+
+import signal
+import sys
+
+from dataloaders import DataError
+
+
+class RunError(Exception):
+    """A reason to end a run; str() is one line that says what is wrong and what to do."""
+
+    code = 2
+
+
+class UsageError(RunError):
+    """What the user asked for cannot be done."""
+
+
+class NotFinite(RunError):
+    """A loss or gradient is infinite or not a number; str() names where and which layers."""
+
+    code = 3
+
+
+class Stopped(RunError):
+    """The run was asked to stop by a signal and has saved where it stands.
+
+    Args:
+        number: of the signal; the exit code is 128 more.
+        where: what has been saved.
+    """
+
+    def __init__(self, number: int, where: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}; {where}")
+        self.code = 128 + number
+
+
+EXPECTED = (RunError, DataError, OSError, KeyboardInterrupt)  # any other exception is a mistake in the code
+
+
+def report_failure(error: BaseException, program: str) -> int:
+    """Print one of the expected exceptions as one line on stderr; return its exit code."""
+    text, code = str(error), getattr(error, "code", 2)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        text = f"{where}{error.strerror or error}"
+    elif isinstance(error, KeyboardInterrupt):  # before training began or after its end
+        text, code = "interrupted", 128 + signal.SIGINT
+    print(f"{program}: {' '.join(text.split())}", file=sys.stderr)
+    return code

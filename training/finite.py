@@ -1,0 +1,52 @@
+"""Numbers that go wrong: losses and gradients that are infinite or not a number change no weight."""
+
+import math
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+CHECK_EVERY = 10  # steps, on devices that a step is not to wait for
+
+
+class FiniteCheck:
+    """Check losses and gradients before each step of an optimizer.
+
+    On a CPU every step is checked at once. On other devices a flag stays there and is read every 10 steps, so that no
+    step waits for the host; from the first bad step on the optimizer takes none.
+
+    Args:
+        model: the network.
+        optimizer: a fused one, which skips a step where its `found_inf` is 1.
+        device: of both.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.every = 1 if device.type == "cpu" else CHECK_EVERY
+        self.bad_steps = torch.zeros((), device=device)
+        self.checked = 0
+
+    def check(self, loss: Tensor) -> bool:
+        """Check a loss () and the gradients that it has left; return False where a bad number is known of."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)).float()) + loss.detach()
+        if self.every == 1:
+            return math.isfinite(norm.item())
+        self.bad_steps += 1 - norm.isfinite().float()
+        self.optimizer.found_inf = self.bad_steps.clamp(max=1)
+        self.checked += 1
+        return self.checked % self.every != 0 or self.all_finite()
+
+    def all_finite(self) -> bool:
+        """Return False where a step since the start had bad numbers; waits for the device."""
+        return not self.bad_steps.item()
+
+    def bad_layers(self) -> list[str]:
+        """Return the names of the layers whose parameters or gradients are not finite now."""
+        names = set()
+        for name, parameter in self.model.named_parameters():
+            tensors = (parameter, parameter.grad)
+            if not all(tensor.detach().isfinite().all() for tensor in tensors if tensor is not None):
+                names.add(name.rpartition(".")[0] or name)
+        return sorted(names)
