@@ -45,9 +45,7 @@ class Block(nn.Module):
         self.has_shortcut = stride == 1
         self.shortcut = nn.Sequential()
         if self.has_shortcut and in_channels != out_channels:
-            self.shortcut = nn.Sequential(
-                conv(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels)
-            )
+            self.shortcut = nn.Sequential(conv(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
 
     def forward(self, x):
         out = F.relu(self.bn1(self.conv1(x)))

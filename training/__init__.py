@@ -1,8 +1,6 @@
 """What every script in models/ shares: command line, run, training loop, checkpoints, counts, report, processes.
 
-    from training import Recipe, main
-
-    main({"VGG11": VGG11}, Recipe(lr=1e-3, epochs=250), digits_recipe=Recipe(lr=1e-3, epochs=20))
+A script holds its network and how it is trained, and ends with `main({"VGG11": VGG11}, RECIPE, DIGITS_RECIPE)`.
 """
 
 from training.run import main
