@@ -9,6 +9,8 @@ The paper adds 0.01 times each to the loss of every 10th batch.
 """
 
 import torch
+import torch.nn as nn
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from linearconv import LinearConv
@@ -18,14 +20,14 @@ from linearconv_sparse import LinearConvSparse
 BLOCK = 64  # rows of the correlation matrix computed at a time, so that most of its lower half is not
 
 
-def filter_correlation(filters):
-    """Pearson correlation matrix of filters, as `numpy.corrcoef` of their flattened rows, clamped to [-1, 1].
+def filter_correlation(filters: Tensor) -> Tensor:
+    """Return the Pearson correlation matrix of filters: `numpy.corrcoef` of their flattened rows, clamped to [-1, 1].
 
     Args:
-        filters (Tensor): (P, ...), at least two-dimensional; a filter is flattened to a vector.
+        filters: (P, ...), at least two-dimensional; a filter is flattened to a vector.
 
     Returns:
-        Tensor: (P, P). A constant filter (a one-element one too) has no correlation: its row and column are 0 and pass
+        (P, P). A constant filter (a one-element one too) has no correlation: its row and column are 0 and pass
         no gradient, where numpy gives nan; its diagonal element is 1 as any other's.
     """
     rows = filters.flatten(1)
@@ -42,21 +44,21 @@ def filter_correlation(filters):
     return torch.where(identity.bool(), identity, correlation)
 
 
-def corr_loss(module):
-    """Sum of |C - I| over the primary filters of every LinearConv layer in `module`, itself included.
+def corr_loss(module: nn.Module) -> Tensor:
+    """Return the sum of |C - I| over the primary filters of every LinearConv layer in `module`, itself included.
 
     Args:
-        module (nn.Module): a layer or a network of any depth; a shared layer counts once.
+        module: a layer or a network of any depth; a shared layer counts once.
 
     Returns:
-        Tensor: scalar, differentiable; a float32 zero where there is no such layer. It is not divided by anything.
+        A scalar, differentiable; a float32 zero where there is no such layer. It is not divided by anything.
         Layers with more primary filters than filter elements (a 3x3 stem, depthwise ones) cannot reach 0.
     """
     return _sum(_off_diagonal(layer.conv_weights) for layer in _layers(module, LinearConv))
 
 
-def l1_loss(module):
-    """Sum of |linear_weights| over every LinearConvSparse layer in `module`; scalar, a float32 zero without one."""
+def l1_loss(module: nn.Module) -> Tensor:
+    """Return the sum of |linear_weights| over every LinearConvSparse layer in `module`, a scalar; 0 without one."""
     return _sum(layer.linear_weights.abs().sum() for layer in _layers(module, LinearConvSparse))
 
 

@@ -21,7 +21,7 @@ from math import prod
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch import is_grad_enabled
+from torch import Tensor, is_grad_enabled
 from torch._C import _is_any_autocast_enabled
 
 from linearconv_features import (
@@ -50,10 +50,10 @@ class LinearConv(nn.Module):
     Arguments up to `dtype` are those of :class:`torch.nn.Conv2d`: same order, defaults, meaning and checks.
 
     Args:
-        alpha (float): share of primary filters, 0 < alpha <= 1; there are `P = max(1, int(alpha * out_channels))`.
+        alpha: share of primary filters, 0 < alpha <= 1; there are `P = max(1, int(alpha * out_channels))`.
             With `alpha=1`, or a single output channel, nothing is left to combine: `linear_weights` is empty and
             the layer is a plain convolution. Default: 0.5
-        compute (str): how the output is made. `"filters"` makes all F filters and convolves with them (the paper's
+        compute: how the output is made. `"filters"` makes all F filters and convolves with them (the paper's
             way); `"features"` convolves with the primary filters and combines their feature maps; `"auto"` takes
             the faster one for the shape at hand, by the measured rule of linearconv_features.py. All agree to
             rounding. With `groups > 1` the secondary filters mix filters that see different inputs, so feature maps
@@ -86,21 +86,21 @@ class LinearConv(nn.Module):
 
     def __init__(
         self,
-        in_channels,
-        out_channels,
-        kernel_size,
-        stride=1,
-        padding=0,
-        dilation=1,
-        groups=1,
-        bias=True,
-        padding_mode="zeros",
-        device=None,
-        dtype=None,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
-        alpha=0.5,
-        compute="auto",
-    ):
+        alpha: float = 0.5,
+        compute: str = "auto",
+    ) -> None:
         super().__init__()
         if not 0 < alpha <= 1:
             raise ValueError(f"alpha must lie in (0, 1], got {alpha}")
@@ -153,13 +153,13 @@ class LinearConv(nn.Module):
         """Create the parameters that make up `A`; called once, when the geometry is known."""
         self.linear_weights = nn.Parameter(torch.empty(self.secondary_channels, self.primary_channels, **factory))
 
-    def factors(self):
-        """The matrices whose product, from left to right, is `A` (F - P, P)."""
+    def factors(self) -> tuple[Tensor, ...]:
+        """Return the matrices whose product, from left to right, is `A` (F - P, P)."""
         return (self.linear_weights,)
 
     # ---- parameters and filters --------------------------------------------------------------------------------
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         """Draw all parameters anew: Xavier uniform for the primary filters, U(-0.1, 0.1) for the rest."""
         for name, parameter in self.named_parameters(recurse=False):
             if name == "conv_weights":
@@ -168,7 +168,7 @@ class LinearConv(nn.Module):
                 nn.init.uniform_(parameter, -0.1, 0.1)
 
     @property
-    def weight(self):
+    def weight(self) -> Tensor:
         """All filters (F, C/groups, kh, kw), primary before secondary; differentiable with respect to both parts.
 
         They lie in memory as `conv_weights` do: contiguous or channels_last.
@@ -180,8 +180,8 @@ class LinearConv(nn.Module):
         factors = self.factors()
         return factors if self._factors_pay else (apply_factors(factors[:-1], factors[-1]),)
 
-    def fuse(self):
-        """The equivalent plain `nn.Conv2d` (F filters, equal output to rounding), sharing no memory with the layer."""
+    def fuse(self) -> nn.Conv2d:
+        """Return the equivalent `nn.Conv2d` (F filters, equal output to rounding), sharing no memory with the layer."""
         conv = nn.utils.skip_init(
             nn.Conv2d,
             self.in_channels,
@@ -204,7 +204,7 @@ class LinearConv(nn.Module):
         conv.weight.requires_grad_(self.conv_weights.requires_grad)
         return conv.train(self.training)
 
-    def switch_to_deploy(self):
+    def switch_to_deploy(self) -> None:
         """Become, in place, the layer of `alpha=1` whose primary filters are all filters: a plain convolution.
 
         As RepVGG and others call it, for code that walks over a model's layers; :meth:`fuse` gives an nn.Conv2d.
@@ -217,30 +217,30 @@ class LinearConv(nn.Module):
 
     # ---- evaluation --------------------------------------------------------------------------------------------
 
-    def macs_per_position(self, mode):
-        """Multiply-adds per output position of one image; making filters is not counted, it is done once a weight.
+    def macs_per_position(self, mode: str) -> int:
+        """Return the multiply-adds per output position of one image, without those of making filters, done once a weight.
 
         Args:
-            mode (str): `"filters"`: F K; `"features"`: P K plus the elements of the matrices that combine, which are
+            mode: `"filters"`: F K; `"features"`: P K plus the elements of the matrices that combine, which are
                 the factors of `A`, or `A` where these would save little (K = in_channels / groups * kh * kw).
         """
         if mode == "filters":
             return self.out_channels * self.filter_size
         return self.primary_channels * self.filter_size + self.multiplied_coefficients
 
-    def macs_of_making(self, mode):
-        """Multiply-adds of what a training pass makes before it convolves: all filters, or `A` where it is used."""
+    def macs_of_making(self, mode: str) -> int:
+        """Return the multiply-adds of what a training pass makes first: all filters, or `A` where that is what combines."""
         if mode == "filters":
             return self.coefficient_count * self.filter_size
         return 0 if self._factors_pay else _macs_of_product([factor.shape for factor in self.factors()])
 
-    def mode_at(self, positions=None, training=True, precision="float32"):
-        """`"filters"` or `"features"`: the way this layer is evaluated.
+    def mode_at(self, positions: int | None = None, training: bool = True, precision: str = "float32") -> str:
+        """Return `"filters"` or `"features"`: the way this layer is evaluated.
 
         Args:
-            positions (int, optional): output positions of the batch, N H' W'; very many where left out.
-            training (bool): with gradients on, or not.
-            precision (str): `"float32"`, or `"bfloat16"` for all 16-bit types, under autocast too.
+            positions: output positions of the batch, N H' W'; very many where left out.
+            training: with gradients on, or not.
+            precision: `"float32"`, or `"bfloat16"` for all 16-bit types, under autocast too.
         """
         if self.groups > 1 or self.secondary_channels == 0:
             return "filters"
@@ -276,21 +276,29 @@ class LinearConv(nn.Module):
         size = padded.new_empty((), device="meta").expand(padded.shape)
         return self._convolve(size, size.new_empty(self.conv_weights.shape), None)[..., :1, :, :].numel()
 
-    def forward(self, input):
-        eager = in_plain_eager_mode()
-        if eager and not (self.training or is_grad_enabled()):
-            inference = self._inference
-            if inference is None or not inference.is_current(self):
-                inference = self._inference = Inference.of(self)
-            if inference is not None:
-                return inference(self, input)
-        elif eager:
-            self._inference = None  # an optimizer step may come of this pass, and fused ones count no versions
+    def forward(self, input: Tensor) -> Tensor:
+        kept = self._kept_for_inference()
+        if kept is not None:
+            return kept(self, input)
         padded = self._pad(input)
         if self._mode_for(padded) == "features":
             return self._combine_features(padded)
+        return self._convolve_with_filters(padded)
+
+    def _kept_for_inference(self):
+        """What is kept for passes without gradients, made anew where a parameter has changed; None in other passes."""
+        if not in_plain_eager_mode():
+            return None
+        if self.training or is_grad_enabled():
+            self._inference = None  # an optimizer step may come of this pass, and fused ones count no versions
+        elif self._inference is None or not self._inference.is_current(self):
+            self._inference = Inference.of(self)
+        return self._inference
+
+    def _convolve_with_filters(self, padded):
+        """[W_p ; A W_p] * x + b, the paper's way."""
         weight, bias = self._filters_and_bias()
-        if self._is_pointwise and self.stride == (1, 1) and eager and lie_as_rows(padded):
+        if self._is_pointwise and self.stride == (1, 1) and in_plain_eager_mode() and lie_as_rows(padded):
             return multiply_rows(padded, weight.flatten(1), bias)
         return self._convolve(padded, weight, bias)
 
@@ -331,7 +339,7 @@ class LinearConv(nn.Module):
 
     # ---- what is kept for inference is dropped -----------------------------------------------------------------
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> "LinearConv":
         self._inference = None
         return super().train(mode)
 
@@ -342,7 +350,7 @@ class LinearConv(nn.Module):
     def __getstate__(self):
         return {**self.__dict__, "_inference": None, "_choices": {}}
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         text = "{in_channels}, {out_channels}, kernel_size={kernel_size}, stride={stride}"
         defaults = {"padding": (0, 0), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
         for name, default in defaults.items():

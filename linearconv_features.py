@@ -10,12 +10,14 @@ next layer (BatchNorm, say) mostly keeps anyway: so the output is what is kept, 
 a layer makes of its parameters.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch import Tensor
 from torch._C import _are_functorch_transforms_active, _get_tracing_state, _is_any_autocast_enabled
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
@@ -25,8 +27,8 @@ MOST_SHAPES = 64  # inputs of ever new sizes must not fill the memory
 MOST_JOINED = 64  # primary filters: up to here multiplying with I costs less than joining maps
 
 
-def in_plain_eager_mode():
-    """False while torch.compile, torch.export, torch.jit.trace or a torch.func transform runs the layer.
+def in_plain_eager_mode() -> bool:
+    """Return False while torch.compile, torch.export, torch.jit.trace or a torch.func transform runs the layer.
 
     Those see tensors that stand for others: nothing made from them may be kept, and no layer state may be changed.
     """
@@ -46,41 +48,47 @@ class Overwriting:
 class Source(NamedTuple):
     """What the primary maps were convolved from, to compute them again."""
 
-    input: torch.Tensor  # (N, C, H, W), padded already where the padding is not of zeros
-    weight: torch.Tensor  # (P, C, kh, kw)
-    bias: torch.Tensor | None  # (P,)
+    input: Tensor  # (N, C, H, W), padded already where the padding is not of zeros
+    weight: Tensor  # (P, C, kh, kw)
+    bias: Tensor | None  # (P,)
 
 
-def combine(primary, factors, shift=None, source=None, overwriting=None):
-    """Primary feature maps and their combinations, [primary ; factors[0] @ factors[1] @ ... @ primary + shift].
+def combine(
+    primary: Tensor,
+    factors: Sequence[Tensor],
+    shift: Tensor | None = None,
+    source: Source | None = None,
+    overwriting: Overwriting | None = None,
+) -> Tensor:
+    """Return primary feature maps and their combinations, [primary ; factors[0] @ factors[1] @ ... @ primary + shift].
 
     Args:
-        primary (Tensor): (N, P, H, W) or (P, H, W), the output of a convolution, its bias included.
-        factors (sequence of Tensor): the matrices whose product is A (F - P, P).
-        shift (Tensor, optional): (F - P,), added to the combined maps.
-        source (Source, optional): what `primary` was convolved from.
-        overwriting (Overwriting, optional): the layer's. With both, in plain eager mode, the output is kept for
+        primary: (N, P, H, W) or (P, H, W), the output of a convolution, its bias included.
+        factors: the matrices whose product is A (F - P, P).
+        shift: (F - P,), added to the combined maps.
+        source: what `primary` was convolved from.
+        overwriting: the layer's. With both, in plain eager mode, the output is kept for
             the backward pass instead of `primary`. Without them, as under torch.compile, torch.func and tracing, and
             where `primary` is no convolution's output or forward-mode differentiation is on, autograd keeps what it
             needs.
 
     Returns:
-        Tensor: (N, F, H, W) or (F, H, W), in the memory format of `primary`.
+        (N, F, H, W) or (F, H, W), in the memory format of `primary`.
     """
     if overwriting is None or not _can_be_computed_again(primary):
         return _compose(primary, factors, shift)
     return _Combine.apply(primary, shift, source, overwriting, *factors)
 
 
-def apply_factors(factors, right):
-    """factors[0] @ factors[1] @ ... @ right, multiplied from the right."""
+def apply_factors(factors: Sequence[Tensor], right: Tensor) -> Tensor:
+    """Return factors[0] @ factors[1] @ ... @ right, multiplied from the right."""
     for factor in reversed(factors):
         right = factor @ right
     return right
 
 
-def lie_as_rows(maps):
-    """True for few maps on a CPU that lie in memory as the rows of a matrix (N H W, channels).
+def lie_as_rows(maps: Tensor) -> bool:
+    """Return True for few maps on a CPU that lie in memory as the rows of a matrix (N H W, channels).
 
     A matrix product over them takes less time than the 1x1 convolution that it equals, for many maps more.
     """
@@ -92,13 +100,13 @@ def lie_as_rows(maps):
     )
 
 
-def multiply_rows(maps, weight, bias):
-    """The 1x1 convolution of maps that lie as rows: (N, C, H, W) with weight (F, C) to (N, F, H, W)."""
+def multiply_rows(maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the 1x1 convolution of maps that lie as rows: (N, C, H, W) with weight (F, C) to (N, F, H, W)."""
     return F.linear(maps.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
 
 
-def combine_rows(primary, factors, shift):
-    """:func:`combine` of maps that lie as rows, as matrix products."""
+def combine_rows(primary: Tensor, factors: Sequence[Tensor], shift: Tensor | None) -> Tensor:
+    """Return :func:`combine` of maps that lie as rows, as matrix products."""
     combined = primary.permute(0, 2, 3, 1)
     for factor in reversed(factors[1:]):
         combined = F.linear(combined, factor)

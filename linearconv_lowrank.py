@@ -1,9 +1,11 @@
 """LinearConvLowRank: LinearConv whose coefficients are a product of two thin factors, A = column @ row."""
 
 from numbers import Integral
+from typing import Any
 
 import torch
 import torch.nn as nn
+from torch import Tensor
 
 from linearconv import LinearConv
 
@@ -12,7 +14,7 @@ class LinearConvLowRank(LinearConv):
     """LinearConv with A = column_weights @ row_weights of constant rank; the rows "-LRr" of the paper (rank 10).
 
     Args:
-        rank (int): inner dimension R >= 1 of the two factors. It is taken as given, as in the published code and its
+        rank: inner dimension R >= 1 of the two factors. It is taken as given, as in the published code and its
             parameter counts, even above P or F - P, where it adds parameters to `A` but nothing that `A` could not
             express with R = min(P, F - P). A layer without secondary filters has factors of rank 0. Default: 10
 
@@ -27,7 +29,7 @@ class LinearConvLowRank(LinearConv):
         ValueError: for a rank that is no integer of at least 1.
     """
 
-    def __init__(self, *args, rank=10, **kwargs):
+    def __init__(self, *args: Any, rank: int = 10, **kwargs: Any) -> None:
         self.rank = self._check_rank(rank)  # set first: LinearConv.__init__ creates the factors
         super().__init__(*args, **kwargs)
 
@@ -45,8 +47,8 @@ class LinearConvLowRank(LinearConv):
         self.column_weights = nn.Parameter(torch.empty(self.secondary_channels, inner, **factory))
         self.row_weights = nn.Parameter(torch.empty(inner, self.primary_channels, **factory))
 
-    def factors(self):
+    def factors(self) -> tuple[Tensor, ...]:
         return self.column_weights, self.row_weights
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rank={self.rank:g}"

@@ -1,6 +1,7 @@
 """LinearConvRankRatio: low-rank LinearConv whose rank is a share of its primary filters, R = max(1, int(P * rank))."""
 
 from numbers import Real
+from typing import Any
 
 from linearconv_lowrank import LinearConvLowRank
 
@@ -9,7 +10,7 @@ class LinearConvRankRatio(LinearConvLowRank):
     """LinearConv with A = column_weights @ row_weights of rank R = max(1, int(P * rank)).
 
     Args:
-        rank (float): share of the P primary filters, 0 < rank <= 1. At 1 the factors are as large as `A` can need
+        rank: share of the P primary filters, 0 < rank <= 1. At 1 the factors are as large as `A` can need
             and hold more numbers than `A` itself: vanilla full rank is :class:`linearconv.LinearConv`. Default: 0.5
 
     All other arguments, and the parameters, are those of :class:`linearconv_lowrank.LinearConvLowRank`.
@@ -18,7 +19,7 @@ class LinearConvRankRatio(LinearConvLowRank):
         ValueError: for a rank outside (0, 1].
     """
 
-    def __init__(self, *args, rank=0.5, **kwargs):
+    def __init__(self, *args: Any, rank: float = 0.5, **kwargs: Any) -> None:
         super().__init__(*args, rank=rank, **kwargs)
 
     @staticmethod

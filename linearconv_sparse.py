@@ -9,7 +9,11 @@ controller had pruned 5.6 % at the end, its threshold being at 1.6e-4 where half
 some 80 epochs away; the gradual one 50.0 % from the fifth epoch on, at 78.8 % test accuracy against 78.5 %.
 """
 
+from typing import Any
+
 import torch
+import torch.nn as nn
+from torch import Tensor
 
 from linearconv import LinearConv
 from linearconv_features import in_plain_eager_mode
@@ -25,13 +29,13 @@ class LinearConvSparse(LinearConv):
     A training step is a forward pass in training mode with gradients on; evaluation never counts.
 
     Args:
-        sparsity (float): share of the coefficients to prune, 0 <= sparsity < 1. Default: 0.25
-        schedule (str): `"gradual"`: at training step t, prune the smallest
+        sparsity: share of the coefficients to prune, 0 <= sparsity < 1. Default: 0.25
+        schedule: `"gradual"`: at training step t, prune the smallest
             `sparsity * (1 - (1 - (t - begin) / (end - begin))^3)` of the coefficients by magnitude; reached at
             `end`, then the mask stays. `"published"`: every 500 steps, `mask = |A| > threshold`, then
             `threshold += (2 / (1 + 10^(10 (share - sparsity))) - 1) * 1e-5` with `share` the pruned one.
             Default: `"gradual"`
-        prune_begin, prune_end, prune_every (int): first and last step of the gradual schedule and the steps between
+        prune_begin, prune_end, prune_every: first and last step of the gradual schedule and the steps between
             two updates; :func:`schedule_pruning` sets them from the length of a training run.
             Default: 0, 1000, 10
 
@@ -49,8 +53,15 @@ class LinearConvSparse(LinearConv):
     _version = 2  # version 1 is the published code, whose checkpoints hold no controller state
 
     def __init__(
-        self, *args, sparsity=0.25, schedule="gradual", prune_begin=0, prune_end=1000, prune_every=10, **kwargs
-    ):
+        self,
+        *args: Any,
+        sparsity: float = 0.25,
+        schedule: str = "gradual",
+        prune_begin: int = 0,
+        prune_end: int = 1000,
+        prune_every: int = 10,
+        **kwargs: Any,
+    ) -> None:
         if not 0 <= sparsity < 1:
             raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
         if schedule not in SCHEDULES:
@@ -71,7 +82,7 @@ class LinearConvSparse(LinearConv):
         self.register_buffer("steps", torch.zeros((), dtype=torch.long, device=device))
         self.register_buffer("threshold", torch.zeros((), dtype=torch.float32, device=device))
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         """Draw all parameters anew, prune nothing, and start counting from zero."""
         super().reset_parameters()
         self.mask.fill_(1)
@@ -79,28 +90,28 @@ class LinearConvSparse(LinearConv):
         self.threshold.zero_()
         self._steps_on_host = 0  # mirrors `steps`, so that no step waits for the device; None: read it again
 
-    def factors(self):
+    def factors(self) -> tuple[Tensor, ...]:
         return (self.linear_weights * self.mask,)
 
-    def keep_mask(self, mask):
+    def keep_mask(self, mask: Tensor) -> None:
         """Prune by a mask (F - P, P) of zeros and ones from now on: the gradual schedule counts as finished."""
         self.mask.copy_(mask)
         self.steps.fill_(self.prune_end)
         self._steps_on_host = None
 
     @property
-    def pruned_fraction(self):
+    def pruned_fraction(self) -> float:
         """Share of the coefficients that the mask prunes now, in [0, 1]; 0 for a layer without coefficients."""
         return 1 - self.mask.float().mean().item() if self.mask.numel() else 0.0
 
-    def target_at(self, step):
-        """Share of pruned coefficients that the gradual schedule asks for after `step` training steps."""
+    def target_at(self, step: int) -> float:
+        """Return the share of pruned coefficients that the gradual schedule asks for after `step` training steps."""
         if step >= self.prune_end:
             return self.sparsity
         done = max(0.0, (step - self.prune_begin) / (self.prune_end - self.prune_begin))
         return self.sparsity * (1 - (1 - done) ** 3)
 
-    def forward(self, input):
+    def forward(self, input: Tensor) -> Tensor:
         if self.training and torch.is_grad_enabled():
             self._train_step()
         return super().forward(input)
@@ -142,18 +153,20 @@ class LinearConvSparse(LinearConv):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
         self._steps_on_host = None
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"{super().extra_repr()}, sparsity={self.sparsity:g}, schedule={self.schedule!r}"
 
 
-def schedule_pruning(module, total_steps, begin=0.1, end=0.6, updates=100):
+def schedule_pruning(
+    module: nn.Module, total_steps: int, begin: float = 0.1, end: float = 0.6, updates: int = 100
+) -> None:
     """Fit the gradual schedule of every LinearConvSparse in `module` to a training run of `total_steps` steps.
 
     Args:
-        module (nn.Module): the network.
-        total_steps (int): training steps (batches) of the whole run.
-        begin, end (float): shares of the run at which pruning starts and reaches its target, 0 <= begin <= end <= 1.
-        updates (int): how often the mask is chosen anew in between, at most once a step.
+        module: the network.
+        total_steps: training steps (batches) of the whole run.
+        begin, end: shares of the run at which pruning starts and reaches its target, 0 <= begin <= end <= 1.
+        updates: how often the mask is chosen anew in between, at most once a step.
     """
     if not 0 <= begin <= end <= 1:
         raise ValueError(f"pruning needs 0 <= begin <= end <= 1, got {begin} and {end}")
