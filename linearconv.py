@@ -218,7 +218,7 @@ class LinearConv(nn.Module):
     # ---- evaluation --------------------------------------------------------------------------------------------
 
     def macs_per_position(self, mode: str) -> int:
-        """Return the multiply-adds per output position of one image, without those of making filters, done once a weight.
+        """Return the multiply-adds per output position of one image; making filters, done once a weight, is not in it.
 
         Args:
             mode: `"filters"`: F K; `"features"`: P K plus the elements of the matrices that combine, which are
@@ -229,7 +229,7 @@ class LinearConv(nn.Module):
         return self.primary_channels * self.filter_size + self.multiplied_coefficients
 
     def macs_of_making(self, mode: str) -> int:
-        """Return the multiply-adds of what a training pass makes first: all filters, or `A` where that is what combines."""
+        """Return the multiply-adds of what a training pass makes first: all filters, or `A` where that combines maps."""
         if mode == "filters":
             return self.coefficient_count * self.filter_size
         return 0 if self._factors_pay else _macs_of_product([factor.shape for factor in self.factors()])
