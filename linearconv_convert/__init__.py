@@ -9,9 +9,10 @@
 The same from the command line: `python -m linearconv_convert --help`.
 """
 
-from linearconv_convert.convert import LayerReport, Report, convert
+from linearconv_convert.convert import convert
 from linearconv_convert.exporting import export
 from linearconv_convert.folding import fold
+from linearconv_convert.report import LayerReport, Report
 from linearconv_convert.surgery import ConversionError
 
 __all__ = ["ConversionError", "LayerReport", "Report", "convert", "export", "fold"]

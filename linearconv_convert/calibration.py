@@ -1,17 +1,22 @@
-"""Statistics of what layers put out on given images, which weigh the errors of a conversion."""
+"""Moments of what layers put out on given images, which weigh the errors of a conversion."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+import torch.nn as nn
 
-from linearconv_convert.surgery import watched
+from linearconv_convert.surgery import eval_with_hooks
 
 
 @dataclass
 class Moments:
-    """Second moments of a layer's outputs, its bias left out, over all positions of all images.
+    """Moments of a layer's outputs y, its bias left out, over all positions of all images, in float64.
 
-    `second` (F, F) is the sum of y y^T, `first` (F,) the sum of y, `count` the number of positions; float64.
+    Args:
+        second: sum of y y^T, (F, F).
+        first: sum of y, (F,).
+        count: number of positions.
     """
 
     second: torch.Tensor
@@ -19,14 +24,17 @@ class Moments:
     count: int = 0
 
     @property
-    def mean(self):
+    def mean(self) -> torch.Tensor:
+        """Mean of y, (F,)."""
         return self.first / self.count
 
     @property
-    def covariance(self):
+    def covariance(self) -> torch.Tensor:
+        """Covariance of y, (F, F)."""
         return self.second / self.count - torch.outer(self.mean, self.mean)
 
-    def add(self, output, bias):
+    def add(self, output: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Add the positions of an output (N, F, H, W) or (F, H, W), from which the bias (F,) is taken off."""
         rows = output.detach().movedim(-3, -1).flatten(0, -2).double()  # (positions, F)
         if bias is not None:
             rows = rows - bias.detach().double()
@@ -36,35 +44,37 @@ class Moments:
 
 
 @torch.no_grad()
-def output_moments(model, layers, batches):
-    """Run batches through a model in eval mode.
+def output_moments(
+    model: nn.Module, layers: dict[str, nn.Module], batches: torch.Tensor | Iterable
+) -> dict[str, Moments]:
+    """Run batches through a model in eval mode and return the moments of its layers' outputs.
 
     Args:
-        model (nn.Module): left as it was, in its mode too.
-        layers (dict[str, nn.Conv2d]): the layers to look at.
-        batches (Tensor or iterable): images (N, C, H, W), or several such batches, with or without labels behind them
-            as loaders give them.
+        model: left as it was, in its mode too.
+        layers: {name: layer} of those to look at.
+        batches: images (N, C, H, W), or several such batches, with or without labels behind them as loaders give them.
 
     Returns:
-        dict[str, Moments]: of the layers that were reached.
+        {name: moments} of the layers that were reached.
 
     Raises:
         ValueError: where `batches` holds no batch.
     """
-    moments, seen = {}, 0
+    moments = {}
+    batches = [batches] if isinstance(batches, torch.Tensor) else batches
 
-    def note(name, layer, output):
+    def add_output(name, layer, output):
         if name not in moments:
             zeros = output.new_zeros(layer.out_channels, layer.out_channels, dtype=torch.float64)
             moments[name] = Moments(zeros, zeros[0].clone())
         moments[name].add(output, layer.bias)
 
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    with watched(model, layers, note):
-        for batch in [batches] if isinstance(batches, torch.Tensor) else batches:
+    with eval_with_hooks(model, layers, add_output):
+        images = None
+        for batch in batches:
             images = batch[0] if isinstance(batch, (tuple, list)) else batch
             model(images.to(device))
-            seen += 1
-    if not seen:
+    if images is None:
         raise ValueError("calibration holds no batch of images")
     return moments

@@ -1,16 +1,20 @@
 """Networks as files that run elsewhere: ONNX, and what torch.export saves."""
 
+import importlib
 import logging
 import os
 import statistics
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn as nn
 
 from linearconv_convert.folding import fold
-from linearconv_convert.surgery import ConversionError, copy_of
+from linearconv_convert.surgery import ConversionError, copy_of, first_line
 
 FORMS = ("features", "folded")
 CHECKED_BATCHES = (1, 7)
@@ -18,9 +22,16 @@ TOLERANCE = 1e-4  # largest difference over the largest magnitude of the outputs
 LARGEST_FILE = 2**31 - 2**20  # bytes of weights that one ONNX file takes
 
 
-@dataclass
+@dataclass(frozen=True)
 class Exported:
-    """A file that was written and checked: its size, and its largest error relative to PyTorch's outputs."""
+    """A file that was written and checked.
+
+    Args:
+        path: of the file.
+        form: of the network in it, one of `FORMS`.
+        bytes: its size.
+        error: largest difference from PyTorch's outputs, relative to the largest magnitude of these.
+    """
 
     path: Path
     form: str
@@ -28,21 +39,20 @@ class Exported:
     error: float
 
 
-def export(model, path, example_input, form="features"):
+def export(model: nn.Module, path: str | Path, example_input: torch.Tensor, form: str = "features") -> Exported:
     """Write a model to a file that takes batches of any size, and check it against the model.
 
     The model is exported in eval mode. BatchNorm is folded where it follows a convolution, if the model can be traced.
 
     Args:
-        model (nn.Module): any model of one image tensor and one output tensor, with LinearConv layers or not.
-        path (str or Path): ending in `.onnx` for ONNX, run by onnxruntime for the check, or in `.pt2` for
-            torch.export's own format. A file that stands there is replaced once the new one has been checked.
-        example_input (Tensor): images (N, C, H, W); all but N is fixed by it.
-        form (str): `"features"` keeps LinearConv layers factorised, small and fast; `"folded"` writes plain
-            convolutions. Default: `"features"`
+        model: any model of one image tensor and one output tensor, with LinearConv layers or not.
+        path: ending in `.onnx` for ONNX, run by onnxruntime for the check, or in `.pt2` for torch.export's own
+            format. A file that stands there is replaced once the new one has been checked.
+        example_input: images (N, C, H, W); all but N is fixed by it.
+        form: `"features"` keeps LinearConv layers factorised, small and fast; `"folded"` writes plain convolutions.
 
     Returns:
-        Exported: the file, its bytes, its largest relative error at batches of 1 and 7.
+        The file, its bytes, its largest relative error at batches of 1 and 7.
 
     Raises:
         ConversionError: for another ending or form, missing packages, a model that cannot be exported, or outputs that
@@ -53,23 +63,47 @@ def export(model, path, example_input, form="features"):
         raise ConversionError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
     if path.suffix not in (".onnx", ".pt2"):
         raise ConversionError(f"{path}: the ending decides the format and must be .onnx or .pt2")
-    write, run = (_write_onnx, onnx_runner) if path.suffix == ".onnx" else (_write_exported, _exported_runner)
+    write = _write_onnx if path.suffix == ".onnx" else _write_pt2
     model = copy_of(model).eval()
     prepared = _prepare(model, form)
-    part = path.with_name(path.stem + ".part" + path.suffix)
-    try:
+    with whole_file(path) as part:
         write(prepared, part, _resized(example_input, max(2, len(example_input))))
-        error = max(_error(model, run(part), _resized(example_input, batch)) for batch in CHECKED_BATCHES)
+        run = runner(part)
+        error = max(_error(model, run, _resized(example_input, batch)) for batch in CHECKED_BATCHES)
         if not error <= TOLERANCE:
             raise ConversionError(f"the exported file differs from the model by {error:.1e} relative to its outputs")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return Exported(path, form, path.stat().st_size, error)
 
 
-def onnx_runner(path, threads=None):
-    """A function (images) -> outputs that runs an ONNX file on the CPU, by `threads` threads or as many as torch."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to, which becomes `path` at the end of the block, or is removed on an error."""
+    part = path.with_name(f"{path.stem}.part{path.suffix}")
+    try:
+        yield part
+        os.replace(part, path)
+    except OSError as error:  # of a full disk, which names no file
+        error.filename = error.filename or str(path)
+        raise
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def runner(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a function (images) -> outputs that runs an exported file on the CPU."""
+    return onnx_runner(path) if path.suffix == ".onnx" else torch.export.load(path).module()
+
+
+def onnx_runner(path: str | Path, threads: int | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a function (images) -> outputs that runs an ONNX file on the CPU.
+
+    Args:
+        path: of the file.
+        threads: to run it by; as many as torch has where left out.
+
+    Raises:
+        ConversionError: where onnxruntime is missing.
+    """
     onnxruntime = _import_onnx("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
@@ -80,8 +114,8 @@ def onnx_runner(path, threads=None):
     return lambda images: torch.from_numpy(session.run(None, {name: images.detach().cpu().numpy()})[0])
 
 
-def milliseconds(run, images, seconds=1.0):
-    """Median time of `run(images)` over about `seconds`."""
+def milliseconds(run: Callable[[torch.Tensor], object], images: torch.Tensor, seconds: float = 1.0) -> float:
+    """Return the median time of `run(images)`, called for about `seconds`."""
     run(images)
     taken, start = [], time.perf_counter()
     while not taken or time.perf_counter() - start < seconds:
@@ -100,7 +134,7 @@ def _prepare(model, form):
 
 
 def _write_onnx(model, path, images):
-    for package in ("onnx", "onnxscript"):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
         _import_onnx(package)
     if sum(tensor.nbytes for tensor in model.state_dict().values()) > LARGEST_FILE:
         raise ConversionError("the model is larger than the 2 GiB that one ONNX file holds")
@@ -112,21 +146,17 @@ def _write_onnx(model, path, images):
         program = torch.onnx.export(model, (images,), dynamo=True, dynamic_shapes=({0: batch},), verbose=False)
         program.save(path, external_data=False)
     except Exception as error:
-        raise ConversionError(f"torch.onnx cannot export the model: {_first_line(error)}") from error
+        raise ConversionError(f"torch.onnx cannot export the model: {first_line(error)}") from error
     finally:
         log.setLevel(level)
 
 
-def _write_exported(model, path, images):
+def _write_pt2(model, path, images):
     batch = torch.export.Dim("batch", min=1)
     try:
         torch.export.save(torch.export.export(model, (images,), dynamic_shapes=({0: batch},)), path)
     except Exception as error:
-        raise ConversionError(f"torch.export cannot export the model: {_first_line(error)}") from error
-
-
-def _exported_runner(path):
-    return torch.export.load(path).module()
+        raise ConversionError(f"torch.export cannot export the model: {first_line(error)}") from error
 
 
 @torch.no_grad()
@@ -145,11 +175,7 @@ def _resized(images, batch):
 
 def _import_onnx(package):
     try:
-        return __import__(package)
+        return importlib.import_module(package)
     except ImportError:
         needed = "pip install onnx onnxscript onnxruntime"
         raise ConversionError(f"ONNX files need the package {package}: {needed}") from None
-
-
-def _first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

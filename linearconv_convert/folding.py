@@ -8,27 +8,35 @@ from torch.fx import Tracer
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from linearconv import LinearConv
-from linearconv_convert.surgery import ConversionError, adds_nothing, check_model, copy_of, layers_of, replace
+from linearconv_convert.surgery import (
+    ConversionError,
+    check_model,
+    copy_of,
+    first_line,
+    is_plain_conv2d,
+    layers_of,
+    replace,
+)
 from linearconv_lowrank import LinearConvLowRank
 
 LARGEST_COEFFICIENT = 1e4  # that folding a BatchNorm into a factorised layer may give rise to
 
 
-def fold(model, *, batch_norm=False, factorised=False, inplace=False):
+def fold(model: nn.Module, *, batch_norm: bool = False, factorised: bool = False, inplace: bool = False) -> nn.Module:
     """Replace every LinearConv of a model by the equivalent nn.Conv2d; outputs are equal to rounding.
 
     Args:
-        model (nn.Module): any model.
-        batch_norm (bool): also fold every nn.BatchNorm2d that alone takes the output of a convolution into that
+        model: any model.
+        batch_norm: also fold every nn.BatchNorm2d that alone takes the output of a convolution into that
             convolution, and leave an nn.Identity in its place. The model must be in eval mode and traceable by
-            torch.fx outside of modules without BatchNorm. Where layers have hooks they are left. Default: False
-        factorised (bool): keep LinearConv layers, faster and smaller than what they fold to, and fold only BatchNorm
+            torch.fx outside of modules without BatchNorm. Layers with hooks are left alone.
+        factorised: keep LinearConv layers, faster and smaller than what they fold to, and fold only BatchNorm
             into them: W_p by its factors s_p, A by s_s / s_p. One whose s_p are so small that a coefficient would
-            exceed 1e4 stays as it is. Default: False
-        inplace (bool): change the model itself. Default: False
+            exceed 1e4 stays as it is.
+        inplace: change the model itself.
 
     Returns:
-        nn.Module: the folded model; a LinearConv gives an nn.Conv2d.
+        The folded model; a LinearConv gives an nn.Conv2d.
 
     Raises:
         ConversionError: for a model that is scripted, compiled, wrapped or lazy, and with `batch_norm` for one in
@@ -54,7 +62,7 @@ def fold(model, *, batch_norm=False, factorised=False, inplace=False):
 
 
 class _DownToBatchNorm(Tracer):
-    """Looks only into modules that hold a BatchNorm: what others do need not be traceable."""
+    """A tracer that looks only into modules that hold a BatchNorm: what others do need not be traceable."""
 
     def is_leaf_module(self, module, qualified_name):
         inside = (child for child in module.modules() if child is not module)
@@ -68,25 +76,25 @@ def _convolutions_before_batch_norms(model):
     try:
         graph = _DownToBatchNorm().trace(model)
     except Exception as error:  # any operation of a model's forward may refuse a stand-in
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConversionError(f"the model cannot be traced by torch.fx to find what is normalised ({reason})") from None
+        reason = f"cannot be traced by torch.fx to find what is normalised ({first_line(error)})"
+        raise ConversionError(f"the model {reason}") from None
     calls = [node for node in graph.nodes if node.op == "call_module"]
-    times = Counter(model.get_submodule(node.target) for node in calls)
-    places = Counter(module for _, module in model.named_modules(remove_duplicate=False))
+    uses = Counter(model.get_submodule(node.target) for node in calls)
+    names = Counter(module for _, module in model.named_modules(remove_duplicate=False))
     pairs = []
     for node in calls:
         norm, before = model.get_submodule(node.target), node.args[0] if node.args else None
         if type(norm) is not nn.BatchNorm2d or before not in calls or len(before.users) > 1:
             continue
         conv = model.get_submodule(before.target)
-        used_once = times[conv] == times[norm] == places[conv] == places[norm] == 1
+        used_once = uses[conv] == uses[norm] == names[conv] == names[norm] == 1
         if used_once and _can_be_folded(conv, norm):
             pairs.append((before.target, node.target))
     return pairs
 
 
 def _can_be_folded(conv, norm):
-    is_convolution = isinstance(conv, LinearConv) or (isinstance(conv, nn.Conv2d) and adds_nothing(conv))
+    is_convolution = isinstance(conv, LinearConv) or is_plain_conv2d(conv)
     has_hooks = any(layer._forward_hooks or layer._forward_pre_hooks for layer in (conv, norm))
     return is_convolution and norm.running_mean is not None and not norm.training and not has_hooks
 
@@ -119,6 +127,5 @@ def _scale_outputs(layer, scale, shift):
         layer.conv_weights.copy_(layer.conv_weights.double() * scale_primary[:, None, None, None])
         first.copy_(first.double() * scale_secondary[:, None])
         last.copy_(last.double() / scale_primary)
-        factors = layer.factors()
-        largest = max((factor.abs().amax().item() for factor in factors if factor.numel()), default=0.0)
+        largest = max((factor.abs().amax().item() for factor in layer.factors() if factor.numel()), default=0.0)
     return layer if largest <= LARGEST_COEFFICIENT else None

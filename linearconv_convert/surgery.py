@@ -1,7 +1,7 @@
-"""What convert and fold share: the layers of a model, which can be replaced, and putting others in their places."""
+"""Replacing layers of a model: finding them, refusing those that cannot be replaced, putting others in their places."""
 
 import copy
-from collections import defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -31,20 +31,20 @@ class ConversionError(ValueError):
     """A model cannot be converted, folded or exported; str() is one line with the layer, the reason and the cure."""
 
 
-def layers_of(model, kind):
-    """{name: layer} of all modules of a type; those that stand in several places under their first name."""
+def layers_of(model: nn.Module, kind: type | tuple[type, ...]) -> dict[str, nn.Module]:
+    """Return {name: layer} of all modules of a type; a shared one once, under its first name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, kind)}
 
 
-def adds_nothing(layer):
-    """True for an nn.Conv2d, or a subclass of it that computes the same of the same two parameters."""
-    kind = type(layer)
-    computes = all(getattr(kind, name) is getattr(nn.Conv2d, name) for name in ("forward", "_conv_forward", "__call__"))
-    return computes and set(layer._parameters) == {"weight", "bias"} and not layer._buffers and not layer._modules
+def is_plain_conv2d(layer: nn.Module) -> bool:
+    """Return True for an nn.Conv2d, or a subclass of it that computes the same of the same two parameters."""
+    computing = ("forward", "_conv_forward", "__call__")
+    inherits = all(getattr(type(layer), name, None) is getattr(nn.Conv2d, name) for name in computing)
+    return inherits and set(layer._parameters) == {"weight", "bias"} and not layer._buffers and not layer._modules
 
 
-def check_model(model):
-    """Refuse what no layer of can be replaced.
+def check_model(model: nn.Module) -> None:
+    """Refuse a model of which no layer can be replaced.
 
     Raises:
         ConversionError: for a compiled, scripted or wrapped model, or one of which not all parameters exist yet.
@@ -63,12 +63,17 @@ def check_model(model):
             raise ConversionError(f"{_called(name)} is lazy: run one batch through the model first")
 
 
-def check_layer(name, layer, model):
+def check_layer(name: str, layer: nn.Module, model: nn.Module) -> None:
     """Refuse a layer that cannot be replaced without changing what the model is.
 
+    Args:
+        name: of the layer in the model.
+        layer: of the model.
+        model: that holds it.
+
     Raises:
-        ConversionError: for parametrized and weight-normed layers, for layers or weights that stand in several places,
-            weights with hooks, values that are not finite, the meta device.
+        ConversionError: for parametrized and weight-normed layers, shared layers and weights, weights with hooks,
+            values that are not finite, the meta device.
     """
     if parametrize.is_parametrized(layer):
         raise ConversionError(
@@ -79,13 +84,13 @@ def check_layer(name, layer, model):
             f"{_called(name)} has its weight computed by a hook (weight norm, spectral norm or pruning): "
             "remove that with its own remove function first"
         )
-    where = [place for place, module in model.named_modules(remove_duplicate=False) if module is layer]
-    if len(where) > 1:
-        raise ConversionError(f"one convolution stands in several places ({', '.join(where)}): skip it, or copy it")
+    names = [name for name, module in model.named_modules(remove_duplicate=False) if module is layer]
+    if len(names) > 1:
+        raise ConversionError(f"one convolution stands in several places ({', '.join(names)}): skip it, or copy it")
     for key, parameter in layer.named_parameters(recurse=False):
-        users = [place for place, other in model.named_parameters(remove_duplicate=False) if other is parameter]
-        if len(users) > 1:
-            raise ConversionError(f"one parameter stands in several places ({', '.join(users)}): skip these layers")
+        names = [name for name, other in model.named_parameters(remove_duplicate=False) if other is parameter]
+        if len(names) > 1:
+            raise ConversionError(f"one parameter stands in several places ({', '.join(names)}): skip these layers")
         if parameter.is_meta:
             raise ConversionError(f"{_called(name)} lies on the meta device and has no weights yet: load them first")
         if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
@@ -97,8 +102,8 @@ def check_layer(name, layer, model):
             raise ConversionError(f"{_called(name)} has hooks on its state_dict, which name its weight: remove them")
 
 
-def copy_of(model):
-    """A deep copy.
+def copy_of(model: nn.Module) -> nn.Module:
+    """Return a deep copy.
 
     Raises:
         ConversionError: where the model cannot be copied.
@@ -106,19 +111,20 @@ def copy_of(model):
     try:
         return copy.deepcopy(model)
     except Exception as error:  # what a module holds may fail in any way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConversionError(f"the model cannot be copied ({reason}): give inplace=True") from None
+        raise ConversionError(f"the model cannot be copied ({first_line(error)}): give inplace=True") from None
 
 
 @contextmanager
-def watched(model, layers, note):
-    """While it lasts the model is in eval mode, and `note(name, layer, output)` is called for each pass of a layer."""
+def eval_with_hooks(
+    model: nn.Module, layers: dict[str, nn.Module], hook: Callable[[str, nn.Module, torch.Tensor], None]
+) -> Iterator[None]:
+    """Hold a model in eval mode and call `hook(name, layer, output)` after each forward of a layer; undo both after."""
 
-    def hook(name):
-        return lambda layer, _, output: note(name, layer, output)
+    def forward_hook(name):
+        return lambda layer, _, output: hook(name, layer, output)
 
     modes = {module: module.training for module in model.modules()}
-    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
+    handles = [layer.register_forward_hook(forward_hook(name)) for name, layer in layers.items()]
     try:
         model.eval()
         yield
@@ -129,29 +135,30 @@ def watched(model, layers, note):
             module.training = mode
 
 
-def replace(model, replacements):
+def replace(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> nn.Module:
     """Put new modules in the places of old ones.
 
     Args:
-        model (nn.Module): changed in place, except where it is itself replaced.
-        replacements (dict[nn.Module, nn.Module]): new by old; hooks and mode go over to the new one.
+        model: changed in place, except where it is itself replaced.
+        replacements: {old: new}; hooks and mode go over to the new one.
 
     Returns:
-        nn.Module: the model, or what it is replaced by.
+        The model, or what it is replaced by.
     """
     for old, new in replacements.items():
         for hooks in CARRIED_HOOKS:
             setattr(new, hooks, getattr(old, hooks))
         new.train(old.training)
-    places = defaultdict(list)
-    for parent in model.modules():
-        for key, child in parent._modules.items():
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
             if child in replacements:
-                places[parent].append((key, replacements[child]))
-    for parent, children in places.items():
-        for key, new in children:
-            setattr(parent, key, new)
+                setattr(parent, name, replacements[child])
     return replacements.get(model, model)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _called(name):

@@ -1,29 +1,104 @@
-"""An installed copy has every module, and the layers import torch alone."""
+"""What is installed is the layers and conversion alone, and gets in the way of no other package."""
 
 import ast
+import shutil
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
+MODULES = SETTINGS["tool"]["setuptools"]["py-modules"]
+PACKAGES = SETTINGS["tool"]["setuptools"]["packages"]
+
+IN_A_FOREIGN_PROJECT = """
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+foreign, target = sys.argv[1:]
+sys.path[:0] = [foreign, target]
+
+import torch
+
+import distributed, options
+from linearconv import LinearConv
+from linearconv_convert import convert
+
+model = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 32, 3))
+small = convert(model, "rank")
+assert isinstance(small[0], LinearConv) and isinstance(small[2], LinearConv)
+assert small(torch.randn(1, 3, 8, 8)).shape == (1, 32, 4, 4)
+
+(command,) = entry_points(group="console_scripts", name="linearconv-convert")
+try:
+    command.load()(["--help"])
+except SystemExit as stopped:
+    assert not stopped.code
+
+import corr_reg
+
+assert sys.modules["distributed"].FOREIGN and sys.modules["options"].FOREIGN
+files = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
+print("ours:", *{name.partition(".")[0] for name, file in files.items() if file and Path(target) in Path(file).parents})
+"""
 
 
-def test_every_module_is_installed():
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["py-modules"]
-    assert sorted(listed) == sorted(path.stem for path in ROOT.glob("*.py"))
+def test_what_begins_with_linearconv_is_installed_and_corr_reg():
+    assert sorted(MODULES) == sorted(path.stem for path in [*ROOT.glob("linearconv*.py"), ROOT / "corr_reg.py"])
+    assert PACKAGES == [path.parent.name for path in ROOT.glob("linearconv*/__init__.py")]
 
 
-def test_the_layers_import_torch_alone():
-    seen, waiting = set(), {"linearconv", "linearconv_lowrank", "linearconv_rankratio", "linearconv_sparse", "corr_reg"}
-    others = set()
-    while waiting:
-        name = waiting.pop()
-        seen.add(name)
-        for node in ast.walk(ast.parse((ROOT / f"{name}.py").read_text())):
-            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            modules += [node.module] if isinstance(node, ast.ImportFrom) else []
-            for module in (module.partition(".")[0] for module in modules):
-                ours = (ROOT / f"{module}.py").exists()
-                (waiting if ours else others).add(module)
-        waiting -= seen
-    assert others - set(sys.stdlib_module_names) == {"torch"}
+@pytest.mark.parametrize("name", [*MODULES, *PACKAGES])
+def test_what_is_installed_imports_itself_and_torch_alone(name):
+    allowed = {*MODULES, "torch"}
+    if name in PACKAGES:
+        allowed |= {name, "torchvision", "timm"}  # these two where a network of theirs is asked for
+    for path in (ROOT / name).rglob("*.py") if name in PACKAGES else [ROOT / f"{name}.py"]:
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            names |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+            names |= {node.module} if isinstance(node, ast.ImportFrom) else set()
+        assert {each.partition(".")[0] for each in names} - set(sys.stdlib_module_names) <= allowed
+
+
+@pytest.mark.parametrize("requirements", ["requirements.txt", "requirements-dev.txt"])
+def test_versions_are_those_of_the_clone(requirements):
+    project = SETTINGS["project"]
+    wanted = (
+        project["dependencies"] if requirements == "requirements.txt" else project["optional-dependencies"]["export"]
+    )
+    assert set(wanted) <= set((ROOT / requirements).read_text().splitlines())
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory):
+    """A folder with what a wheel of this checkout installs; the checkout is only read."""
+    if subprocess.run([sys.executable, "-c", "import pip, setuptools"], capture_output=True).returncode:
+        pytest.skip("a wheel is built by pip and setuptools, and one of them is missing")
+    source, wheels, target = (tmp_path_factory.mktemp(name) for name in ("source", "wheels", "target"))
+    for path in [*ROOT.glob("*.py"), *(ROOT / name for name in ("pyproject.toml", "README.md", "LICENSE"))]:
+        shutil.copy(path, source)
+    for path in ROOT.glob("*/__init__.py"):  # what must not be installed stands there too
+        shutil.copytree(path.parent, source / path.parent.name, ignore=shutil.ignore_patterns("__pycache__"))
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", source, "--no-deps", "--no-build-isolation", "-w", wheels], check=True)
+    subprocess.run([*pip, "install", "--no-deps", "--target", target, *wheels.glob("*.whl")], check=True)
+    return target
+
+
+def test_a_wheel_holds_nothing_else(target):
+    found = {path.name for path in target.iterdir() if path.suffix != ".dist-info"} - {"bin", "__pycache__"}
+    assert found == {f"{name}.py" for name in MODULES} | set(PACKAGES)
+
+
+def test_an_installed_copy_converts_a_network_in_a_project_with_modules_of_our_names(target, tmp_path):
+    for name in ("distributed", "options"):
+        (tmp_path / f"{name}.py").write_text("FOREIGN = True")
+    command = [sys.executable, "-I", "-c", IN_A_FOREIGN_PROJECT, tmp_path, target]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.splitlines()[-1].split()) == {"ours:", *MODULES, *PACKAGES}

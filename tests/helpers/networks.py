@@ -7,15 +7,33 @@ import pytest
 import torch
 import torch.nn as nn
 
-SMALL = ("torchvision:squeezenet1_1", "torchvision:shufflenet_v2_x0_5", "torchvision:mobilenet_v3_small",
-         "torchvision:mnasnet0_5", "torchvision:resnet18", "timm:resnet10t", "timm:mobilenetv3_small_050")  # fmt: skip
-FAMILIES = ("torchvision:alexnet", "torchvision:vgg11_bn", "torchvision:resnet50", "torchvision:wide_resnet50_2",
-            "torchvision:resnext50_32x4d", "torchvision:densenet121", "torchvision:googlenet",
-            "torchvision:inception_v3", "torchvision:mobilenet_v2", "torchvision:mobilenet_v3_large",
-            "torchvision:mnasnet1_0", "torchvision:efficientnet_b0", "torchvision:efficientnet_v2_s",
-            "torchvision:regnet_y_400mf", "torchvision:regnet_x_400mf", "torchvision:shufflenet_v2_x1_0",
-            "torchvision:squeezenet1_0", "torchvision:convnext_tiny", "torchvision:vit_b_16", "timm:resnet26d",
-            "timm:efficientnet_lite0", "timm:regnetx_002", "timm:convnext_atto", "timm:repvgg_a0")  # fmt: skip
+from linearconv import LinearConv
+from linearconv_lowrank import LinearConvLowRank
+from linearconv_rankratio import LinearConvRankRatio
+from linearconv_sparse import LinearConvSparse
+
+CONVERSIONS = {  # arguments of convert, and the layers that come of them
+    "full": (dict(type="rank"), LinearConv),
+    "rankratio": (dict(type="rank", rank=0.5), LinearConvRankRatio),
+    "lowrank": (dict(type="lowrank", rank=3), LinearConvLowRank),
+    "sparse": (dict(type="sparse", sparsity=0.5), LinearConvSparse),
+}
+TORCHVISION_SMALL = "squeezenet1_1 shufflenet_v2_x0_5 mobilenet_v3_small mnasnet0_5 resnet18"
+TIMM_SMALL = "resnet10t mobilenetv3_small_050"
+TORCHVISION = (
+    "alexnet vgg11_bn resnet50 wide_resnet50_2 resnext50_32x4d densenet121 googlenet inception_v3 mobilenet_v2 "
+    "mobilenet_v3_large mnasnet1_0 efficientnet_b0 efficientnet_v2_s regnet_y_400mf regnet_x_400mf shufflenet_v2_x1_0 "
+    "squeezenet1_0 convnext_tiny vit_b_16"
+)
+TIMM = "resnet26d efficientnet_lite0 regnetx_002 convnext_atto repvgg_a0"
+
+
+def _of_both(torchvision, timm):
+    return [f"torchvision:{name}" for name in torchvision.split()] + [f"timm:{name}" for name in timm.split()]
+
+
+SMALL = _of_both(TORCHVISION_SMALL, TIMM_SMALL)
+FAMILIES = _of_both(TORCHVISION, TIMM)
 
 
 def build(name):
@@ -41,6 +59,10 @@ def disturb(model):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, 0, 0.1)
     return model
+
+
+def images(side=12, batch=2, dtype=None):
+    return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
 def image_side(name):

@@ -1,10 +1,14 @@
 """Exported files run with any batch size, agree with the model, and are as small as the form promises."""
 
+import sys
+from functools import cache
+
 import pytest
 import torch
 import torch.nn as nn
 
 from linearconv_convert import ConversionError, convert, export
+from linearconv_convert.exporting import runner
 from models.vgg_xcnn import VGG11
 from tests.helpers.layers import VARIANTS, relative_error
 from tests.helpers.networks import disturb, tiny
@@ -23,28 +27,33 @@ def small():
     return convert(disturb(VGG11(width=0.25)).eval(), "rank")
 
 
+@pytest.fixture(scope="module")
+def exported(small, tmp_path_factory):
+    """A function (form, ending) -> Exported, each in a folder of its own."""
+
+    @cache
+    def exported(form, ending):
+        if ending == "onnx":
+            onnx()
+        return export(small, tmp_path_factory.mktemp(form) / f"net.{ending}", IMAGES[:1], form)
+
+    return exported
+
+
 @pytest.mark.parametrize("form", ["features", "folded"])
 @pytest.mark.parametrize("ending", ["onnx", "pt2"])
-def test_both_forms_run_with_batches_of_1_and_7(small, tmp_path, form, ending):
-    if ending == "onnx":
-        onnx()
-    from linearconv_convert.exporting import onnx_runner
-
-    path = tmp_path / f"net.{ending}"
-    exported = export(small, path, IMAGES[:1], form)
-    assert exported.error <= 1e-4 and exported.bytes == path.stat().st_size and exported.form == form
-    run = onnx_runner(path) if ending == "onnx" else torch.export.load(path).module()
+@torch.no_grad()
+def test_both_forms_run_with_batches_of_1_and_7(small, exported, form, ending):
+    file = exported(form, ending)
+    assert file.error <= 1e-4 and file.bytes == file.path.stat().st_size and file.form == form
+    run = runner(file.path)
     for batch in (1, 7):
-        with torch.no_grad():
-            assert relative_error(run(IMAGES[:batch]), small(IMAGES[:batch])) <= 1e-4
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+        assert relative_error(run(IMAGES[:batch]), small(IMAGES[:batch])) <= 1e-4
+    assert list(file.path.parent.iterdir()) == [file.path]
 
 
-def test_the_features_form_holds_about_half_of_the_bytes(small, tmp_path):
-    onnx()
-    features = export(small, tmp_path / "a.onnx", IMAGES, "features").bytes
-    folded = export(small, tmp_path / "b.onnx", IMAGES, "folded").bytes
-    assert 0.45 < features / folded < 0.65  # at full width 0.53
+def test_the_features_form_holds_about_half_of_the_bytes(exported):
+    assert 0.45 < exported("features", "onnx").bytes / exported("folded", "onnx").bytes < 0.65  # at full width 0.53
 
 
 @pytest.mark.parametrize("conv", VARIANTS.values(), ids=VARIANTS)
@@ -94,16 +103,10 @@ def test_a_file_that_stands_there_survives_a_failed_export(tmp_path):
     assert path.read_bytes() == b"precious" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_missing_packages_are_named(small, tmp_path, monkeypatch):
-    import builtins
-
-    original = builtins.__import__
-
-    def without_onnx(name, *arguments, **keywords):
-        if name.startswith("onnx"):
-            raise ImportError(name)
-        return original(name, *arguments, **keywords)
-
-    monkeypatch.setattr(builtins, "__import__", without_onnx)
-    with pytest.raises(ConversionError, match="pip install onnx onnxscript onnxruntime"):
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_missing_packages_are_named(small, tmp_path, monkeypatch, package):
+    onnx()
+    monkeypatch.setitem(sys.modules, package, None)  # importing it is then an ImportError
+    with pytest.raises(ConversionError, match=f"the package {package}: pip install onnx onnxscript onnxruntime"):
         export(small, tmp_path / "net.onnx", IMAGES)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,93 @@
+"""Calibration matches the outputs on images of the kind that it has seen, and keeps their means."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn as nn
+
+from linearconv_convert import convert
+from linearconv_convert.calibration import output_moments
+from models.base_xcnn import Base
+from tests.helpers.layers import relative_error
+from tests.helpers.networks import CONVERSIONS, images, tiny
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Base, thin, after some steps on images whose classes differ in colour and frequency."""
+    torch.manual_seed(0)
+    model = Base(width=0.5).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    for _ in range(60):
+        batch, labels = batch_of(64)
+        nn.functional.cross_entropy(model(batch), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+def batch_of(size):
+    labels = torch.randint(10, (size,))
+    noise = torch.randn(size, 3, 32, 32)
+    wave = torch.sin(torch.arange(32) * (labels[:, None] + 1) * 0.3)[:, None, None, :]
+    return 0.5 * noise + wave * torch.tensor([1.0, 0.5, -0.5])[:, None, None], labels
+
+
+def output_error(layer, original, inputs):
+    """Root mean square of what the layer's outputs differ by, on inputs of its place in the original model."""
+    return ((layer(inputs) - original(inputs)).square().mean() / original(inputs).square().mean()).sqrt().item()
+
+
+@pytest.mark.parametrize("setting", [setting for setting, _ in CONVERSIONS.values()], ids=CONVERSIONS)
+def test_calibration_lowers_the_error_of_the_outputs_on_new_images(trained, setting):
+    model = trained
+    seen, unseen = batch_of(128)[0], batch_of(128)[0]
+    plain, report = convert(model, **setting, return_report=True, skip="feat.0")
+    data_aware, weighed = convert(model, **setting, calibration=seen, return_report=True, skip="feat.0")
+    with torch.no_grad():
+        inputs = {}
+        handles = [
+            layer.register_forward_hook(lambda layer, given, _: inputs.__setitem__(layer, given[0]))
+            for layer in model.modules()
+            if isinstance(layer, nn.Conv2d)
+        ]
+        expected = model(unseen)
+        for handle in handles:
+            handle.remove()
+        for name, layer in model.named_modules():
+            if isinstance(layer, nn.Conv2d) and name != "feat.0.0":
+                without = output_error(plain.get_submodule(name), layer, inputs[layer])
+                with_data = output_error(data_aware.get_submodule(name), layer, inputs[layer])
+                assert with_data < without
+                assert next(row for row in weighed.layers if row.name == name).output_error > 0
+        assert relative_error(data_aware(unseen), expected) < relative_error(plain(unseen), expected)
+    assert all(row.output_error is None for row in report.layers)
+    assert all(a.filter_error > b.filter_error for a, b in zip(weighed.converted, report.converted, strict=True))
+
+
+def test_calibration_keeps_the_mean_of_the_outputs_by_the_bias(trained):
+    model = trained
+    batches = [batch_of(32) for _ in range(3)]
+    small = convert(model, "lowrank", rank=2, calibration=batches, skip=["feat.0", "feat.1", "feat.2"])
+    name = "feat.3.0"
+    ours = output_moments(small, {name: small.get_submodule(name)}, batches)[name].mean
+    theirs = output_moments(model, {name: model.get_submodule(name)}, batches)[name].mean
+    bias_ours, bias_theirs = (net.get_submodule(name).bias.detach().double() for net in (small, model))
+    torch.testing.assert_close(ours + bias_ours, theirs + bias_theirs, rtol=0, atol=1e-4)
+
+
+def test_output_moments_are_those_of_numpy_and_leave_no_trace():
+    model = tiny().train()
+    state = copy.deepcopy(model.state_dict())
+    batches = [images(), images(side=16)]
+    with torch.no_grad():
+        moments = output_moments(model, {"stem": model.stem}, batches)["stem"]
+        rows = [model.stem(batch).movedim(1, -1).reshape(-1, 16) - model.stem.bias for batch in batches]
+    rows = torch.cat(rows).double()
+    torch.testing.assert_close(moments.mean, rows.mean(0))
+    torch.testing.assert_close(moments.covariance, torch.cov(rows.T, correction=0))
+    assert model.training and model.block[1].training and not model.stem._forward_hooks
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(ValueError, match="no batch"):
+        output_moments(model, {"stem": model.stem}, [])

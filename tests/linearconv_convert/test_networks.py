@@ -1,0 +1,102 @@
+"""Networks are found by name, their weights in files, and what is neither is told in one line."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from linearconv_convert import ConversionError, convert
+from linearconv_convert.networks import load_network, load_weights
+from models.base_xcnn import Base
+
+ROOT = Path(__file__).resolve().parents[2]
+BASE = f"{ROOT}/models/base_xcnn.py:Base"
+
+
+@pytest.mark.parametrize("spec", [BASE, "torchvision:squeezenet1_1", "timm:resnet10t"])
+def test_a_network_of_each_source_takes_its_number_of_classes(spec):
+    if spec.startswith("timm"):
+        pytest.importorskip("timm")
+    model = load_network(spec, num_classes=7).eval()
+    assert model(torch.zeros(2, 3, 32 if spec == BASE else 64, 32 if spec == BASE else 64)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("spec", [BASE, "timm:resnet10t"])
+def test_a_network_takes_images_of_one_channel(spec):
+    if spec.startswith("timm"):
+        pytest.importorskip("timm")
+    assert next(load_network(spec, in_channels=1).parameters()).shape[1] == 1
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("resnet18", "is not FILE.py:NAME"),
+        ("nothing.py:Net", "there is no file nothing.py"),
+        ("torchvision:resnet1", "torchvision cannot build resnet1"),
+        (f"{BASE[:-1]}", "defines no network Bas; it has Base, PoolTo"),
+        (f"{BASE}:Base", "is not FILE.py:NAME"),
+    ],
+)
+def test_what_is_no_network_is_told(spec, message):
+    with pytest.raises(ConversionError, match=message):
+        load_network(spec)
+
+
+def test_a_library_refuses_what_it_cannot_build():
+    with pytest.raises(ConversionError, match="torchvision cannot build resnet18: its networks take images of 3"):
+        load_network("torchvision:resnet18", in_channels=1)
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        ("import nowhere_to_be_found", "cannot be imported: ModuleNotFoundError"),
+        ("def Net(): pass", "gives a NoneType, not a network"),
+        ("def Net(depth): pass", "does not take these arguments"),
+        ("", "defines no network Net; it has none"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_told(source, message, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)  # undone at the end, with what loading a file adds
+    (tmp_path / "net.py").write_text(source)
+    with pytest.raises(ConversionError, match=message):
+        load_network(f"{tmp_path}/net.py:Net")
+
+
+@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"model": state, "epoch": 3}])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_weights_are_found_in_state_dicts_and_checkpoints(wrap, prefix, tmp_path):
+    saved, model = Base(width=0.5), Base(width=0.5)
+    torch.save(wrap({prefix + key: value for key, value in saved.state_dict().items()}), tmp_path / "weights.pt")
+    load_weights(model, tmp_path / "weights.pt")
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), saved.parameters(), strict=True))
+
+
+class Malicious:
+    def __reduce__(self):
+        return Path.touch, (Path("was_run"),)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"model": Malicious()}, "cannot be read as tensors"),
+        (b"no weights", "cannot be read as tensors"),
+        ([1, 2], "holds no state_dict"),
+        (Base(width=0.5).state_dict(), "does not fit the network: size mismatch"),
+        (convert(Base(), "rank", init="scratch").state_dict(), "of a LinearConv network already"),
+    ],
+    ids=["code", "text", "list", "thin", "converted"],
+)
+def test_files_that_are_no_weights_are_told_and_run_no_code(content, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "weights.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(ConversionError, match=message) as caught:
+        load_weights(Base(), path)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == [path]
