@@ -1,10 +1,10 @@
-"""Whole batches at once: random crop and mirror, drawn for every image on its own, then normalisation.
+"""Whole batches at once: random crop and horizontal flip, drawn for every image on its own, then normalisation.
 
     crop(images, padding, top, left)     zero padding, then the window at (top, left) of each image
-    mirror(images, chosen)               the chosen images left to right
-    BatchLoader(images, labels, ...)     shuffles, crops, mirrors, normalises, batch by batch
+    horizontal_flip(images, flipped)     some of the images left to right
+    BatchLoader(images, labels, ...)     shuffles, crops, flips, normalises, batch by batch
 
-With `top` and `left` uniform on 0 .. 2 * padding and `chosen` a fair coin, an image comes out with exactly
+With `top` and `left` uniform on 0 .. 2 * padding and `flipped` a fair coin, an image comes out with exactly
 the distribution of torchvision's `RandomCrop(size, padding)` followed by `RandomHorizontalFlip(0.5)`, on its
 uint8 values and before normalisation, so that the padding is black.
 
@@ -26,11 +26,15 @@ BLOCK = 2**20
 
 
 def crop(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
-    """Pads each image by `padding` zeros on every side and cuts a window of its old size out of it.
+    """Pad each image by zeros on every side and cut a window of its old size out of it.
 
-    images:    (B, C, H, W), any dtype.
-    top, left: (B,) int64 in 0 .. 2 * padding: where each window begins; at `padding` it is the image itself.
-    Returns a new (B, C, H, W).
+    Args:
+        images: (B, C, H, W), any dtype.
+        padding: pixels on each side.
+        top, left: (B,) int64 in 0 .. 2 * padding: where each window begins; at `padding` it is the image itself.
+
+    Returns:
+        A new (B, C, H, W).
     """
     batch, channels, height, width = images.shape
     padded = F.pad(images, (padding,) * 4)
@@ -46,14 +50,19 @@ def crop(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
     return every_row.index_select(0, start.view(-1)).view(batch, channels, height, width)
 
 
-def mirror(images: Tensor, chosen: Tensor) -> Tensor:
-    """Mirrors the chosen images left to right.
+def horizontal_flip(images: Tensor, flipped: Tensor) -> Tensor:
+    """Turn some of the images left to right.
 
-    images: (B, C, H, W), any dtype.  chosen: (B,) bool.  Returns a new (B, C, H, W).
+    Args:
+        images: (B, C, H, W), any dtype.
+        flipped: (B,) bool: which of them.
+
+    Returns:
+        A new (B, C, H, W).
     """
     batch = len(images)
     both = torch.cat([images, images.flip(3)])  # four times as fast as torch.where
-    return both.index_select(0, torch.arange(batch, device=images.device) + batch * chosen)
+    return both.index_select(0, torch.arange(batch, device=images.device) + batch * flipped)
 
 
 class BatchLoader:
@@ -62,20 +71,26 @@ class BatchLoader:
     Iterating gives `(images, labels)`: float32 `(B, C, H, W)`, normalised as `(x / 255 - mean) / std`, and
     int64 `(B,)`, on the device of `images`. Every image comes once a pass; the last batch may be smaller.
 
-    images:        uint8 (N, C, H, W).
-    labels:        int64 (N,), on the same device.
-    mean, std:     one number per channel, for values scaled to 0 .. 1.
-    shuffle:       a new order in every pass; without it the order is that of `images`.
-    padding, flip: the augmentation: `crop` with this much padding, `mirror` with probability 0.5.
-    seed:          of the loader's own generator. The global one is neither read nor moved.
-    channels_last: batches in `torch.channels_last` memory format.
-    shard:         (rank, size): of `size` processes with loaders of the same seed, each gives its part of batches of
-                   `size * batch_size` images. Of fewer than `size` images left over, shuffled passes drop all.
-
     A pass draws its order, crops and flips when it begins, on the CPU: the same seed gives the same batches
     on every device, and on a GPU no batch waits for the host. A `state_dict()` taken between two passes, and
     `batches(skip)` where the next one was begun, are all that a resumed run needs to see the batches that an
     uninterrupted one would have seen.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        labels: int64 (N,), on the same device.
+        mean, std: C numbers each, for values scaled to 0 .. 1.
+        batch_size: images in a batch of this process.
+        shuffle: a new order in every pass; without it the order is that of `images`.
+        padding: zeros around an image, in pixels, that `crop` takes its window from.
+        flip: `horizontal_flip` with probability 0.5.
+        seed: of the loader's own generator. The global one is neither read nor moved.
+        channels_last: batches in `torch.channels_last` memory format.
+        shard: (rank, size): of `size` processes with loaders of the same seed, each gives its part of batches of
+            `size * batch_size` images. Of fewer than `size` images left over, shuffled passes drop all.
+
+    Raises:
+        ValueError: for a batch size below 1, and for more or fewer labels than images.
     """
 
     def __init__(
@@ -101,7 +116,7 @@ class BatchLoader:
         self.batch_size, self.shuffle, self.padding, self.flip = batch_size, shuffle, padding, flip
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.generator = torch.Generator().manual_seed(seed)
-        self.rank, self.processes = shard
+        self.rank, self.num_shards = shard
         # (x / 255 - mean) / std as one multiplication and one addition
         mean, std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (mean, std))
         self.scale = (1 / (255 * std)).to(images.device, torch.float32)
@@ -109,53 +124,58 @@ class BatchLoader:
 
     @property
     def num_images(self) -> int:
+        """Images of all shards together."""
         return len(self.images)
 
     def __len__(self) -> int:
-        return -(-len(self._own(torch.empty(self.num_images, device="meta"))) // self.batch_size)
+        return -(-len(self._shard(torch.empty(self.num_images, device="meta"))) // self.batch_size)
 
     def share(self, batch: int, images: int) -> float:
-        """What the mean over `images` images, those of this process in a batch, counts for in the mean over processes:
-        1 where all have as many."""
-        together = self.batch_size * self.processes
-        return images * self.processes / min(together, self.num_images - batch * together)
+        """Return what a shard's mean counts for in the mean over the shards of a batch: 1 where all are equally large.
 
-    def _own(self, draw: Tensor) -> Tensor:
-        """This process's part of what was drawn for all images: (N,) to about (N / processes,)."""
-        if self.processes == 1:
-            return draw
-        together = self.batch_size * self.processes
-        whole = len(draw) // together
-        rest = draw[whole * together :]
-        if self.shuffle and len(rest) < self.processes:
+        Args:
+            batch: its index in the pass.
+            images: how many of the batch are in this shard.
+        """
+        global_batch = self.batch_size * self.num_shards
+        return images * self.num_shards / min(global_batch, self.num_images - batch * global_batch)
+
+    def _shard(self, values: Tensor) -> Tensor:
+        """This process's part of one value per image: (N,) to about (N / num_shards,)."""
+        if self.num_shards == 1:
+            return values
+        global_batch = self.batch_size * self.num_shards
+        full = len(values) // global_batch
+        rest = values[full * global_batch :]
+        if self.shuffle and len(rest) < self.num_shards:
             rest = rest[:0]
-        mine = draw[: whole * together].view(whole, self.processes, self.batch_size)[:, self.rank]
-        return torch.cat([mine.flatten(), rest.tensor_split(self.processes)[self.rank]])
+        mine = values[: full * global_batch].view(full, self.num_shards, self.batch_size)[:, self.rank]
+        return torch.cat([mine.flatten(), rest.tensor_split(self.num_shards)[self.rank]])
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self.batches()
 
     def batches(self, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """A pass without its first `skip` batches."""
+        """Begin a pass and yield its batches without the first `skip`."""
         n, device = self.num_images, self.images.device
         order = torch.randperm(n, generator=self.generator) if self.shuffle else torch.arange(n)
         top, left = torch.randint(2 * self.padding + 1, (2, n), generator=self.generator)
-        chosen = torch.randint(2, (n,), generator=self.generator).bool()
+        flipped = torch.randint(2, (n,), generator=self.generator).bool()
 
-        batches = max(1, BLOCK // (self.batch_size * self.images[0].numel()))
-        order, top, left, chosen = map(self._own, (order, top, left, chosen))
-        draws = (draw.to(device).split(batches * self.batch_size) for draw in (order, top, left, chosen))
-        for index, top, left, chosen in zip(*draws, strict=True):
+        per_block = max(1, BLOCK // (self.batch_size * self.images[0].numel()))  # batches
+        draws = map(self._shard, (order, top, left, flipped))
+        blocks = (draw.to(device).split(per_block * self.batch_size) for draw in draws)
+        for index, top, left, flipped in zip(*blocks, strict=True):
             if len(index) == 0:  # of a set with fewer images than processes
                 return
-            if skip >= batches:
-                skip -= batches
+            if skip >= per_block:
+                skip -= per_block
                 continue
             images = self.images.index_select(0, index)
             if self.padding:
                 images = crop(images, self.padding, top, left)
             if self.flip:
-                images = mirror(images, chosen)
+                images = horizontal_flip(images, flipped)
             images = images.float().mul_(self.scale).add_(self.shift)
             images = images.contiguous(memory_format=self.memory_format)
             labels = self.labels.index_select(0, index)
@@ -164,8 +184,9 @@ class BatchLoader:
             skip = 0
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Where the next pass stands in the loader's draws."""
+        """Return where the next pass stands in the loader's draws."""
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Let the next pass stand where that of the loader stood that gave `state`."""
         self.generator.set_state(state["generator"].cpu())

@@ -3,7 +3,6 @@
     root/train/<class>/*  and  root/test/<class>/*  (or root/val/<class>/* where there is no test)
 
     train, test = read_tree(root, size=32)       # each (images uint8 (N, 3, size, size), labels int64 (N,))
-    mean, std = measure(train[0])
 
 Images may have any size, mode and format that Pillow reads. They become RGB and are resized to `size` x
 `size` (antialiased bilinear, whatever their aspect ratio). Hidden files and files that are not named like an
@@ -19,33 +18,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
+
+from images.info import DataError, Split, evenly_spaced, one_line
 
 CHUNK = 64  # images a thread reads at a time
 SMALL_FILE = 16 * 1024  # bytes; below it, decoding an image takes less time than the Python around it
 
 
-Split = tuple[Tensor, Tensor]  # images uint8 (N, C, H, W), labels int64 (N,)
-
-
-class DataError(Exception):
-    """The data cannot be used. The text is one line: what is wrong, where, and what to do about it."""
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's text on one line; its name where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def spread(total: int, limit: int | None) -> Tensor:
-    """Indices of `limit` of `total` images, evenly spread and in order; all of them for None."""
-    kept = total if limit is None else min(limit, total)
-    return torch.arange(kept) * total // max(kept, 1)
-
-
 def class_folders(folder: Path) -> tuple[str, ...]:
-    """The classes of a split: the names of its folders, sorted. `DataError` if there are none."""
+    """Return the classes of a split: the names of its folders, sorted.
+
+    Raises:
+        DataError: where there are none.
+    """
     layout = "an imagefolder is train/<class>/* beside test/<class>/* (or val/<class>/*)"
     try:
         with os.scandir(folder) as entries:
@@ -58,13 +44,19 @@ def class_folders(folder: Path) -> tuple[str, ...]:
 
 
 def read_tree(root: Path, size: int, limit: int | None = None) -> tuple[Split, Split]:
-    """Reads the training and the test images below `root`, the classes numbered in the order of their names.
+    """Read the training and the test images below `root`, the classes numbered in the order of their names.
 
-    size:  height and width that every image is brought to.
-    limit: read this many of each split, evenly spread over the sorted files.
-    Returns `(images, labels)` of both splits: uint8 (N, 3, size, size) and int64 (N,).
-    Raises `DataError` for a split or class that is missing or empty, for a class that is in the test images
-    alone, for an image that cannot be decoded, and, before reading, for more images than fit into memory.
+    Args:
+        root: the folder that holds `train` and `test` or `val`.
+        size: height and width that every image is brought to.
+        limit: read this many of each split, evenly spaced over the sorted files.
+
+    Returns:
+        `(images, labels)` of both splits: uint8 (N, 3, size, size) and int64 (N,).
+
+    Raises:
+        DataError: for a split or class that is missing or empty, for a class that is in the test images alone, for an
+            image that cannot be decoded, and, before reading, for more images than fit into memory.
     """
     folders = root / "train", root / ("test" if os.path.isdir(root / "test") else "val")
     classes = class_folders(folders[0])
@@ -75,7 +67,7 @@ def read_tree(root: Path, size: int, limit: int | None = None) -> tuple[Split, S
     splits = []
     for folder in folders:
         files = [(path, label) for label, name in enumerate(classes) for path in _image_files(folder / name)]
-        splits.append([files[i] for i in spread(len(files), limit).tolist()])
+        splits.append([files[i] for i in evenly_spaced(len(files), limit).tolist()])
 
     needed, present = sum(map(len, splits)) * 3 * size * size, _physical_memory()
     if needed > present:
@@ -86,23 +78,6 @@ def read_tree(root: Path, size: int, limit: int | None = None) -> tuple[Split, S
     with tqdm(total=sum(map(len, splits)), desc="reading images", unit="image", disable=None) as bar:
         train, test = (_decode(files, size, bar) for files in splits)
     return train, test
-
-
-def measure(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of uint8 `(N, C, H, W)`, for values scaled to 0 .. 1.
-
-    Both come from an exact count of the 256 values. A constant channel gets one grey level for its deviation,
-    so that dividing by it is harmless.
-    """
-    counts = torch.zeros(images.shape[1], 256, dtype=torch.float64)
-    for part in images.split(4096):
-        for channel, count in enumerate(counts):
-            count += part[:, channel].flatten().bincount(minlength=256)
-    share = counts / counts.sum(1, keepdim=True)
-    value = torch.arange(256, dtype=torch.float64) / 255
-    mean = share @ value
-    std = (share * (value - mean.unsqueeze(1)) ** 2).sum(1).sqrt().clamp(min=1 / 255)
-    return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def _image_files(folder: Path) -> list[Path]:
@@ -130,7 +105,7 @@ def _decode(files: list[tuple[Path, int]], size: int, bar: tqdm) -> Split:
 
     # Pillow lets go of the interpreter lock while it decodes, so threads share that work. Small files leave
     # little to share, and passing the lock to and fro would double the time.
-    sample = [files[i][0] for i in spread(len(files), 100).tolist()]
+    sample = [files[i][0] for i in evenly_spaced(len(files), 100).tolist()]
     small = sum(map(_file_size, sample)) < SMALL_FILE * len(sample)
     with ThreadPoolExecutor(1 if small else min(8, os.cpu_count() or 1)) as pool:
         for done in pool.map(read, range(0, len(files), CHUNK)):

@@ -1,19 +1,7 @@
-"""Every data set through the one function: what comes out, and what is said of missing and damaged files.
-
-The published sets are stood in for by tiny ones of the same layout, and the network by a dictionary.
-"""
+"""Every data set through the one function: what is known of it, how it is augmented, which options there are."""
 
 import builtins
-import gzip
-import hashlib
-import io
-import pickle
-import socket
-import struct
 import sys
-import tarfile
-import urllib.error
-import urllib.request
 from collections import Counter
 
 import numpy as np
@@ -22,141 +10,10 @@ import torch
 from PIL import Image
 
 import dataloaders as module
-from dataloaders import DATASETS, DataError, DatasetInfo, dataloaders, describe
+from dataloaders import DATASETS, DatasetInfo, dataloaders, describe
+from tests.images.refusals import refused
 
 PUBLISHED = DATASETS[:5]
-TRAIN, TEST = 200, 100  # images in the stand-ins; CIFAR-100 needs every label in both
-
-
-# ---- stand-ins for the published sets and for the network --------------------------------------------------
-
-
-class StandIn:
-    """A tiny set of the published layout: `files` as unpacked, `archives` as downloaded, and their `urls`."""
-
-    def __init__(self, name, datasets, monkeypatch):
-        self.name, self.monkeypatch = name, monkeypatch
-        self.dataset = getattr(datasets, module._PUBLISHED[name][0])
-        classes, channels = describe(name).num_classes, describe(name).in_channels
-        side = 28 if channels == 1 else 32
-        rng = np.random.default_rng(0)
-        self.images = [rng.integers(0, 256, (n, channels, side, side), np.uint8) for n in (TRAIN, TEST)]
-        self.labels = [np.arange(n) * 7 % classes for n in (TRAIN, TEST)]
-        self.pack()
-
-    def pack(self):
-        """Writes `files` and `archives` from the images and labels, and tells torchvision their MD5s."""
-        self.files, self.archives = {}, {}
-        {"svhn": self._svhn, "cifar10": self._cifar, "cifar100": self._cifar}.get(self.name, self._mnist)()
-        counts = module._PUBLISHED[self.name][0], TRAIN, TEST
-        self.monkeypatch.setitem(module._PUBLISHED, self.name, counts)
-
-    def _cifar(self):
-        folder, dataset = self.dataset.base_folder, self.dataset
-        key = "labels" if self.name == "cifar10" else "fine_labels"
-        for split, attribute in enumerate(("train_list", "test_list")):
-            names = [file for file, _ in getattr(dataset, attribute)]
-            chunks = zip(
-                np.array_split(self.images[split].reshape(len(self.images[split]), -1), len(names)),
-                np.array_split(self.labels[split], len(names)),
-                strict=True,
-            )
-            for name, (images, labels) in zip(names, chunks, strict=True):
-                self.files[f"{folder}/{name}"] = pickle.dumps({"data": images, key: labels.tolist()})
-            listed = [[name, md5(self.files[f"{folder}/{name}"])] for name in names]
-            self.monkeypatch.setattr(dataset, attribute, listed)
-        meta = pickle.dumps({dataset.meta["key"]: list(describe(self.name).classes)})
-        self.files[f"{folder}/{dataset.meta['filename']}"] = meta
-        self.monkeypatch.setattr(dataset, "meta", dataset.meta | {"md5": md5(meta)})
-        tar = io.BytesIO()
-        with tarfile.open(fileobj=tar, mode="w:gz") as archive:
-            for name, content in self.files.items():
-                member = tarfile.TarInfo(name)
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
-        self.archives[dataset.filename] = tar.getvalue()
-        self.monkeypatch.setattr(dataset, "tgz_md5", md5(tar.getvalue()))
-        self.urls = {dataset.url: tar.getvalue()}
-
-    def _svhn(self):
-        scipy_io = pytest.importorskip("scipy.io")
-        listed, self.urls = {}, {}
-        for split, images, labels in zip(("train", "test"), self.images, self.labels, strict=True):
-            file = io.BytesIO()
-            ten = np.where(labels == 0, 10, labels).astype(np.uint8)[:, None]  # SVHN calls the digit 0 ten
-            scipy_io.savemat(file, {"X": images.transpose(2, 3, 1, 0), "y": ten})
-            url, name, _ = self.dataset.split_list[split]
-            self.files[name] = self.archives[name] = self.urls[url] = file.getvalue()
-            listed[split] = [url, name, md5(file.getvalue())]
-        self.monkeypatch.setattr(self.dataset, "split_list", listed)
-
-    def _mnist(self):
-        contents, resources, self.urls = [], [], {}
-        for images, labels in zip(self.images, self.labels, strict=True):
-            contents.append(struct.pack(">4i", 2051, len(images), 28, 28) + images.tobytes())
-            contents.append(struct.pack(">2i", 2049, len(labels)) + labels.astype(np.uint8).tobytes())
-        for (file, _), content in zip(self.dataset.resources, contents, strict=True):
-            folder = f"{self.dataset.__name__}/raw/"
-            self.files[folder + file.removesuffix(".gz")] = content
-            packed = self.archives[folder + file] = gzip.compress(content, mtime=0)
-            self.urls[self.dataset.mirrors[0] + file] = packed
-            resources.append((file, md5(packed)))
-        self.monkeypatch.setattr(self.dataset, "resources", resources)
-
-    def lay(self, root, files):
-        for name, content in files.items():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            (root / name).write_bytes(content)
-
-    def read(self, root, download=False, **options):
-        return dataloaders(self.name, root, download=download, **options)
-
-
-def md5(content):
-    return hashlib.md5(content).hexdigest()
-
-
-class Network:
-    """Takes the place of `urlopen`: serves `pages`, refuses all else, and remembers what was asked for."""
-
-    def __init__(self):
-        self.pages, self.asked, self.timeouts = {}, [], set()
-
-    def __call__(self, request, *args, **kwargs):
-        url = getattr(request, "full_url", request)
-        self.asked.append(url)
-        self.timeouts.add(socket.getdefaulttimeout())
-        if url not in self.pages:
-            raise urllib.error.URLError("no\nnetwork")
-        page = io.BytesIO(self.pages[url])
-        page.url, page.length = url, len(self.pages[url])
-        return page
-
-
-@pytest.fixture(autouse=True)
-def network(monkeypatch):
-    network = Network()
-    monkeypatch.setattr(urllib.request, "urlopen", network)
-    return network
-
-
-@pytest.fixture
-def datasets():
-    try:
-        from torchvision import datasets
-    except (ImportError, RuntimeError, OSError) as error:
-        pytest.skip(f"torchvision cannot be imported: {error}")
-    return datasets
-
-
-@pytest.fixture(params=PUBLISHED)
-def published(request, datasets, monkeypatch):
-    return StandIn(request.param, datasets, monkeypatch)
-
-
-@pytest.fixture
-def stand_in(datasets, monkeypatch):
-    return lambda name: StandIn(name, datasets, monkeypatch)
 
 
 @pytest.fixture
@@ -168,16 +25,6 @@ def tree(tmp_path):
                 pixels = np.random.default_rng(i).integers(0, 256, (24, 24, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / split / name / f"{i}.png")
     return tmp_path
-
-
-def refused(call, *names):
-    with pytest.raises(DataError) as caught:
-        call()
-    text = str(caught.value)
-    assert "\n" not in text and "Traceback" not in text
-    for name in names:
-        assert str(name) in text
-    return text
 
 
 # ---- what is known without reading -------------------------------------------------------------------------
@@ -220,13 +67,14 @@ def test_the_recipe_is_the_published_one():
     }
 
 
-def test_class_names_are_those_of_torchvision(datasets):
+def test_class_names_are_those_of_torchvision():
+    datasets = pytest.importorskip("torchvision.datasets", exc_type=ImportError)
     assert describe("fashionmnist").classes == tuple(datasets.FashionMNIST.classes)
 
 
-# ---- the published sets ------------------------------------------------------------------------------------
+# ---- the published sets, whose files are read in tests/images/test_archives.py -----------------------------
 
-RECIPES = {
+AUGMENTATION = {  # padding and flip
     "cifar10": (4, True),
     "cifar100": (4, True),
     "svhn": (4, False),
@@ -235,152 +83,26 @@ RECIPES = {
 }
 
 
-def assert_holds(published, train, test):
-    for loader, images, labels in zip((train, test), published.images, published.labels, strict=True):
-        border = (32 - images.shape[-1]) // 2
-        padded = np.pad(images, ((0, 0), (0, 0), (border, border), (border, border)))
-        assert (loader.images.numpy() == padded).all() and loader.images.is_contiguous()
-        assert (loader.labels.numpy() == labels).all()
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_set_is_augmented_as_the_recipe_says(name, tmp_path, monkeypatch):
+    splits = []
 
+    def read(info, root, download):
+        assert (info, root, download) == (describe(name), tmp_path, False)
+        for count in (60, 20):
+            images = torch.randint(256, (count, info.in_channels, 32, 32), dtype=torch.uint8)
+            splits.append((images, torch.arange(count) % info.num_classes))
+        return splits
 
-def test_a_set_is_read_as_it_lies_there(published, tmp_path, network):
-    published.lay(tmp_path, published.files)
-    for download in (False, True):
-        info, train, test = published.read(tmp_path, download)
-        assert info == describe(published.name)
-        assert_holds(published, train, test)
-    assert not network.asked
-    assert (train.padding, train.flip) == RECIPES[published.name] and train.shuffle
+    monkeypatch.setattr(module, "read_published", read)
+    info, train, test = dataloaders(name, str(tmp_path), download=False)
+    assert info == describe(name)
+    assert (train.padding, train.flip, train.shuffle) == (*AUGMENTATION[name], True)
     assert (test.padding, test.flip, test.shuffle) == (0, False, False)
+    for loader, (images, labels) in zip((train, test), splits, strict=True):
+        assert torch.equal(loader.images, images) and torch.equal(loader.labels, labels)
     images, labels = next(iter(train))
     assert images.shape == (50, info.in_channels, 32, 32) and labels.shape == (50,)
-
-
-def test_an_archive_is_unpacked_without_the_network(published, tmp_path, network):
-    published.lay(tmp_path, published.archives)
-    assert_holds(published, *published.read(tmp_path)[1:])
-    assert not network.asked
-
-
-def test_a_set_is_downloaded(published, tmp_path, network, capfd):
-    network.pages = published.urls
-    timeout = socket.getdefaulttimeout()
-    assert_holds(published, *published.read(tmp_path / "new" / "folder", download=True)[1:])
-    assert set(network.asked) == set(published.urls)
-    assert all(0 < seconds <= 10 for seconds in network.timeouts)
-    assert socket.getdefaulttimeout() == timeout
-
-
-def test_a_missing_set_names_the_files_to_bring(published, tmp_path, network):
-    timeout, root = socket.getdefaulttimeout(), tmp_path / "data"
-    for download in (False, True):
-        text = refused(lambda download=download: published.read(root, download), root)
-        assert ("no network" in text) == download
-        for name, content in published.archives.items():
-            assert name.split("/")[-1] in text and md5(content) in text
-        assert all(url in text for url in published.urls)
-        assert bool(network.asked) == download
-    assert socket.getdefaulttimeout() == timeout
-
-
-def test_a_download_that_arrives_damaged_is_refused(published, tmp_path, network):
-    network.pages = {url: content[: len(content) // 2] for url, content in published.urls.items()}
-    refused(lambda: published.read(tmp_path, download=True), list(published.archives)[0], "damaged", "MD5")
-    network.pages = published.urls  # and it does not stand in the way of the next attempt
-    assert_holds(published, *published.read(tmp_path, download=True)[1:])
-
-
-def test_a_damaged_archive_is_named(published, tmp_path):
-    for name, content in published.archives.items():
-        published.lay(tmp_path, published.archives | {name: content[:-50]})
-        for download in (False, True):
-            named = f"{tmp_path / name} is damaged", md5(content)
-            text = refused(lambda download=download: published.read(tmp_path, download), *named)
-            assert not any(md5(other) in text for other in published.archives.values() if other != content)
-        for file in published.files:
-            (tmp_path / file).unlink(missing_ok=True)
-
-
-def test_a_damaged_or_missing_file_is_named_and_healed_by_its_archive(published, tmp_path, network):
-    for name, content in published.files.items():
-        for damaged in (content[: len(content) // 3], b"", None):
-            published.lay(tmp_path, published.files | {name: damaged or b""})
-            if damaged is None:
-                (tmp_path / name).unlink()
-            state = "missing" if damaged is None else "damaged"
-            refused(lambda: published.read(tmp_path), f"{tmp_path / name} is {state}", "bring")
-        if name not in published.archives:  # an SVHN file is its own archive
-            published.lay(tmp_path, published.archives)
-            assert_holds(published, *published.read(tmp_path)[1:])
-            for archive in published.archives:
-                (tmp_path / archive).unlink()
-
-
-def test_a_damaged_file_is_downloaded_again(published, tmp_path, network):
-    name, content = list(published.files.items())[-1]
-    published.lay(tmp_path, published.files | {name: content[:20]})
-    network.pages = published.urls
-    assert_holds(published, *published.read(tmp_path, download=True)[1:])
-    assert len(set(network.asked)) == 1
-
-
-@pytest.mark.parametrize("fault", ["few images", "few labels", "label out of range", "class missing"])
-def test_a_set_that_is_whole_but_wrong_is_refused(published, tmp_path, fault):
-    if "mnist" in published.name and fault.startswith("few"):
-        pytest.skip("the sizes of its files tell")
-    classes = describe(published.name).num_classes
-    if fault == "few images":
-        published.images[0], published.labels[0] = published.images[0][:-5], published.labels[0][:-5]
-    elif fault == "few labels":
-        published.labels[1] = published.labels[1][:-1]
-    elif fault == "label out of range":
-        published.labels[0][3] = classes + 5
-    else:
-        published.labels[1][published.labels[1] == classes - 1] = 0
-    published.pack()
-    published.lay(tmp_path, published.files)
-    refused(lambda: published.read(tmp_path), published.name, tmp_path, "damaged", "remove")
-
-
-def test_files_of_the_right_size_and_wrong_content_are_refused(stand_in, tmp_path):
-    mnist = stand_in("mnist")
-    for i, (name, content) in enumerate(mnist.files.items()):
-        mnist.lay(tmp_path, mnist.files | {name: np.random.default_rng(i).bytes(len(content))})
-        refused(lambda: mnist.read(tmp_path), "mnist", tmp_path, "damaged")
-
-
-@pytest.mark.parametrize("content", [b"no pickle", pickle.dumps({"neither": "data"}), pickle.dumps([1])])
-def test_a_pickle_that_is_none_is_refused(stand_in, tmp_path, monkeypatch, content):
-    cifar = stand_in("cifar10")
-    cifar.lay(tmp_path, cifar.files | {"cifar-10-batches-py/test_batch": content})
-    monkeypatch.setattr(cifar.dataset, "test_list", [["test_batch", md5(content)]])
-    refused(lambda: cifar.read(tmp_path), "cifar10", tmp_path, "damaged")
-
-
-def test_a_folder_that_cannot_be_made_is_named(published, tmp_path, network):
-    (tmp_path / "file").write_bytes(b"in the way")
-    for root in (tmp_path / "file", tmp_path / "file" / "below"):
-        refused(lambda root=root: published.read(root), root)
-        refused(lambda root=root: published.read(root, download=True), root, "cannot write")
-    assert not network.asked
-
-
-def test_a_file_that_may_not_be_read_is_named(stand_in, tmp_path, monkeypatch):
-    def forbidden(path, md5):
-        raise PermissionError(13, "Permission denied", str(path))
-
-    cifar = stand_in("cifar10")
-    cifar.lay(tmp_path, cifar.files)
-    monkeypatch.setattr("torchvision.datasets.utils.check_integrity", forbidden)
-    monkeypatch.setattr("os.access", lambda path, mode: False)
-    first = tmp_path / "cifar-10-batches-py" / "data_batch_1"
-    refused(lambda: cifar.read(tmp_path), f"{first} is not readable")
-
-
-def test_an_archive_that_cannot_be_unpacked_is_named(stand_in, tmp_path):
-    cifar = stand_in("cifar10")
-    cifar.lay(tmp_path, cifar.archives | {"cifar-10-batches-py": b"a file in the way of the folder"})
-    refused(lambda: cifar.read(tmp_path), tmp_path, cifar.dataset.filename, "by hand")
 
 
 @pytest.mark.parametrize("error", [ImportError, RuntimeError, OSError, AttributeError])
@@ -436,7 +158,7 @@ def test_the_constants_of_the_digits_are_those_of_their_training_images(digits):
     assert info.std == pytest.approx(values.std((0, 2, 3), correction=0).tolist(), abs=5e-5)
 
 
-def test_digits_are_cropped_and_not_mirrored(digits):
+def test_digits_are_cropped_and_not_flipped(digits):
     _, train, test = digits
     assert (train.padding, train.flip, train.shuffle) == (4, False, True)
     assert (test.padding, test.flip, test.shuffle) == (0, False, False)

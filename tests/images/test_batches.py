@@ -1,4 +1,4 @@
-"""Crops, mirrors and batches, against plain numpy and against torchvision's own transforms."""
+"""Crops, flips and batches, against plain numpy and against torchvision's own transforms."""
 
 import itertools
 from collections import Counter
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from images import batches as augmentation
-from images.batches import BatchLoader, crop, mirror
+from images import batches
+from images.batches import BatchLoader, crop, horizontal_flip
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
@@ -20,7 +20,7 @@ def random_images(count, channels=3, height=8, width=8, seed=0):
 
 
 def outcomes(image, padding):
-    """Every crop and mirrored crop of one image, made with numpy: its bytes -> (top, left, flipped)."""
+    """Every crop and flipped crop of one image, made with numpy: its bytes -> (top, left, flipped)."""
     _, height, width = image.shape
     padded = np.pad(image.numpy(), ((0, 0), (padding, padding), (padding, padding)))
     result = {}
@@ -48,7 +48,7 @@ def chi_square(counts, expected):
     return sum((count - expected) ** 2 / expected for count in counts)
 
 
-# ---- crop and mirror ---------------------------------------------------------------------------------------
+# ---- crop and horizontal flip ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 5, 7), (2, 7, 4)])
@@ -76,17 +76,17 @@ def test_crop_does_not_depend_on_the_memory_format(memory_format):
     assert torch.equal(crop(images.contiguous(memory_format=memory_format), 2, top, left), expected)
 
 
-def test_mirror_turns_the_chosen_images_and_no_others():
+def test_horizontal_flip_turns_the_images_it_is_told_and_no_others():
     images = random_images(6, 2, 3, 5)
-    chosen = torch.tensor([True, False, False, True, True, False])
-    for result, image, turned in zip(mirror(images, chosen), images, chosen, strict=True):
+    flipped = torch.tensor([True, False, False, True, True, False])
+    for result, image, turned in zip(horizontal_flip(images, flipped), images, flipped, strict=True):
         assert (result.numpy() == (image.numpy()[:, :, ::-1] if turned else image.numpy())).all()
 
 
 # ---- the distribution of the augmentation ------------------------------------------------------------------
 
 
-def test_every_image_is_a_crop_or_mirrored_crop_of_its_original():
+def test_every_image_is_a_crop_or_flipped_crop_of_its_original():
     images = random_images(200)
     for result, label in zip(*pixels(raw_loader(images, shuffle=True, padding=2, flip=True)), strict=True):
         assert result.numpy().tobytes() in outcomes(images[label], 2)
@@ -187,7 +187,7 @@ def test_blocks_do_not_show(monkeypatch):
     images = random_images(200)
     loaders = [raw_loader(images, batch_size=16, shuffle=True, padding=2, flip=True) for _ in range(2)]
     one_block = pixels(loaders[0])
-    monkeypatch.setattr(augmentation, "BLOCK", 1)
+    monkeypatch.setattr(batches, "BLOCK", 1)
     many_blocks = pixels(loaders[1])
     assert all(torch.equal(a, b) for a, b in zip(one_block, many_blocks, strict=True))
 

@@ -1,0 +1,69 @@
+"""What all readers of a data set share: its description, its splits, and the error for data that cannot be used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Split = tuple[Tensor, Tensor]  # images uint8 (N, C, H, W), labels int64 (N,)
+
+
+class DataError(Exception):
+    """The data cannot be used. The text is one line: what is wrong, where, and what to do about it."""
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What a network has to know of a data set, whose images are `(in_channels, image_size, image_size)`.
+
+    Args:
+        name: of the data set.
+        classes: their names, in the order of the labels.
+        in_channels, image_size: channels, height and width of an image.
+        mean, std: per channel, of values scaled to 0 .. 1; None for an imagefolder that has not been read.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    in_channels: int
+    image_size: int
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception's text on one line; its name where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def evenly_spaced(total: int, limit: int | None) -> Tensor:
+    """Return at most `limit` of the indices 0 .. total - 1, evenly spaced and in order; all of them for None."""
+    kept = total if limit is None else min(limit, total)
+    return torch.arange(kept) * total // max(kept, 1)
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation per channel, from an exact count of the 256 values.
+
+    Args:
+        images: uint8 (N, C, H, W).
+
+    Returns:
+        C means and C deviations of values scaled to 0 .. 1. A constant channel gets one grey level for its
+        deviation, so that dividing by it is harmless.
+    """
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.float64)
+    for part in images.split(4096):
+        for channel, count in enumerate(counts):
+            count += part[:, channel].flatten().bincount(minlength=256)
+    frequency = counts / counts.sum(1, keepdim=True)  # (C, 256)
+    value = torch.arange(256, dtype=torch.float64) / 255
+    mean = frequency @ value
+    std = (frequency * (value - mean.unsqueeze(1)) ** 2).sum(1).sqrt().clamp(min=1 / 255)
+    return tuple(mean.tolist()), tuple(std.tolist())
