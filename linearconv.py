@@ -229,7 +229,7 @@ class LinearConv(nn.Module):
         return self.primary_channels * self.filter_size + self.multiplied_coefficients
 
     def macs_of_making(self, mode: str) -> int:
-        """Return the multiply-adds of what a training pass makes first: all filters, or `A` where that combines maps."""
+        """Return the multiply-adds of what a training pass makes first: all filters, or `A` where it is used whole."""
         if mode == "filters":
             return self.coefficient_count * self.filter_size
         return 0 if self._factors_pay else _macs_of_product([factor.shape for factor in self.factors()])
