@@ -8,6 +8,7 @@ called `linearconv-convert` too.
 
 import argparse
 import io
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -88,8 +89,8 @@ def _run(options):
     print(report)
     output = options.output or Path("ckpt") / f"{options.model.rpartition(':')[2]}-{variant.type}.pt"
     _save(small, output)
-    given = "".join(f", {name}={value!r}" for name, value in setting.items() if value not in (None, "auto", (), False))
-    print(f"written: {output} (load it into convert(model, {variant.type!r}{given}, init='scratch'))")
+    given = [f", {name}={value!r}" for name, value in setting.items() if value != convert.__kwdefaults__[name]]
+    print(f"written: {output} (load it into convert(model, {variant.type!r}{''.join(given)}, init='scratch'))")
     if options.export:
         _export(model, small, options, example)
 
@@ -111,22 +112,20 @@ def _save(model, path):
 
 def _export(model, small, options, example):
     """Write the files that were asked for and say how large and how fast they are, beside the dense network's."""
-    path = options.export
-    dense = path.with_name(f"{path.stem}-dense{path.suffix}")
-    files = [("dense", model, "folded", dense)]
+    path, files = options.export, {options.form: options.export}
     if options.form == "both":
-        files += [(form, small, form, path.with_name(f"{path.stem}-{form}{path.suffix}")) for form in FORMS]
-    else:
-        files += [(options.form, small, options.form, path)]
-    try:
-        for label, network, form, file in files:
-            exported = export(network, file, example, form)
-            with torch.no_grad():
-                taken = milliseconds(runner(file), example[:1])
-            figures = f"{exported.bytes / 1e6:8.2f} MB  {taken:8.2f} ms an image  error {exported.error:.0e}"
-            print(f"{label:8}  {figures}  {'' if file == dense else file}")
-    finally:
-        dense.unlink(missing_ok=True)  # only to compare with
+        files = {form: path.with_name(f"{path.stem}-{form}{path.suffix}") for form in FORMS}
+    with tempfile.TemporaryDirectory() as folder:
+        print(f"dense     {_export_and_time(model, Path(folder) / f'dense{path.suffix}', example, 'folded')}")
+    for form, file in files.items():
+        print(f"{form:8}  {_export_and_time(small, file, example, form)}  {file}")
+
+
+def _export_and_time(network, path, example, form):
+    exported = export(network, path, example, form)
+    with torch.no_grad():
+        taken = milliseconds(runner(path), example[:1])
+    return f"{exported.bytes / 1e6:8.2f} MB  {taken:8.2f} ms an image  error {exported.error:.0e}"
 
 
 if __name__ == "__main__":

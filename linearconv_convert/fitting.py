@@ -17,32 +17,35 @@ there, and are tried from the full-rank solution too. All is computed in float64
 from functools import partial
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 SMALLEST_LIFTED = 1e-4  # bounds the coefficients by its reciprocal
-RIDGE = 1e-7  # of the largest eigenvalue of the primary filters' moments; keeps regressions from huge coefficients
+RIDGE = 1e-7  # share of the primary filters' mean second moment; keeps regressions from huge coefficients
 GOOD_ENOUGH = 1.002  # times the smallest error: a solution of smaller coefficients is preferred
 MOST_ROUNDS = 100
 MOST_CHOICES = 4  # of the coefficients to prune
 LEAST_GAIN = 1e-4  # share of the error by which a round of an alternation must lower it, or it was the last
-CONJUGATE_GRADIENTS = 60
+CONJUGATE_GRADIENTS = 60  # iterations at most
+TOLERANCE = 1e-12  # of the squared residual, in the preconditioner's norm and relative to the first, that ends them
 
 
-def root_of(filters):
-    """Square or narrow root S of the second moments of filters (F, ...), S S^T = W W^T: (F, min(F, K)), float64."""
+def root_of(filters: Tensor) -> Tensor:
+    """Return a root S (F, min(F, K)) of the second moments S S^T = W W^T of filters (F, ...), in float64."""
     rows = filters.detach().flatten(1).double()
     if rows.shape[1] <= rows.shape[0]:
         return rows
     return torch.linalg.qr(rows.T, mode="r").R.T
 
 
-def root_of_moments(moments):
-    """Root S (F, F) of a symmetric matrix of second moments S S^T (F, F), negative rounding errors cut off."""
+def root_of_moments(moments: Tensor) -> Tensor:
+    """Return a root S (F, F) of a symmetric matrix of second moments S S^T (F, F), negative eigenvalues cut off."""
     values, vectors = torch.linalg.eigh(moments.double())
     return vectors * values.clamp_min(0).sqrt()
 
 
-def primary_of(coefficients, filters):
-    """The best primary filters (P, ...) for coefficients A (F - P, P): T W of the filters W (F, ...), float64."""
+def primary_of(coefficients: Tensor, filters: Tensor) -> Tensor:
+    """Return the best primary filters T W (P, ...), float64, for coefficients A (F - P, P) of filters W (F, ...)."""
     primary = coefficients.shape[1]
     rows = filters.detach().double().flatten(1)
     gram = coefficients.T @ coefficients
@@ -52,19 +55,19 @@ def primary_of(coefficients, filters):
     return best.view(primary, *filters.shape[1:])
 
 
-def residual(coefficients, root):
-    """What the best primary filters leave over, (I - C T) S, of a root S (F, r)."""
+def residual(coefficients: Tensor, root: Tensor) -> Tensor:
+    """Return what the best primary filters leave over, (I - C T) S, of a root S (F, r)."""
     best = primary_of(coefficients, root)
     return root - torch.cat((best, coefficients @ best))
 
 
-def error(coefficients, root):
-    """Frobenius norm of what the best primary filters leave over of a root."""
+def error(coefficients: Tensor, root: Tensor) -> float:
+    """Return the Frobenius norm of what the best primary filters leave over of a root (F, r)."""
     return torch.linalg.vector_norm(residual(coefficients, root)).item()
 
 
-def full_rank(root, primary, dtype=torch.float32):
-    """Coefficients A (F - P, P) of the best LinearConv with P primary filters.
+def full_rank(root: Tensor, primary: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return the coefficients A (F - P, P) of the best LinearConv with P primary filters.
 
     With U the first P left singular vectors of S, A = U_s U_p^-1 would be exact. Where the first P filters hardly
     vary in a direction that the others need, U_p is close to singular and A is huge, so small singular values of U_p
@@ -73,17 +76,17 @@ def full_rank(root, primary, dtype=torch.float32):
     to the layer's precision, is hardly larger than the smallest.
 
     Args:
-        root (Tensor): (F, r).
-        primary (int): P.
-        dtype (torch.dtype): of the layer's parameters.
+        root: S, (F, r).
+        primary: P.
+        dtype: of the layer's parameters.
     """
     left = torch.linalg.svd(root, full_matrices=False).U[:, :primary]
-    vectors, values, turned = torch.linalg.svd(left[:primary], full_matrices=False)
+    vectors, values, adjoint = torch.linalg.svd(left[:primary], full_matrices=False)
     solutions = []
     for exponent in range(9):
         limit = 10 ** (-exponent / 2)  # 1 down to SMALLEST_LIFTED
         lifted = values.clamp_min(max(limit, SMALLEST_LIFTED))
-        coefficients = left[primary:] @ turned.T / lifted @ vectors.T
+        coefficients = left[primary:] @ adjoint.T / lifted @ vectors.T
         solutions.append((_rounded_error(coefficients, root, dtype), coefficients))
     allowed = GOOD_ENOUGH * min(loss for loss, _ in solutions)
     return next(coefficients for loss, coefficients in solutions if loss <= allowed)
@@ -96,43 +99,42 @@ def _rounded_error(coefficients, root, dtype):
     return torch.linalg.vector_norm(root - torch.cat((best, rounded @ best))).item()
 
 
-def low_rank(root, primary, rank, start):
-    """Factors (F - P, R) and (R, P) of the coefficients, R = `rank`, of balanced norms.
+def low_rank(root: Tensor, primary: int, rank: int, start: Tensor) -> tuple[Tensor, Tensor]:
+    """Return factors (F - P, R) and (R, P) of the coefficients, of balanced norms.
 
     Args:
-        root (Tensor): (F, r).
-        primary (int): P.
-        rank (int): R; above min(F - P, P) the factors are filled up with zeros.
-        start (Tensor): coefficients (F - P, P) that the alternation may start from, as those of full rank.
+        root: S, (F, r).
+        primary: P.
+        rank: R; above min(F - P, P) the factors are filled up with zeros.
+        start: coefficients (F - P, P) that the alternation may start from, as those of full rank.
     """
-    if rank >= min(start.shape):
-        return _factorise(start, rank)
-    return _factorise(_best_alternation(root, primary, start, partial(_reduced_rank_regression, root, rank)), rank)
+    if rank < min(start.shape):
+        start = _best_alternation(root, primary, start, partial(_reduced_rank_regression, root, rank))
+    return _factorise(start, rank)
 
 
-def sparse(root, primary, pruned, start):
-    """Coefficients (F - P, P) of which `pruned` are zero, and their mask (F - P, P) of zeros and ones.
+def sparse(root: Tensor, primary: int, pruned: int, start: Tensor) -> tuple[Tensor, Tensor]:
+    """Return coefficients (F - P, P) of which `pruned` are zero, and their mask (F - P, P) of zeros and ones.
 
     Which ones go is decided by what their loss costs when the others of their row make up for it, a^2 / (H^-1)_jj with
     H the second moments of the primary filters (Hassibi & Stork, "Optimal Brain Surgeon", 1993).
 
-    Args: as in :func:`low_rank`.
+    Args:
+        root, primary, start: as :func:`low_rank` has them.
+        pruned: number of zeros.
     """
     chosen = _best_alternation(root, primary, start, partial(_prune_and_regress, root, pruned), MOST_CHOICES)
     mask = _mask_of_smallest(chosen.abs(), pruned)
-    return _alternate(root, primary_of(chosen, root), partial(_masked_regression, root, mask)), mask
+    return _alternate(root, primary_of(chosen, root), partial(masked_regression, root, mask)), mask
 
 
 def _best_alternation(root, primary, start, fit, most_rounds=MOST_ROUNDS):
-    begins = root[:primary], primary_of(start, root)
-    return min((_alternate(root, begin, fit, most_rounds) for begin in begins), key=partial(error, root=root))
+    found = [_alternate(root, first, fit, most_rounds) for first in (root[:primary], primary_of(start, root))]
+    return min(found, key=partial(error, root=root))
 
 
 def _alternate(root, primary_root, fit, most_rounds=MOST_ROUNDS):
-    """Alternate `fit(primary rows of the root) -> coefficients` and the best primary rows for them.
-
-    Returns the best coefficients seen.
-    """
+    """Alternate `fit(primary rows of the root)` and the best primary rows; returns the best coefficients seen."""
     best, least = None, float("inf")
     for _ in range(most_rounds):
         coefficients = fit(primary_root)
@@ -160,7 +162,7 @@ def _prune_and_regress(root, pruned, primary_root):
     cross, _, factor = _normal_equations(root, primary_root)
     solution = torch.cholesky_solve(cross.T, factor).T
     mask = _mask_of_smallest(solution.square() / torch.cholesky_inverse(factor).diagonal(), pruned)
-    return _masked_regression(root, mask, primary_root)
+    return masked_regression(root, mask, primary_root)
 
 
 def _mask_of_smallest(values, count):
@@ -177,35 +179,34 @@ def _normal_equations(root, primary_root):
     return root[len(primary_root) :] @ primary_root.T, gram, torch.linalg.cholesky(gram)
 
 
-def _masked_regression(root, mask, primary_root):
-    """A with zeros where the mask has them, minimising tr(A H A^T - 2 A X^T), by conjugate gradients, row by row."""
+def masked_regression(root: Tensor, mask: Tensor, primary_root: Tensor) -> Tensor:
+    """Return A (F - P, P), zero where the mask is, that regresses the secondary rows of a root S on primary rows T S.
+
+    Minimises tr(A H A^T - 2 A X^T) by conjugate gradients, all rows of A at once.
+    """
     cross, gram, _ = _normal_equations(root, primary_root)
-    inverse_diagonal = mask / gram.diagonal()
-    solution = torch.zeros_like(cross)
-    residue = cross * mask
-    step = preconditioned = residue * inverse_diagonal
-    size = (residue * preconditioned).sum(1, keepdim=True)
-    enough = 1e-12 * (cross.square() * inverse_diagonal).sum(1, keepdim=True)
+    tiny = torch.finfo(gram.dtype).tiny
+    preconditioner = mask / gram.diagonal()
+    solution, remainder = torch.zeros_like(cross), cross * mask
+    direction = remainder * preconditioner
+    squared = (remainder * direction).sum(1, keepdim=True)  # (F - P, 1)
+    enough = TOLERANCE * squared
     for _ in range(CONJUGATE_GRADIENTS):
-        if (size <= enough).all():
+        if (squared <= enough).all():
             break
-        product = (step @ gram) * mask
-        length = size / (step * product).sum(1, keepdim=True).clamp_min(torch.finfo(gram.dtype).tiny)
-        solution = solution + length * step
-        residue = residue - length * product
-        preconditioned = residue * inverse_diagonal
-        before, size = size, (residue * preconditioned).sum(1, keepdim=True)
-        step = preconditioned + size / before.clamp_min(torch.finfo(gram.dtype).tiny) * step
+        product = (direction @ gram) * mask
+        length = squared / (direction * product).sum(1, keepdim=True).clamp_min(tiny)
+        solution = solution + length * direction
+        remainder = remainder - length * product
+        preconditioned = remainder * preconditioner
+        before, squared = squared, (remainder * preconditioned).sum(1, keepdim=True)
+        direction = preconditioned + squared / before.clamp_min(tiny) * direction
     return solution
 
 
 def _factorise(coefficients, rank):
     """Balanced factors (F - P, rank) and (rank, P) of coefficients of at most that rank."""
     left, values, right = torch.linalg.svd(coefficients, full_matrices=False)
-    kept = min(rank, len(values))
-    roots = values[:kept].sqrt()
-    column = coefficients.new_zeros(len(coefficients), rank)
-    row = coefficients.new_zeros(rank, coefficients.shape[1])
-    column[:, :kept] = left[:, :kept] * roots
-    row[:kept] = roots[:, None] * right[:kept]
-    return column, row
+    roots = values[:rank].sqrt()
+    missing = rank - len(roots)
+    return F.pad(left[:, :rank] * roots, (0, missing)), F.pad(roots[:, None] * right[:rank], (0, 0, 0, missing))

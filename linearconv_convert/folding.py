@@ -103,12 +103,8 @@ def _fold_batch_norm(conv, norm):
     """The convolution followed by the BatchNorm; None where the coefficients would become too large."""
     if isinstance(conv, nn.Conv2d):
         return fuse_conv_bn_eval(conv, norm)
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    shift = -norm.running_mean.double() * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias.double()
+    scale = (norm.running_var.double() + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight.double())
+    shift = (0 if norm.bias is None else norm.bias.double()) - norm.running_mean.double() * scale
     return _scale_outputs(conv, scale.detach(), shift.detach())
 
 

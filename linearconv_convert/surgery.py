@@ -64,12 +64,7 @@ def check_model(model: nn.Module) -> None:
 
 
 def check_layer(name: str, layer: nn.Module, model: nn.Module) -> None:
-    """Refuse a layer that cannot be replaced without changing what the model is.
-
-    Args:
-        name: of the layer in the model.
-        layer: of the model.
-        model: that holds it.
+    """Refuse a layer, called `name` in its model, that cannot be replaced without changing what the model is.
 
     Raises:
         ConversionError: for parametrized and weight-normed layers, shared layers and weights, weights with hooks,
@@ -119,12 +114,11 @@ def eval_with_hooks(
     model: nn.Module, layers: dict[str, nn.Module], hook: Callable[[str, nn.Module, torch.Tensor], None]
 ) -> Iterator[None]:
     """Hold a model in eval mode and call `hook(name, layer, output)` after each forward of a layer; undo both after."""
-
-    def forward_hook(name):
-        return lambda layer, _, output: hook(name, layer, output)
-
     modes = {module: module.training for module in model.modules()}
-    handles = [layer.register_forward_hook(forward_hook(name)) for name, layer in layers.items()]
+    handles = [
+        layer.register_forward_hook(lambda layer, _, output, name=name: hook(name, layer, output))
+        for name, layer in layers.items()
+    ]
     try:
         model.eval()
         yield

@@ -35,8 +35,8 @@ def test_a_network_is_converted_saved_and_exported(tmp_path, capsys, monkeypatch
         assert f"\n{form}" in out
     files = {"images.pt", "small-features.onnx", "small-folded.onnx", "small.pt", "weights.pt"}
     assert {path.name for path in tmp_path.iterdir()} == files
-    assert "convert(model, 'lowrank', rank=4, alpha=0.5, skip=['feat.0'], init='scratch')" in out
-    small = convert(Base(), "lowrank", rank=4, alpha=0.5, skip=["feat.0"], init="scratch")
+    assert "convert(model, 'lowrank', rank=4, skip=['feat.0'], init='scratch')" in out
+    small = convert(Base(), "lowrank", rank=4, skip=["feat.0"], init="scratch")
     small.load_state_dict(torch.load(tmp_path / "small.pt", weights_only=True))
 
 

@@ -127,7 +127,7 @@ def test_sparse_prunes_exactly_and_is_never_worse_than_pruning_the_regression_on
 def test_masked_regression_solves_each_row_on_its_own_columns():
     filters = filters_of("random", out_channels=12, size=30).double()
     mask = (torch.rand(6, 6, generator=torch.Generator().manual_seed(1)) < 0.5).double()
-    found = fitting._masked_regression(filters, mask, filters[:6])
+    found = fitting.masked_regression(filters, mask, filters[:6])
     for row, kept, target in zip(found, mask.bool(), filters[6:], strict=True):
         expected = torch.linalg.lstsq(filters[:6][kept].T, target[:, None]).solution[:, 0]
         torch.testing.assert_close(row[kept], expected, rtol=1e-5, atol=1e-6)
