@@ -1,21 +1,15 @@
 """Table 1 of the paper, its parameter and FLOP columns: 31 of 36 figures come out as printed, the others explained.
 
-    python experiments/table1.py              # prints the table, writes results/table1_counts.json
-    python experiments/table1.py --check      # also fails (exit code 1) where README.md shows another table
+    python -m experiments.table1              # print the table, write results/table1_counts.json
 
 Counts are of 3x32x32 images and 10 classes. A figure is equal when it is, rounded to the paper's digits, what the paper
 prints. Where it is not, the reason is put to the test: the network is changed accordingly and counted again.
 """
 
 import argparse
-import sys
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # runs from any folder
-
-import torch
 import torch.nn as nn
 
 from linearconv import LinearConv
@@ -28,6 +22,7 @@ from models.resnext_xcnn import ResNeXt29_2x64d
 from models.vgg_xcnn import VGG11
 from training import counting
 from training.files import write_json
+from training.report import ROOT, origin
 
 RESULT = ROOT / "results" / "table1_counts.json"
 IMAGE = (3, 32, 32)
@@ -66,20 +61,20 @@ PAPER = {  # as printed: parameters in M, FLOPs in B
 # ---- the five figures that differ: what gives the printed one -------------------------------------------------------
 
 
-def allconv_with_padded_conv8(conv):
-    """The published layer's default pads the 1x1 convolution conv8 by 1."""
+def allconv_with_padded_conv8(conv: Callable[..., nn.Module]) -> nn.Module:
+    """Return AllConv with its 1x1 convolution conv8 padded by 1, a default of the published layer."""
     model = AllConv(conv=conv)
     model.conv8 = conv(model.conv8.in_channels, model.conv8.out_channels, 1, padding=1)
     return model
 
 
-def resnet_with_biases():
-    """Every convolution counted with a bias."""
+def resnet_with_biases() -> nn.Module:
+    """Return ResNet-18 with a bias in every convolution."""
     return ResNet18(conv=lambda *args, **kwargs: LinearConv(*args, **(kwargs | {"bias": True})))
 
 
-def resnext_with_linearconv_stem():
-    """The 1x1 stem made a LinearConv as well."""
+def resnext_with_linearconv_stem() -> nn.Module:
+    """Return ResNeXt-29 with its 1x1 stem a LinearConv as well."""
     model = ResNeXt29_2x64d(conv=LinearConv)
     model.conv1 = LinearConv(model.conv1.in_channels, model.conv1.out_channels, 1, bias=False)
     return model
@@ -109,13 +104,12 @@ REASONS = {  # (row, figure): reason, the changed network or None
 # ---- the table ------------------------------------------------------------------------------------------------------
 
 
-def count_rows():
-    """One dict per row of Table 1: ours, rounded and exact, the paper's, and for each figure `equal` or the reason."""
-    rows = []
-    for name, network in NETWORKS.items():
-        for suffix, conv in VARIANTS.items():
-            rows.append(_row(name + suffix, network(conv=conv)))
-    return rows
+def count_rows() -> list[dict]:
+    """Return a row of Table 1 each: ours, rounded and exact, the paper's, and for each figure `equal` or the reason."""
+    made = {
+        name + suffix: network(conv=conv) for name, network in NETWORKS.items() for suffix, conv in VARIANTS.items()
+    }
+    return [_row(name, model) for name, model in made.items()]
 
 
 def _row(name, model):
@@ -144,8 +138,8 @@ def _reason(name, figure):
     return f"{reason} ({'counted so: ' + again if confirmed else 'NOT confirmed, counted so: ' + again})"
 
 
-def markdown(rows):
-    """The table as README shows it: lines of text, the reasons as numbered notes below."""
+def markdown(rows: list[dict]) -> list[str]:
+    """Return the table's lines, the reasons as numbered notes below."""
     lines = [
         "| network | parameters | ours, M | paper, M | FLOPs, paper's convention | ours, B | paper, B "
         "| multiply-adds at inference |",
@@ -171,21 +165,15 @@ def markdown(rows):
     return lines
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="fail where README.md shows another table")
-    options = parser.parse_args()
+def main() -> None:
+    """Count, print and write."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows = count_rows()
-    lines = markdown(rows)
-    print("\n".join(lines))
+    print("\n".join(markdown(rows)))
     figures = [row[f"{figure}_verdict"] for row in rows for figure in ("parameters", "flops")]
     print(f"\n{figures.count('equal')} of {len(figures)} figures equal as printed")
-    RESULT.parent.mkdir(exist_ok=True)
-    origin = {"command": "python experiments/table1.py", "torch": str(torch.__version__), "image": IMAGE}
-    write_json(RESULT, origin | {"rows": rows})
+    write_json(RESULT, {"origin": origin(), "image": IMAGE, "rows": rows})
     print(f"written: {RESULT.relative_to(ROOT)}")
-    if options.check and "\n".join(lines) not in (ROOT / "README.md").read_text():
-        sys.exit("README.md shows another table: replace it by the lines above")
 
 
 if __name__ == "__main__":

@@ -1,24 +1,25 @@
 """Sweeps: every run is done once, whatever interrupts them, and the table says what the runs measured."""
 
 import json
+import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments import sweep
+from experiments.sweep_plan import plan
 from experiments.sweep_runs import take_lock
 from experiments.sweep_table import markdown, over_seeds, plot
-
-ROOT = Path(__file__).resolve().parent.parent
+from training.report import ROOT
 
 # Keeps a training script's contract without training: an epoch is a nap, and what happens is noted in events.txt.
 STAND_IN = """
@@ -31,7 +32,7 @@ for option, type in (("-t", str), ("-r", float), ("-s", float), ("--alpha", floa
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--epochs", type=int, default=1)
 parser.add_argument("--output", type=Path)
-parser.add_argument("--resume", action="store_true")
+parser.add_argument("--resume")
 options = parser.parse_args()
 folder, log = options.output, options.output / "log.jsonl"
 
@@ -45,9 +46,9 @@ try:
 except BlockingIOError:
     note("twice")
 epoch = len(list(folder.glob("checkpoint-*.pt")))
-if options.resume != (epoch > 0) or (log.exists() and not options.resume) or (folder / "report.json").exists():
-    sys.exit("--resume does not fit what the folder holds")
-note("resume" if options.resume else "fresh")
+if options.resume != "auto" or (folder / "report.json").exists():
+    sys.exit("the folder holds a run already")
+note("resume" if epoch else "fresh")
 print("to standard output")
 if options.seed == 13:
     sys.exit("seed 13\\nwas unlucky")
@@ -55,7 +56,7 @@ try:
     for epoch in range(epoch + 1, options.epochs + 1):
         time.sleep(float(os.environ["NAP"]))
         with open(log, "a") as file:
-            file.write(json.dumps({"epoch": epoch}) + "\\n")
+            file.write(json.dumps({"epoch": epoch, "test_accuracy": 80 + epoch}) + "\\n")
         (folder / f"checkpoint-{epoch:04d}.pt").touch()
         note(f"epoch{epoch}")
 except KeyboardInterrupt:
@@ -66,7 +67,8 @@ report = {"architecture": "Nap", "type": options.t, "rank": options.r or 1, "spa
 report |= {"alpha": options.alpha or 0.5}
 report |= {"dataset": options.dataset or "digits", "epochs": options.epochs, "command": str(folder), "parameters": size}
 report |= {"nonzero_parameters": size, "flops_paper": 20 * size, "macs_inference": 10 * size}
-(folder / "report.json").write_text(json.dumps(report | {"test_accuracy": 80 + size / 1000 + options.seed**2 / 7}))
+report |= {"test_accuracy": 80 + size / 1000 + options.seed**2 / 7, "best_test_accuracy": 90, "best_epoch": 1}
+(folder / "report.json").write_text(json.dumps(report))
 note("finish")
 """
 
@@ -89,8 +91,9 @@ class Folder:
 
     def start(self, options):
         """The same in a process of its own."""
-        command = [sys.executable, str(ROOT / "experiments" / "sweep.py"), *self.command(options)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = multiprocessing.get_context("fork").Process(target=lambda: sys.exit(self.run(options)))
+        process.start()
+        return process
 
     def events(self):
         """(what happened, name of the run, process, threads) of all runs, in order."""
@@ -105,7 +108,7 @@ class Folder:
         end = time.monotonic() + 60
         while not condition():
             assert time.monotonic() < end, self.events()
-            time.sleep(0.02)
+            time.sleep(0.01)
 
     def reports(self):
         return json.loads((self.results / "nap.json").read_text())["runs"]
@@ -114,6 +117,7 @@ class Folder:
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("NAP", "0.02")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # half a second for each plot
     return Folder(tmp_path)
 
 
@@ -125,16 +129,17 @@ def test_six_runs_interrupted_twice_finish_with_each_run_done_once(folder, monke
     six = "-r 0.25 0.5 1 --seeds 0 1 --epochs 3 --jobs 2"
     first = folder.start(six)
     folder.wait_for(lambda: folder.count("epoch1").total() >= 2)
-    first.send_signal(signal.SIGTERM)
-    assert "0 of 6 runs are done" in first.communicate(timeout=60)[1]
-    assert first.returncode == 128 + signal.SIGTERM
+    first.terminate()
+    first.join(60)
+    assert "0 of 6 runs are done" in capfd.readouterr().err
+    assert first.exitcode == 128 + signal.SIGTERM
     assert not folder.count("finish")
 
-    monkeypatch.setenv("NAP", "0.5")
+    monkeypatch.setenv("NAP", "0.3")
     second = folder.start(six)
     folder.wait_for(lambda: folder.count("finish").total() >= 2 and folder.count("fresh").total() >= 4)
     second.kill()  # its two runs go on without it
-    second.wait()
+    second.join()
     finished = folder.count("finish")
     orphans = {run: int(process) for _, run, process, _ in folder.events() if run not in finished}
     os.kill(min(orphans.items())[1], signal.SIGKILL)  # and one of them is killed too
@@ -165,13 +170,13 @@ def test_ctrl_c_reaches_the_runs_and_ends_with_130(folder, monkeypatch, capfd):
     assert "0 of 3 runs are done" in capfd.readouterr().err
 
 
-def test_two_sweeps_at_once_run_nothing_twice(folder, monkeypatch):
+def test_two_sweeps_at_once_run_nothing_twice(folder, monkeypatch, capfd):
     monkeypatch.setenv("NAP", "0.1")
     both = [folder.start("-r 0.25 0.5 1 --seeds 0 1 --jobs 2") for _ in range(2)]
     for one in both:
-        out, err = one.communicate(timeout=60)
-        assert one.returncode == 0, err
-        assert "written" in out
+        one.join(60)
+        assert one.exitcode == 0
+    assert capfd.readouterr().out.count("written") == 2
     assert set(folder.count("fresh").values()) == set(folder.count("finish").values()) == {1}
     assert len(folder.count("fresh")) == 6 and not folder.count("twice|resume")
 
@@ -182,30 +187,63 @@ def test_what_is_done_is_skipped_and_more_values_are_added(folder):
     assert sorted(folder.count("fresh").values()) == [1, 1, 1]
 
 
-def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(folder):
-    run = folder.runs / "nap-rank1-default-seed0"
-    run.mkdir(parents=True)
-    (run / "log.jsonl").write_text('{"epoch": 1}\n')
-    assert folder.run("") == 0
-    assert (run / "log.jsonl").read_text().count("epoch") == 1
+def test_what_stands_in_the_results_is_done_although_its_folder_is_gone(folder, capfd):
+    assert folder.run("--seeds 0 1 --note three_epochs --epochs 3") == 0
+    before = (folder.results / "nap.json").read_text()
+    shutil.rmtree(folder.path / "ckpt")
+    capfd.readouterr()
+    assert folder.run("--seeds 0 1 --epochs 3") == 0
+    assert "2 runs, 2 done" in capfd.readouterr().out
+    assert not folder.events() and (folder.results / "nap.json").read_text() == before
+    assert json.loads(before)["note"] == "three_epochs"
+    assert str(folder.path) not in before
+    assert [[record["epoch"] for record in run["log"]] for run in folder.reports()] == [[1, 2, 3]] * 2
+    assert folder.run("--seeds 0 1 --epochs 4") == 2
+    assert "nap.json holds a run of other settings (epochs 3 there, 4 here)" in capfd.readouterr().err
+
+
+def test_results_without_settings_never_count_as_done(folder, capfd):
+    assert folder.run("--seeds 0 1") == 0
+    record = json.loads((folder.results / "nap.json").read_text())
+    for run in record["runs"]:
+        del run["settings"]
+    record["runs"][0]["run"] = "of old"
+    (folder.results / "nap.json").write_text(json.dumps(record))
+    shutil.rmtree(folder.path / "ckpt")
+    assert folder.run("--seeds 0 1 --table") == 0
+    assert "from 0 of 2 runs" in capfd.readouterr().out
+    assert folder.run("--seeds 0 1") == 0
+    assert folder.count("finish").total() == 2
+    names = [run["run"] for run in folder.reports()]
+    assert names == ["of old", "nap-rank1-default-seed0", "nap-rank1-default-seed1"]
+
+
+def test_a_run_stands_in_the_results_as_soon_as_it_ends(folder, monkeypatch):
+    monkeypatch.setenv("NAP", "0.3")
+    process = folder.start("--seeds 0 1 2 --jobs 1")
+    folder.wait_for((folder.results / "nap.json").exists)
+    assert len(folder.reports()) < 3
+    process.terminate()
+    process.join(60)
 
 
 def test_shards_partition_the_runs_and_the_last_makes_the_table(folder, capfd):
     values = "-t dense rank sparse -r 0.5 1 --seeds 0 1"
-    names = []
+    names, outs = [], []
     for shard in ("1/3", "2/3", "3/3"):
-        assert not (folder.results / "nap.json").exists()
         assert folder.run(f"{values} --shard {shard}") == 0
         names.append(set(folder.count("fresh")) - set().union(*names))
+        outs.append(capfd.readouterr().out)
     assert [len(shard) for shard in names] == [3, 3, 2]
-    assert "5 runs of other shards are not done" in capfd.readouterr().out
+    assert "5 runs of other shards are not done" in outs[0]
+    assert ["| data |" in out for out in outs] == [False, False, True]
     assert len(folder.reports()) == 8 and set(folder.count("fresh").values()) == {1}
 
 
 def test_jobs_run_side_by_side_and_share_the_cores(folder, monkeypatch):
     monkeypatch.setenv("NAP", "0.5")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("experiments.sweep_runs.cores", lambda: 8)
+    monkeypatch.setattr("experiments.sweep_runner.cores", lambda: 8)
     assert folder.run("--seeds 0 1 2 --jobs 3") == 0
     events = folder.events()
     assert [event[0] for event in events[:3]] == ["fresh"] * 3
@@ -233,7 +271,7 @@ def test_a_failing_run_is_reported_and_the_others_go_on(folder, capfd):
     assert "seed13, exit code 1: was unlucky" in out and "1 of 3 runs failed" in err
     assert "to standard output" not in out
     assert "to standard output" in (folder.runs / "nap-rank1-default-seed13" / "output.txt").read_text()
-    assert len(folder.count("finish")) == 2 and not folder.results.exists()
+    assert len(folder.count("finish")) == len(folder.reports()) == 2
     assert folder.run("--seeds 12 13 14 --table") == 0
     assert "from 2 of 3 runs" in capfd.readouterr().out and len(folder.reports()) == 2
 
@@ -268,7 +306,7 @@ def test_a_dry_run_lists_states_and_runs_nothing(folder, capfd):
     ),
 )
 def test_values_go_with_the_types_they_belong_to(folder, values, settings):
-    runs = sweep.plan(*sweep.parse(folder.command(f"{values} --seeds 3 4 --datasets digits mnist")))
+    runs = plan(*sweep.parse(folder.command(f"{values} --seeds 3 4 --datasets digits mnist")))
     assert len(runs) == len({run.name for run in runs}) == 4 * len(settings)
     for dataset in ("digits", "mnist"):
         for seed in ("3", "4"):
@@ -286,7 +324,7 @@ def test_values_go_with_the_types_they_belong_to(folder, values, settings):
         ("-r nan", "integer"),
         ("-s 1", "[0, 1)"),
         ("-t full", "--type"),
-        ("--alpha 0", "--alpha"),
+        ("--alpha 0", "alpha must lie in (0, 1]"),
         ("--seeds -1", "--seed"),
         ("--seeds one", "--seeds"),
         ("--datasets cifar11", "--datasets"),
@@ -325,6 +363,9 @@ def test_runs_of_other_settings_are_not_taken_for_those_asked_for(folder, capsys
     assert folder.run("--epochs 2 -- --lr 0.5") == 2
     assert "lr None there, 0.5 here" in capsys.readouterr().err
     assert folder.run("--epochs 2 -- --device cpu --no-download") == 0
+    (folder.results / "nap.json").unlink()
+    assert folder.run("--epochs 3") == 2
+    assert "seed0 holds a run of other settings (epochs 2 there, 3 here)" in capsys.readouterr().err
     (folder.runs / "nap-rank1-default-seed0" / "settings.json").unlink()
     assert folder.run("--epochs 2") == 2
     assert "holds a run of no sweep" in capsys.readouterr().err
@@ -341,23 +382,33 @@ def test_the_table_holds_mean_and_standard_deviation_over_seeds(folder, capfd):
     for row in rows:
         accuracies = 80 + row["parameters"] / 1000 + np.array([0, 1, 4]) ** 2 / 7
         assert row["seeds"] == 3
-        assert row["mean"] == pytest.approx(np.mean(accuracies))
-        assert row["deviation"] == pytest.approx(np.std(accuracies, ddof=1))
+        assert row["accuracy"] == pytest.approx((np.mean(accuracies), np.std(accuracies, ddof=1)))
+        assert row["against_dense"] == pytest.approx((row["parameters"] - 2000) / 1000)
     accuracies = 80.5 + np.array([0, 1, 16]) / 7
     shown = f"{accuracies.mean():.2f} ± {accuracies.std(ddof=1):.2f} %"
     assert f"| digits | Nap | `-t rank -r 0.5` | 500 | 500 | 10,000 | 5,000 | {shown} | 3 |" in out
-    assert (folder.results / "nap.png").exists() or "matplotlib is not installed" in out
 
 
 def test_one_seed_has_no_deviation_and_sets_have_rows_of_their_own(folder):
     assert folder.run("-t dense sparse --alpha 0.25 0.5 --datasets mnist digits") == 0
     rows = over_seeds(folder.reports())
     assert [row["dataset"] for row in rows] == ["digits"] * 3 + ["mnist"] * 3
-    assert all(row["deviation"] is None and row["seeds"] == 1 for row in rows)
+    assert all(row["accuracy"][1] is None and row["seeds"] == 1 for row in rows)
     assert not any("±" in line for line in markdown(folder.reports()))
 
 
-def test_the_plot_is_drawn_where_there_is_matplotlib(folder):
+def test_the_table_also_shows_last_epochs_best_epoch_and_difference_to_dense(folder, capfd):
+    shown = "--columns setting accuracy last_ten best against_dense"
+    assert folder.run(f"-t dense rank -r 0.5 --epochs 12 {shown}") == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert "| `-t dense` | 82.00 % | 87.50 % | 90.00 % (1) | +0.00 |" in lines  # epochs 3 to 12 of 80 + epoch
+    assert "| `-t rank -r 0.5` | 80.50 % | 87.50 % | 90.00 % (1) | -1.50 |" in lines
+    alone = markdown(folder.reports()[1:], ("setting", "against_dense"))
+    assert alone[2:] == ["| `-t rank -r 0.5` |  |"]
+
+
+def test_the_plot_is_drawn_where_there_is_matplotlib(folder, monkeypatch):
+    monkeypatch.delitem(sys.modules, "matplotlib.figure")
     pytest.importorskip("matplotlib")
     assert folder.run("-t dense rank sparse --alpha 0.25 0.5") == 0
     reports = folder.reports()
@@ -367,9 +418,7 @@ def test_the_plot_is_drawn_where_there_is_matplotlib(folder):
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_without_matplotlib_the_table_is_made_all_the_same(folder, monkeypatch, capfd):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+def test_without_matplotlib_the_table_is_made_all_the_same(folder, capfd):
     assert folder.run("") == 0
     out = capfd.readouterr().out
     assert "matplotlib is not installed" in out and "| digits | Nap |" in out
@@ -379,15 +428,18 @@ def test_without_matplotlib_the_table_is_made_all_the_same(folder, monkeypatch, 
 # ---- a real one -----------------------------------------------------------------------------------------------------
 
 
-def test_a_sweep_of_a_training_script(folder, capfd):
+def test_a_sweep_of_a_training_script(folder, data, capfd):
     script = ROOT / "models" / "base_xcnn.py"
-    thin = f"--epochs 1 --datasets digits -- --width 0.125 --device cpu --data-root {folder.path}"
-    assert folder.run(f"-t dense lowrank -r 2 {thin}", script) == 0
+    thin = f"--epochs 1 --datasets imagefolder -- --width 0.125 --device cpu --data-root {data} --batch-size 9"
+    assert folder.run(f"-t dense lowrank -r 2 --jobs 2 {thin}", script) == 0
     out = capfd.readouterr().out
     dense, lowrank = (run["report"] for run in folder.reports())
     assert dense["parameters"] == dense["dense_parameters"] == lowrank["dense_parameters"] > lowrank["parameters"]
-    assert f"| digits | Base | `-t lowrank -r 2` | {lowrank['parameters']:,} |" in out
-    assert dense["command"].startswith("python models/base_xcnn.py --width 0.125 --device cpu --data-root DIR -t dense")
-    assert str(folder.path) not in (folder.results / "nap.json").read_text()
-    assert folder.run(f"-t dense lowrank -r 2 {thin}", script) == 0
-    assert "2 runs, 2 done" in capfd.readouterr().out
+    assert f"| imagefolder | Base | `-t lowrank -r 2` | {lowrank['parameters']:,} |" in out
+    assert dense["command"].startswith("python models/base_xcnn.py --width 0.125 --device cpu --data-root DIR")
+    result = (folder.results / "nap.json").read_text()
+    assert str(folder.path) not in result and str(data) not in result
+    shutil.rmtree(folder.path / "ckpt")
+    command = [sys.executable, "-m", "experiments.sweep", *folder.command(f"-t dense lowrank -r 2 {thin}", script)]
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0 and "2 runs, 2 done" in again.stdout

@@ -1,0 +1,19 @@
+"""What the commands of this folder share: options of their own before `--`, those of training behind it."""
+
+import shlex
+from collections.abc import Sequence
+
+
+def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments before a first `--` and those behind it."""
+    split = argv.index("--") if "--" in argv else len(argv)
+    return list(argv[:split]), list(argv[split + 1 :])
+
+
+def shown_command(words: Sequence[str], data_root: str) -> str:
+    """Return a command line as results show it: what stands for this machine's data root is DIR."""
+    hidden = []
+    for word in words:
+        option, equals, value = word.rpartition("=")
+        hidden.append(option + equals + "DIR" if value == data_root else word)
+    return shlex.join(hidden)
