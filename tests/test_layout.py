@@ -1,0 +1,88 @@
+"""A folder a floor: imports run one way, read from the code itself."""
+
+import ast
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+VARIANTS = {"linearconv_lowrank", "linearconv_rankratio", "linearconv_sparse"}
+FLOORS = (  # from the ground up; what stands on one floor may import from it and from those below
+    {"linearconv_features"},
+    {"linearconv"},
+    VARIANTS,
+    {"corr_reg", "linearconv_variants"},
+    {"images"},
+    {"dataloaders"},
+    {"linearconv_convert"},
+    {"training"},
+    {"models"},
+    {"benchmarks", "experiments"},
+)
+OURS = set().union(*FLOORS)
+NEVER = {  # room: what it does without, though it stands on a lower floor
+    "linearconv_convert": {"images", "dataloaders", "corr_reg"},
+    "images": {"linearconv", "linearconv_features", "linearconv_variants", "corr_reg", *VARIANTS},
+}
+
+
+def files():
+    return [
+        path for room in sorted(OURS) for path in (ROOT / f"{room}.py", *(ROOT / room).rglob("*.py")) if path.exists()
+    ]
+
+
+def room_of(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+@cache
+def imports(path):
+    """Dotted names of all modules that a file imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def rooms(path):
+    return {name.partition(".")[0] for name in imports(path)}
+
+
+def test_eight_files_stand_at_the_top():
+    assert {path.stem for path in ROOT.glob("*.py")} == {room for room in OURS if (ROOT / f"{room}.py").exists()}
+    assert len(list(ROOT.glob("*.py"))) == 8
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_import_points_up(path):
+    floor = next(number for number, floor in enumerate(FLOORS) if room_of(path) in floor)
+    below = set().union(*FLOORS[: floor + 1])
+    assert rooms(path) & OURS <= below - NEVER.get(room_of(path), set())
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files()}
+    arrows = {name: {other for other in imports(path) if other in modules} for name, path in modules.items()}
+    while arrows:
+        free = [name for name, others in arrows.items() if not others & arrows.keys() - {name}]
+        assert free, f"a circle of {sorted(arrows)}"
+        for name in free:
+            del arrows[name]
+
+
+def test_the_layers_import_torch_alone():
+    for floor in FLOORS[:3]:
+        for name in floor:
+            assert rooms(ROOT / f"{name}.py") - OURS - set(sys.stdlib_module_names) <= {"torch"}
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_only_the_scripts_in_models_find_the_others_by_themselves(path):
+    assert ("sys.path.insert(0, str(Path(__file__)" in path.read_text()) == path.name.endswith("_xcnn.py")
+    assert "sys.path.insert(0, str(ROOT))" not in path.read_text()
