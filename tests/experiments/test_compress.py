@@ -1,0 +1,82 @@
+"""Compression studies: every way is trained once, and gets as many parameters as it is compared with."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from experiments import compress
+from experiments.compress_table import markdown, plot
+from experiments.compress_ways import CALIBRATED, CONVERSIONS, FROM_SCRATCH, fit_quality, truncated_svd
+from linearconv_convert import convert
+from models.base_xcnn import Base
+from training.counting import count_parameters
+from training.report import ROOT
+
+
+def test_a_study_trains_every_way_once(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compress, "ROOT", tmp_path)
+    for package in ("tltorch", "torch_pruning"):
+        monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / "results").mkdir()
+    script = ROOT / "models" / "base_xcnn.py"
+    own = [f"{script}:Base", "--name", "try", "--epochs", "2", "--finetune", "1"]
+    training = ["--dataset", "imagefolder", "--data-root", str(data), "--batch-size", "9", "--width", "0.0625"]
+    assert compress.main([*own, "--", *training, "--device", "cpu"]) == 0
+    record = json.loads((tmp_path / "results" / "try.json").read_text())
+    epochs = {"converted": 1, "other": 1, "from scratch": 2}
+    assert all(len(row["accuracies"]) == 1 + epochs[row["kind"]] for row in record["rows"])
+    assert len(record["rows"]) == 1 + len(CONVERSIONS) + len(CALIBRATED) + 1 + len(FROM_SCRATCH)
+    out = capsys.readouterr().out
+    assert out.count("epoch ") >= len(record["rows"]) and "Tucker is left out" in out
+    assert compress.main([*own, "--", *training, "--device", "cpu"]) == 0
+    again = capsys.readouterr().out
+    assert " loss " not in again
+    assert json.loads((tmp_path / "results" / "try.json").read_text())["rows"] == record["rows"]
+    assert compress.main(["--name", "try", "--table"]) == 0
+    assert "\n".join(markdown(record)) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    (
+        ("--name none --table", "none.json"),
+        ("models/base_xcnn.py --name none", "models/FILE.py:NAME"),
+        ("models/base_xcnn.py:Base --name none", "--dataset"),
+        ("models/base_xcnn.py:Base --name none --epochs 0", "--epochs"),
+    ),
+)
+def test_bad_input_is_refused_in_one_line(words, told, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    try:
+        code = compress.main(words.split())
+    except SystemExit as stop:
+        code = stop.code
+    lines = capsys.readouterr().err.splitlines()
+    assert code == 2 and len(lines) == 1 and told in lines[0]
+
+
+def test_the_svd_is_exact_for_filters_of_low_rank_and_of_no_more_parameters():
+    dense = Base(width=0.25).eval()
+    with torch.no_grad():
+        for layer in (layer for layer in dense.modules() if isinstance(layer, torch.nn.Conv2d)):
+            layer.weight.copy_(torch.randn(len(layer.weight), 1, 1, 1) * layer.weight[:1])
+    small = convert(dense, "rank")
+    svd = truncated_svd(dense, small)
+    assert 0.9 * count_parameters(small) < count_parameters(svd) <= count_parameters(small)
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(svd(images), dense(images), rtol=1e-4, atol=1e-4)
+
+
+def test_fits_are_between_the_optimum_and_regression_on_the_first_filters():
+    dense = Base(width=0.25)
+    for layer in fit_quality(dense, convert(dense, "rank")):
+        assert layer["optimum"] <= layer["fitted"] * (1 + 1e-6) <= layer["first_filters"]
+
+
+def test_the_plot_is_drawn_where_there_is_matplotlib(tmp_path):
+    pytest.importorskip("matplotlib")
+    record = json.loads((ROOT / "results" / "compress_base.json").read_text())
+    assert plot(record, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
