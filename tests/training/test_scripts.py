@@ -250,6 +250,40 @@ def test_images_too_small_for_the_network_are_refused(refused):
     assert "3x8x8" in refused("vgg", "-t dense --image-size 8")
 
 
+# ---- one command that can be submitted again and again --------------------------------------------------------------
+
+
+def test_resume_auto_begins_goes_on_and_ends(run, capsys):
+    command = "base", "-t rank --width 0.125 --epochs 2 --resume auto"
+    folder = run(*command)
+    assert "resuming" not in capsys.readouterr().out
+    (folder / "report.json").unlink()
+    (folder / "checkpoint-0002.pt").unlink()  # as a run that was stopped after its first epoch
+    for done in ("resuming after epoch 1", "resuming after epoch 2"):
+        run(*command)
+        assert done in capsys.readouterr().out
+    assert [record["epoch"] for record in read_log(folder)] == [1, 2] and (folder / "report.json").exists()
+
+
+def test_resume_auto_begins_again_where_only_a_log_is_left(run):
+    folder = run.folder("run")
+    folder.mkdir()
+    run_folder.append_log(folder, {"epoch": 1, "of": "a run that ended before its first checkpoint"})
+    run("base", "-t rank --width 0.125 --epochs 2 --resume auto")
+    assert [record["epoch"] for record in read_log(folder)] == [1, 2] and "of" not in read_log(folder)[0]
+
+
+def test_resume_auto_goes_on_with_no_other_run(run, refused):
+    run("base", "-t rank --width 0.125 --epochs 1")
+    assert "lr 0.001 there, 0.1 here" in refused("base", "-t rank --width 0.125 --epochs 2 --lr 0.1 --resume auto")
+
+
+def test_options_do_not_change_after_parsing():
+    parsed = options.parse_arguments(options.make_parser(*SCRIPTS["base"]), ["--device", "cpu"])
+    with pytest.raises(AttributeError, match="do not change"):
+        parsed.epochs = 3
+
+
 # ---- default folder and data set ------------------------------------------------------------------------------------
 
 

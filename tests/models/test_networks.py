@@ -99,7 +99,9 @@ def test_larger_images_are_averaged_to_the_grid_of_a_32x32_image(network):
     torch.testing.assert_close(net(large), net.fc(F.avg_pool2d(net.feat(large), 2).flatten(1)))
 
 
-RESIDUAL = {"conv1", "bn1", "conv2", "bn2", "shortcut"}
+BASIC = {"conv1", "bn1", "conv2", "bn2", "shortcut"}
+BOTTLENECK = BASIC | {"conv3", "bn3"}
+RESNET = {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "linear"}
 
 
 @pytest.mark.parametrize(
@@ -108,15 +110,12 @@ RESIDUAL = {"conv1", "bn1", "conv2", "bn2", "shortcut"}
         (Base, {"feat", "fc"}, None, None),
         (VGG11, {"feat", "fc"}, None, None),
         (AllConv, {*(f"conv{i}" for i in range(1, 9)), "class_conv"}, None, None),
-        (ResNet18, {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "linear"}, "layer2.0", RESIDUAL),
-        (ResNet50, {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "linear"}, "layer2.0",
-         RESIDUAL | {"conv3", "bn3"}),
-        (ResNeXt29_2x64d, {"conv1", "bn1", "layer1", "layer2", "layer3", "linear"}, "layer2.0",
-         RESIDUAL | {"conv3", "bn3"}),
-        (MobileNetV2, {"conv1", "bn1", "layers", "conv2", "bn2", "linear"}, "layers.0",
-         RESIDUAL | {"conv3", "bn3"}),
+        (ResNet18, RESNET, "layer2.0", BASIC),
+        (ResNet50, RESNET, "layer2.0", BOTTLENECK),
+        (ResNeXt29_2x64d, RESNET - {"layer4"}, "layer2.0", BOTTLENECK),
+        (MobileNetV2, {"conv1", "bn1", "layers", "conv2", "bn2", "linear"}, "layers.0", BOTTLENECK),
     ],
-)  # fmt: skip
+)
 def test_the_state_dict_has_the_published_names(network, names, first_block, block_names):
     net = network(width=THIN)
     assert {key.split(".")[0] for key in net.state_dict()} == names
