@@ -1,7 +1,7 @@
 """Sizes and speeds of deployed networks: ONNX files of the dense network and of both forms of the converted one.
 
-    python benchmarks/deployment.py                       # VGG11, ResNet18, Base; a few minutes
-    python benchmarks/deployment.py --networks VGG11 --seconds 30
+    python -m benchmarks.deployment                       # VGG11, ResNet18, Base; a few minutes
+    python -m benchmarks.deployment --networks VGG11 --seconds 30
 
 Each network, with random weights, is converted to full rank and exported dense, in the features form and folded;
 onnxruntime runs the three files in turns, on as many threads as torch uses. Needs onnx, onnxscript and onnxruntime.
@@ -9,32 +9,30 @@ Writes results/deployment_cpu.json and prints its table.
 """
 
 import argparse
-import statistics
-import sys
 import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # runs from any folder
-
-import onnxruntime
 import torch
 
-from benchmarks.measuring import measure, origin, quartiles
-from benchmarks.speed import NETWORKS
-from linearconv_convert import convert, export
+from benchmarks.contenders import IMAGE, NETWORKS
+from benchmarks.measuring import compare
+from linearconv_convert import ConversionError, convert, export
 from linearconv_convert.exporting import onnx_runner
+from linearconv_variants import OneLineParser
 from training.files import write_json
+from training.report import ROOT, origin
 
 BATCHES = (1, 50)
 
 
-def benchmark(name, seconds):
-    """The rows of one network: a dict per file and batch."""
+def benchmark(name: str, seconds: float) -> list[dict]:
+    """Return a row per file and batch for one network, each batch timed for `seconds`."""
     torch.manual_seed(0)
     dense = NETWORKS[name]().eval()
     small = convert(dense, "rank")
-    images = {batch: torch.randn(batch, 3, 32, 32) for batch in BATCHES}
+    images = {batch: torch.randn(batch, *IMAGE) for batch in BATCHES}
     rows, runs = [], {}
     with tempfile.TemporaryDirectory() as folder:
         for called, model in (("dense", dense), ("features", small), ("folded", small)):
@@ -43,18 +41,13 @@ def benchmark(name, seconds):
             runs[called] = onnx_runner(path), exported.bytes
         for batch in BATCHES:
             steps = {called: lambda run=run, batch=batch: run(images[batch]) for called, (run, _) in runs.items()}
-            taken = measure(steps, seconds, "cpu")
-            for called, values in taken.items():
-                ratios = [dense_seconds / ours for dense_seconds, ours in zip(taken["dense"], values, strict=True)]
-                low, median, high = quartiles(ratios)
-                rows.append({"network": name, "batch": batch, "file": called, "bytes": runs[called][1],
-                             "milliseconds": 1e3 * statistics.median(values), "ratio": median,
-                             "ratio_quartiles": [low, high], "rounds": len(ratios)})  # fmt: skip
+            for called, row in compare(steps, seconds, "cpu").items():
+                rows.append({"network": name, "batch": batch, "file": called, "bytes": runs[called][1], **row})
     return rows
 
 
-def markdown(rows):
-    """A line per network and file: size, and for each batch milliseconds and the ratio of speeds to dense."""
+def markdown(rows: Sequence[dict]) -> list[str]:
+    """Return the table: a line per network and file, for each batch milliseconds and the ratio of speeds to dense."""
     titles = " | ".join(f"batch of {batch}" for batch in BATCHES)
     lines = [f"| network | file | MB | {titles} |", "| --- | --- | ---: |" + " ---: |" * len(BATCHES)]
     cells = {(row["network"], row["file"], row["batch"]): row for row in rows}
@@ -65,17 +58,20 @@ def markdown(rows):
     return lines
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    """Measure what the command line asks for."""
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["VGG11", "ResNet18", "Base"])
     parser.add_argument("--seconds", type=float, default=15, help="a network and batch is timed for (default: 15)")
     options = parser.parse_args()
-    options.device = "cpu"
     rows = []
     for name in options.networks:
-        rows += benchmark(name, options.seconds)
+        try:
+            rows += benchmark(name, options.seconds)
+        except ConversionError as error:  # without the packages that it needs
+            parser.error(error)
         print(f"{name}: measured", flush=True)
-    record = {"origin": origin(options, "deployment.py"), "onnxruntime": onnxruntime.__version__, "rows": rows}
+    record = {"origin": origin(), "onnxruntime": version("onnxruntime"), "rows": rows}
     write_json(ROOT / "results" / "deployment_cpu.json", record)
     print("\n".join(markdown(rows)))
 

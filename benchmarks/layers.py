@@ -1,38 +1,36 @@
 """Made filters against combined feature maps, layer by layer: the measurement behind `compute="auto"`.
 
-    python benchmarks/layers.py                 # every layer of the six networks: training and inference
-    python benchmarks/layers.py --fit           # and fit the constants of linearconv_features.py to what was measured
-    python benchmarks/layers.py --fit --read    # fit to an earlier measurement
+    python -m benchmarks.layers                 # every layer of the six networks: training and inference
+    python -m benchmarks.layers --fit           # and fit the constants of linearconv_features.py to what was measured
+    python -m benchmarks.layers --fit --read    # fit to an earlier measurement
 
 For each shape of layer nn.Conv2d, `filters` and `features` take turns. What is reported for the rule is the time of all
 layers of a network if each were run in the way the rule chooses, against the better of the two ways.
 Writes results/layers_<device>_<precision>.json.
 """
 
-import argparse
 import itertools
 import json
 import statistics
-import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # runs from any folder
 
 import torch
 import torch.nn as nn
 
 import linearconv_features as features
-from benchmarks.measuring import measure, origin
-from benchmarks.speed import NETWORKS, TASKS, VARIANTS
+from benchmarks.contenders import IMAGE, NETWORKS, TASKS, VARIANTS
+from benchmarks.measuring import command_line, measure
 from training.files import write_json
+from training.report import ROOT, origin
 
 WAYS = ("filters", "features")
 
 
-def layers_of(network):
-    """Arguments of nn.Conv2d, side of its input and number of such layers, for all that have one group."""
+def layers_of(network: Callable[[], nn.Module]) -> dict[tuple, int]:
+    """Return the number of layers by (arguments of nn.Conv2d, side of the input), for all that have one group."""
     found = {}
 
     def note(layer, inputs, _):
@@ -46,12 +44,14 @@ def layers_of(network):
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(note)
     with torch.no_grad():
-        model(torch.randn(1, 3, 32, 32))
+        model(torch.randn(1, *IMAGE))
     return found
 
 
-def make_step(layer, images, training, autocast):
-    """A function that runs the layer once, forward only or with its backward pass."""
+def make_step(
+    layer: nn.Module, images: torch.Tensor, training: bool, autocast: Callable[[], torch.autocast]
+) -> Callable[[], None]:
+    """Return a function that runs the layer once, forward only or with its backward pass."""
     layer.to(images.device, memory_format=torch.channels_last).train(training)
     if not training:
 
@@ -74,7 +74,8 @@ def make_step(layer, images, training, autocast):
     return step
 
 
-def benchmark(task, key, options):
+def benchmark(task: str, key: tuple, options: Namespace) -> dict[str, float]:
+    """Return the median microseconds of each contender, for a layer of :func:`layers_of`."""
     in_channels, out_channels, kernel, stride, padding, bias, side = key
     arguments = (in_channels, out_channels, kernel, stride, padding)
     images = torch.randn(TASKS[task], in_channels, side, side, device=options.device)
@@ -91,8 +92,8 @@ def benchmark(task, key, options):
     return {name: 1e6 * statistics.median(values) for name, values in seconds.items()}
 
 
-def chosen_way(row, variant, precision):
-    """What linearconv_features.py chooses for a measured layer."""
+def chosen_way(row: dict, variant: str, precision: str) -> str:
+    """Return what linearconv_features.py chooses for a measured layer."""
     layer, positions = _layer_and_positions(variant, TASKS[row["task"]], *row["layer"])
     return layer.mode_at(positions, row["task"].startswith("train"), precision)
 
@@ -105,24 +106,33 @@ def _layer_and_positions(variant, batch, *key):
     return layer, output[:, 0].numel()
 
 
-def judge(rows, precision):
-    """Time of all layers of a network as the rule runs them, relative to dense and to the better way of each layer."""
+def judge(rows: Sequence[dict], precision: str) -> list[dict]:
+    """Compare the time of all layers of a network as the rule runs them with dense and the better way of each layer.
+
+    Args:
+        rows: of the result file.
+        precision: that they were measured in.
+
+    Returns:
+        For each network, task and variant `speed_against_dense` and, at most 1, `of_the_best_choice`.
+    """
     verdicts = []
     for network, task in dict.fromkeys((row["network"], row["task"]) for row in rows):
         mine = [row for row in rows if (row["network"], row["task"]) == (network, task)]
         for variant in VARIANTS:
-            dense = sum(row["count"] * row["microseconds"]["dense"] for row in mine)
-            rule = sum(
-                row["count"] * row["microseconds"][f"{variant}, {chosen_way(row, variant, precision)}"] for row in mine
-            )
-            best = sum(row["count"] * min(row["microseconds"][f"{variant}, {way}"] for way in WAYS) for row in mine)
-            verdicts.append({"network": network, "task": task, "variant": variant,
-                             "speed_against_dense": dense / rule, "of_the_best_choice": best / rule})  # fmt: skip
+            dense = rule = best = 0.0
+            for row in mine:
+                taken, count = row["microseconds"], row["count"]
+                dense += count * taken["dense"]
+                rule += count * taken[f"{variant}, {chosen_way(row, variant, precision)}"]
+                best += count * min(taken[f"{variant}, {way}"] for way in WAYS)
+            verdict = {"speed_against_dense": dense / rule, "of_the_best_choice": best / rule}
+            verdicts.append({"network": network, "task": task, "variant": variant} | verdict)
     return verdicts
 
 
-def fit(rows, precision):
-    """The constants of the rule that lose least against the best choice, in the mean over networks and tasks."""
+def fit(rows: Sequence[dict], precision: str) -> None:
+    """Print the constants of the rule that lose least against the best choice, in the mean over networks and tasks."""
     coefficients, elements = (1.0, 1.5, 2.0, 3.0), (20, 40, 60, 80, 100, 120, 160, 240, 320, 480, 640, 960, 1280)
     calls = (0.0, 2e5, 4e5, 6e5, 1e6, 1.5e6, 3e6, 6e6)
     results = {}
@@ -134,12 +144,12 @@ def fit(rows, precision):
         print(f"{score:.4f} of the best choice with {constants}")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    """Measure or read, judge and fit, as the command line asks."""
+    parser = command_line(__doc__)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["train 50", "infer 50", "infer 1"])
     parser.add_argument("--seconds", type=float, default=2, help="a layer and task is timed for (default: 2)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=tuple(features.MEASURED), default="float32")
     parser.add_argument("--output", type=Path, help="default: results/layers_<device>_<precision>.json")
     parser.add_argument("--fit", action="store_true", help="fit the constants of linearconv_features.py")
@@ -149,21 +159,20 @@ def main():
     if options.read:
         rows = json.loads(output.read_text())["rows"]
     else:
-        rows = []
-        for task in options.tasks:
-            measured = {}
-            for network in options.networks:
-                for key, count in layers_of(NETWORKS[network]).items():
-                    if key not in measured:
-                        measured[key] = benchmark(task, key, options)
-                    rows.append({"network": network, "task": task, "layer": list(key), "count": count,
-                                 "microseconds": measured[key]})  # fmt: skip
-                print(f"{network}, {task}: measured", flush=True)
-        record = {"origin": origin(options, "layers.py"), "rule": features.MEASURED[options.precision]._asdict()}
+        rows, measured = [], {}
+        for task, network in itertools.product(options.tasks, options.networks):
+            for key, count in layers_of(NETWORKS[network]).items():
+                if (task, key) not in measured:
+                    measured[task, key] = benchmark(task, key, options)
+                row = {"network": network, "task": task, "layer": list(key), "count": count}
+                rows.append(row | {"microseconds": measured[task, key]})
+            print(f"{network}, {task}: measured", flush=True)
+        record = {"origin": origin(options.device), "rule": features.MEASURED[options.precision]._asdict()}
         write_json(output, record | {"judged": judge(rows, options.precision), "rows": rows})
     for verdict in judge(rows, options.precision):
-        print("{network}, {task}, {variant}: {speed_against_dense:.2f} of dense, "
-              "{of_the_best_choice:.3f} of the best choice".format(**verdict))  # fmt: skip
+        place = "{network}, {task}, {variant}".format(**verdict)
+        against_dense, of_the_best = verdict["speed_against_dense"], verdict["of_the_best_choice"]
+        print(f"{place}: {against_dense:.2f} of dense, {of_the_best:.3f} of the best choice")
     if options.fit:
         fit(rows, options.precision)
 

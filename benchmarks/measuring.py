@@ -1,20 +1,64 @@
-"""How the benchmarks measure: contenders in turns, memory of a step, and where a result comes from."""
+"""How the benchmarks measure: contenders in turns, and the memory of a step."""
 
-import os
-import platform
 import statistics
-import sys
 import time
+from argparse import ArgumentTypeError, RawDescriptionHelpFormatter
+from collections.abc import Callable
 
 import torch
+import torch.nn as nn
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+
+from linearconv_variants import OneLineParser
 
 SHORTEST_TURN = 0.02  # seconds
 LEAST_ROUNDS, MOST_ROUNDS = 3, 200
 
 
-def measure(steps, seconds, device):
-    """Seconds of every contender, turn by turn, for about `seconds` in all: {name: [seconds]}."""
+def command_line(description: str) -> OneLineParser:
+    """Return a parser with the option --device, cpu or cuda."""
+    parser = OneLineParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--device", type=_device, default="cpu", help="cpu or cuda (default: cpu)")
+    return parser
+
+
+def _device(name):
+    if name not in ("cpu", "cuda"):
+        raise ArgumentTypeError(f"must be cpu or cuda, got {name}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ArgumentTypeError("torch finds no CUDA device")
+    return name
+
+
+def compare(steps: dict[str, Callable[[], object]], seconds: float, device: str) -> dict[str, dict[str, object]]:
+    """Measure contenders in turns, and compare their speeds with that of `dense` within each turn.
+
+    Args:
+        steps: {name: what is timed}, `dense` among them.
+        seconds: that it takes in all, about.
+        device: on which the steps run.
+
+    Returns:
+        For each name the median `milliseconds`, the median `ratio` of speeds (above 1: faster than dense), the first
+        and third `ratio_quartiles`, and the number of turns, `rounds`.
+    """
+    taken = measure(steps, seconds, device)
+    compared = {}
+    for name, values in taken.items():
+        ratios = [dense / ours for dense, ours in zip(taken["dense"], values, strict=True)]
+        low, median, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        compared[name] = {
+            "milliseconds": 1e3 * statistics.median(values),
+            "rounds": len(ratios),
+            "ratio": median,
+            "ratio_quartiles": [low, high],
+        }
+    return compared
+
+
+def measure(steps: dict[str, Callable[[], object]], seconds: float, device: str) -> dict[str, list[float]]:
+    """Return the seconds of every contender, turn by turn, measured for about `seconds` in all."""
     for step in steps.values():
         step()
     _take_turns(steps, device)
@@ -40,12 +84,8 @@ def _take_turns(steps, device):
     return seconds
 
 
-def quartiles(values):
-    return statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
-
-
-def kept_bytes(loss, model):
-    """Bytes of distinct storage that autograd keeps of `loss()` for its backward pass, parameters left out."""
+def kept_bytes(loss: Callable[[], Tensor], model: nn.Module) -> int:
+    """Return the bytes of distinct storage that autograd keeps for a backward pass of `loss()`, without parameters."""
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     storages = {}
 
@@ -58,8 +98,8 @@ def kept_bytes(loss, model):
     return sum(size for pointer, size in storages.items() if pointer not in parameters)
 
 
-def peak_bytes(step, device):
-    """Most bytes that stand allocated during a step, beyond those from before it."""
+def peak_bytes(step: Callable[[], object], device: str) -> int:
+    """Return the most bytes that stand allocated during a step, beyond those from before it."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -74,16 +114,3 @@ def peak_bytes(step, device):
         now += event.nbytes()
         peak = max(peak, now)
     return peak
-
-
-def origin(options, script="speed.py"):
-    """Where a result comes from: the command, the versions, the machine."""
-    on_gpu = options.device == "cuda"
-    return {
-        "command": " ".join(["python", f"benchmarks/{script}", *sys.argv[1:]]),
-        "torch": str(torch.__version__),
-        "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
-        "cpu_instructions": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-    }

@@ -1,7 +1,7 @@
 """Images per second of the input pipeline: augmented, normalised float batches, in alternating passes.
 
-    python benchmarks/pipeline.py
-    python benchmarks/pipeline.py --device cuda --images 50000
+    python -m benchmarks.pipeline
+    python -m benchmarks.pipeline --device cuda --images 50000
 
 Contenders: `ours` in both memory formats (dataloaders.BatchLoader, a block of batches at a time from memory);
 `indexing`, a plain sketch that crops image by image with slices; and the published pipeline, torchvision's PIL
@@ -10,22 +10,21 @@ transforms in DataLoader workers, where torchvision is installed. All crop with 
 Writes results/pipeline_<device>.json.
 """
 
-import argparse
 import statistics
-import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # runs from any folder
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.measuring import origin
+from benchmarks.measuring import command_line
 from dataloaders import BatchLoader, describe
 from training.files import write_json
+from training.options import positive_int
+from training.report import ROOT, origin
 
 BATCH = 50
 WORKERS = 2
@@ -34,24 +33,27 @@ WORKERS = 2
 class PublishedDataset(Dataset):
     """Image by image through PIL, as the published code has it."""
 
-    def __init__(self, images, labels, mean, std):
+    def __init__(self, images: Tensor, labels: Tensor, mean: tuple, std: tuple) -> None:
         from torchvision import transforms
 
         steps = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
         self.transform = transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(mean, std)])
         self.images, self.labels = images.permute(0, 2, 3, 1).contiguous().cpu().numpy(), labels.tolist()
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
         from PIL import Image
 
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
 
-def indexing(images, labels, mean, std):
-    """Batches whose images are cropped one by one out of a padded copy of the set."""
+Batches = Iterator[tuple[Tensor, Tensor]]  # images (B, 3, 32, 32) and labels (B,)
+
+
+def indexing(images: Tensor, labels: Tensor, mean: tuple, std: tuple) -> Batches:
+    """Yield batches whose images are cropped one by one out of a padded copy of the set."""
     padded = F.pad(images, (4, 4, 4, 4))
     mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (mean, std))
     for index in torch.randperm(len(images)).split(BATCH):
@@ -62,13 +64,14 @@ def indexing(images, labels, mean, std):
         yield torch.where(flipped, batch.flip(3), batch).sub_(mean).div_(std), labels[index]
 
 
-def passes(images, labels):
-    """Name and one pass, a function that gives the iterator of its batches."""
+def passes(images: Tensor, labels: Tensor) -> dict[str, Callable[[], Batches]]:
+    """Return for each contender a function that begins one pass over uint8 images (N, 3, 32, 32) and labels (N,)."""
     info = describe("cifar10")
     made = {}
+    augmented = {"batch_size": BATCH, "shuffle": True, "padding": 4, "flip": True}
     for name, channels_last in (("ours, channels_last", True), ("ours, contiguous", False)):
-        made[name] = BatchLoader(images, labels, info.mean, info.std, batch_size=BATCH, shuffle=True, padding=4,
-                                 flip=True, channels_last=channels_last).__iter__  # fmt: skip
+        loader = BatchLoader(images, labels, info.mean, info.std, channels_last=channels_last, **augmented)
+        made[name] = loader.__iter__
     made["indexing"] = lambda: indexing(images, labels, info.mean, info.std)
     try:
         published = PublishedDataset(images, labels, info.mean, info.std)
@@ -80,8 +83,8 @@ def passes(images, labels):
     return made
 
 
-def images_per_second(one_pass, device):
-    """Of one pass; the workers' start is not counted where they live on from the pass before."""
+def images_per_second(one_pass: Callable[[], Batches], device: str) -> float:
+    """Return the speed of one pass; the workers' start is not counted where they live on from the pass before."""
     start, seen = time.perf_counter(), 0
     for images, _ in one_pass():
         assert images.dtype == torch.float32
@@ -91,15 +94,13 @@ def images_per_second(one_pass, device):
     return seen / (time.perf_counter() - start)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=20_000, help="in a pass (default: 20000)")
-    parser.add_argument("--rounds", type=int, default=5, help="passes of each contender (default: 5)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+def main() -> None:
+    """Measure what the command line asks for."""
+    parser = command_line(__doc__)
+    parser.add_argument("--images", type=positive_int, default=20_000, help="in a pass (default: 20000)")
+    parser.add_argument("--rounds", type=positive_int, default=5, help="passes of each contender (default: 5)")
     parser.add_argument("--output", type=Path, help="default: results/pipeline_<device>.json")
     options = parser.parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("torch finds no CUDA device")
     torch.manual_seed(0)
     images = torch.randint(256, (options.images, 3, 32, 32), dtype=torch.uint8, device=options.device)
     made = passes(images, torch.arange(options.images, device=options.device) % 10)
@@ -109,11 +110,13 @@ def main():
             speed = images_per_second(one_pass, options.device)
             if turn:  # the first warms up
                 speeds[name].append(speed)
-    rows = [{"pipeline": name, "images_per_second": statistics.median(values), "least": min(values),
-             "most": max(values)} for name, values in speeds.items()]  # fmt: skip
+    rows = [
+        {"pipeline": name, "images_per_second": statistics.median(values), "least": min(values), "most": max(values)}
+        for name, values in speeds.items()
+    ]
     for row in rows:
         print("{pipeline}: {images_per_second:,.0f} images/s ({least:,.0f} to {most:,.0f})".format(**row))
-    record = {"origin": origin(options, "pipeline.py"), "images": options.images, "batch": BATCH, "rows": rows}
+    record = {"origin": origin(options.device), "images": options.images, "batch": BATCH, "rows": rows}
     write_json(options.output or ROOT / "results" / f"pipeline_{options.device}.json", record)
 
 

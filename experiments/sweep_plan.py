@@ -13,16 +13,19 @@ from training.report import ROOT
 from training.settings import Recipe
 
 WITHOUT_EFFECT = (  # options that the result does not depend on
+    "count_only",
     "data_root",
     "device",
     "download",
+    "in_channels",
     "may_change",
+    "num_classes",
     "output",
     "program",
     "resume",
     "save_every",
     "tensorboard",
-    "variant",  # its fields stand beside it
+    "variant",  # its fields stand in its place
 )
 
 

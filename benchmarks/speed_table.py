@@ -1,0 +1,61 @@
+"""The tables of what benchmarks/speed.py has measured: ratios of speeds to dense, above 1 where ours is faster."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.contenders import TASKS
+
+SHOWN = ("full rank, auto", "rank 10, auto", "full rank, paper")  # in the summary
+MARKS = "<!-- benchmarks/speed.py --readme, {} -->", "<!-- end -->"  # {}: a file in results/
+
+
+def markdown(rows: Sequence[dict]) -> list[str]:
+    """Return all ratios to dense: a line per network and contender, a column per task."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    lines = [
+        f"| network | contender | {' | '.join(tasks)} | multiply-add limit |",
+        f"| --- | --- | {' | '.join('---:' for _ in tasks)} | ---: |",
+    ]
+    cells = _cells(rows)
+    for network, contender in dict.fromkeys((row["network"], row["contender"]) for row in rows):
+        found = [cells.get((network, contender, task)) for task in tasks]
+        ratios = [f"{row['ratio']:.2f}" if row else "" for row in found]
+        limit = next(row for row in found if row).get("mac_limit")
+        lines.append(f"| {network} | {contender} | {' | '.join(ratios)} | {f'{limit:.2f}' if limit else ''} |")
+    return lines
+
+
+def summary(rows: Sequence[dict]) -> list[str]:
+    """Return a line per network: ratios to dense of `auto`, full rank / rank 10 (full rank in the paper's way)."""
+    cells = _cells(rows)
+    tasks = [task for task in TASKS if any(row["task"] == task for row in rows)]
+    lines = [f"| network | {' | '.join(tasks)} | multiply-add limit | peak memory, train 50 |"]
+    lines += ["| --- |" + " ---: |" * (len(tasks) + 2)]
+    for network in dict.fromkeys(row["network"] for row in rows):
+        shown = []
+        for task in tasks:
+            found = [cells.get((network, name, task)) for name in SHOWN]
+            ratios = [f"{row['ratio']:.2f}" if row else "-" for row in found]
+            shown.append("{} / {} ({})".format(*ratios))
+        limits = [f"{cells[network, name, tasks[0]]['mac_limit']:.2f}" for name in SHOWN[:2]]
+        dense = cells[network, "dense", "train 50"]["peak_bytes"]
+        memory = [f"{cells[network, name, 'train 50']['peak_bytes'] / dense:.2f}" for name in SHOWN]
+        shown += [" / ".join(limits), f"{memory[0]} / {memory[1]} ({memory[2]})"]
+        lines.append(f"| {network} | {' | '.join(shown)} |")
+    return lines
+
+
+def _cells(rows):
+    return {(row["network"], row["contender"], row["task"]): row for row in rows}
+
+
+def into_readme(text: str, results: Path) -> str:
+    """Return a page's text with the summaries of all results between their marks."""
+    for path in sorted(results.glob("speed_*.json")):
+        start = MARKS[0].format(path.name)
+        if start in text:
+            before, _, after = text.partition(start)
+            table = "\n".join(summary(json.loads(path.read_text())["rows"]))
+            text = before + start + "\n" + table + "\n" + MARKS[1] + after.partition(MARKS[1])[2]
+    return text
