@@ -5,8 +5,9 @@ python -m docs.operation        # writes docs/operation.svg and docs/operation.p
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+import matplotlib
 import torch
+from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
 from linearconv import LinearConv
@@ -36,9 +37,9 @@ def layer() -> LinearConv:
     return made
 
 
-def draw() -> plt.Figure:
+def draw() -> Figure:
     """Return the figure, 9 inches wide, in units of a hundredth of its width."""
-    figure = plt.figure(figsize=(9, 4.2), facecolor="white")
+    figure = Figure(figsize=(9, 4.2), facecolor="white")
     height = 100 * 4.2 / 9
     canvas = figure.add_axes((0, 0, 1, 1), xlim=(0, 100), ylim=(0, height))
     canvas.axis("off")
@@ -46,12 +47,12 @@ def draw() -> plt.Figure:
     def show(tensor, x, y, width, colour="black", **how):
         tall = width * tensor.shape[0] / tensor.shape[1]
         axes = figure.add_axes((x / 100, y / height, width / 100, tall / height), xticks=[], yticks=[])
-        axes.imshow(tensor.detach(), interpolation="nearest", **how)
+        axes.imshow(tensor.detach().numpy(), interpolation="nearest", **how)
         for spine in axes.spines.values():
             spine.set(color=colour, linewidth=1.6)
 
-    def write(x, y, text, colour="black", **how):
-        canvas.text(x, y, text, color=colour, ha="center", va="center", fontsize=12.5, linespacing=1.3, **how)
+    def write(x, y, text, colour="black"):
+        canvas.text(x, y, text, color=colour, ha="center", va="center", fontsize=12.5, linespacing=1.3)
 
     def point(start, end, colour):
         canvas.add_patch(FancyArrowPatch(start, end, color=colour, **ARROW))
@@ -91,7 +92,7 @@ def draw() -> plt.Figure:
 
 
 if __name__ == "__main__":
-    plt.rcParams |= {"svg.hashsalt": "linearconv", "mathtext.fontset": "cm", "font.family": "DejaVu Sans"}
+    matplotlib.rcParams |= {"svg.hashsalt": "linearconv", "mathtext.fontset": "cm", "font.family": "DejaVu Sans"}
     drawn = draw()
     drawn.savefig(FOLDER / "operation.svg", metadata={"Date": None})
     drawn.savefig(FOLDER / "operation.png", dpi=180)

@@ -1,0 +1,146 @@
+"""The tables of README and docs/, made from the parser of the scripts and from the files in results/.
+
+python -m docs.tables        # writes all of them anew, each between its marks
+"""
+
+import html
+import json
+import re
+import statistics
+from pathlib import Path
+
+from benchmarks import speed
+from experiments import compress_table, sweep_table, table1
+from models import resnet_xcnn
+from training.options import make_parser
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+MARKED = re.compile(r"(<!-- docs/tables\.py: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+COMPARED = ("-t dense", "-t rank -r 1")
+PAPER_ACCURACY = {  # CIFAR-10, per cent, of the dense network and of "-Lr", by Table 1 of the paper
+    "Base": (87.2, 87.1),
+    "VGG11": (90.4, 90.4),
+    "AllConv": (85.0, 84.1),
+    "ResNet-18": (91.9, 91.1),
+    "ResNeXt-29": (92.9, 93.4),
+    "MobileNetV2": (93.1, 92.8),
+}
+
+
+def load(name: str) -> dict:
+    """Return what `results/<name>.json` holds."""
+    return json.loads((ROOT / "results" / f"{name}.json").read_text())
+
+
+def measured(architecture: str) -> dict[str, list[dict]]:
+    """Return the reports of the longest trainings on CIFAR-10 by setting: `-t dense`, `-t rank -r 1` and so on.
+
+    Args:
+        architecture: as reports name it, `ResNet18`.
+    """
+    found = {}
+    for path in sorted((ROOT / "results").glob("*_cifar10.json")):
+        for run in load(path.stem)["runs"]:
+            if (run["report"]["architecture"], run["report"]["width"]) == (architecture, 1):
+                found.setdefault(run["setting"], []).append(run["report"])
+    longest = {setting: max(report["epochs"] for report in reports) for setting, reports in found.items()}
+    return {key: [one for one in reports if one["epochs"] == longest[key]] for key, reports in found.items()}
+
+
+def summary() -> list[str]:
+    """Return README's table: full rank against dense, ours and the paper's."""
+    lines = [
+        "| network | parameters, M | paper | FLOPs, B | paper | accuracy, % | paper | speed: training / one image |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    counts = {row["network"]: row for row in load("table1_counts")["rows"]}
+    speeds = {(row["network"], row["contender"], row["task"]): row for row in load("speed_cpu_float32")["rows"]}
+    for name, network in table1.NETWORKS.items():
+        rows = counts[name], counts[f"{name}-Lr"]
+        keys = ("parameters_ours", "parameters_printed", "flops_ours", "flops_printed")
+        cells = [" → ".join(row[key] for row in rows) for key in keys]
+        reports = measured(network.__name__)
+        if set(COMPARED) <= set(reports):
+            means = [statistics.fmean(one["test_accuracy"] for one in reports[setting]) for setting in COMPARED]
+            cells.append("{:.1f} → {:.1f} ({} epochs)".format(*means, reports[COMPARED[1]][0]["epochs"]))
+        else:
+            cells.append("not measured")
+        cells.append("{:.1f} → {:.1f}".format(*PAPER_ACCURACY[name]))
+        tasks = [speeds[name.replace("-", ""), "full rank, auto", task]["ratio"] for task in ("train 50", "infer 1")]
+        cells.append("{:.2f} / {:.2f}".format(*tasks))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def options() -> list[str]:
+    """Return the options of the training scripts, those of one group below its name."""
+    names = ("ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNet152")
+    parser = make_parser({name: getattr(resnet_xcnn, name) for name in names}, resnet_xcnn.RECIPE)
+    lines = ["| option | values | meaning |", "| --- | --- | --- |"]
+    for group in parser._action_groups:
+        actions = [action for action in group._group_actions if action.dest != "help"]
+        lines += [f"| **{group.title}** | | |"] * bool(actions)
+        for action in actions:
+            called = ", ".join(f"`{name}`" for name in action.option_strings)
+            choices = " ".join(f"`{choice}`" for choice in action.choices or ())
+            values = choices or action.metavar or ("number" if action.type else "")
+            lines.append(f"| {called} | {values} | {html.escape(action.help, quote=False)} |")
+    return lines
+
+
+def accuracy() -> list[str]:
+    """Return the accuracies of Base on CIFAR-10."""
+    columns = ("setting", "parameters", "accuracy", "against_dense", "best")
+    return sweep_table.markdown(load("base_cifar10")["runs"], columns)
+
+
+def pruned() -> list[str]:
+    """Return what the two controllers of the sparse variant pruned."""
+    lines = [
+        "| setting | coefficients pruned | nonzero parameters | test accuracy |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for run in load("sparse_controllers")["runs"]:
+        report, share = run["report"], f"{100 * run['log'][-1]['pruned']:.1f} %"
+        parameters = f"{report['nonzero_parameters']:,} of {report['parameters']:,}"
+        lines.append(f"| `{run['setting']}` | {share} | {parameters} | {report['test_accuracy']:.2f} % |")
+    return lines
+
+
+def precision() -> list[str]:
+    """Return the accuracies, over seeds, with each precision and memory format."""
+    return sweep_table.markdown(load("precision_digits")["runs"], ("setting", "accuracy", "seeds"))
+
+
+def counts() -> list[str]:
+    """Return the parameters and FLOPs of the paper's Table 1, ours and the paper's."""
+    return table1.markdown(load("table1_counts")["rows"])
+
+
+def compression() -> list[str]:
+    """Return the accuracies of a trained network made smaller."""
+    return compress_table.markdown(load("compress_base"))
+
+
+def deployment() -> list[str]:
+    """Return sizes and speeds of ONNX files; needs onnxruntime."""
+    from benchmarks import deployment
+
+    return deployment.markdown(load("deployment_cpu")["rows"])
+
+
+TABLES = {
+    made.__name__: made for made in (summary, options, accuracy, pruned, precision, counts, compression, deployment)
+}
+
+
+def fill(text: str) -> str:
+    """Return the text of a page with every table between its marks made anew."""
+    text = MARKED.sub(lambda found: found[1] + "\n".join(TABLES[found[2]]()) + "\n" + found[3], text)
+    return speed.into_readme(text, ROOT / "results")
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        page.write_text(fill(page.read_text()))

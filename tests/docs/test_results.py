@@ -1,0 +1,144 @@
+"""What prose and docstrings say of the files in results/, and what these must hold."""
+
+import importlib
+import statistics
+
+import pytest
+
+from benchmarks import layers
+from docs.tables import PAGES, PAPER_ACCURACY, ROOT, load, measured
+from tests.helpers.runs import SCRIPTS
+
+TEXT = {page.name: " ".join(page.read_text().split()) for page in PAGES}  # each run of white space as one space
+
+
+# ---- counts --------------------------------------------------------------------------------------------------------
+
+
+def test_multiply_adds_in_readme_are_those_of_the_results():
+    rows = {row["network"]: row["macs_inference"] for row in load("table1_counts")["rows"]}
+    ratios = {name: rows[f"{name}-Lr"] / rows[name] for name in PAPER_ACCURACY}
+    (least, low), *_, (most, high) = sorted(ratios.items(), key=lambda item: item[1])
+    assert f"an image costs {low:.2f} ({least}) to {high:.2f} ({most}) of the dense network's" in TEXT["README.md"]
+
+
+def test_number_of_equal_figures_is_that_of_the_results():
+    verdicts = [row[f"{figure}_verdict"] for row in load("table1_counts")["rows"] for figure in ("parameters", "flops")]
+    equal, figures = verdicts.count("equal"), len(verdicts)
+    assert f"in {equal} of {figures} figures" in TEXT["README.md"]
+    assert f"Of the {figures} figures {equal} come out as printed" in TEXT["counts.md"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_recipes_in_the_table_are_those_of_the_scripts(name):
+    _, recipe, _ = SCRIPTS[name]
+    drops = ", ".join(map(str, recipe.milestones)) or "-"
+    line = next(line for line in (ROOT / "docs" / "training.md").read_text().splitlines() if f"/{name}_xcnn" in line)
+    assert line.endswith(f" | {recipe.lr:g} | {drops} | {recipe.epochs} | {recipe.batch_size} |")
+
+
+# ---- accuracy ------------------------------------------------------------------------------------------------------
+
+
+def test_distance_to_the_dense_network_is_that_of_the_results():
+    runs = load("base_cifar10")["runs"]
+    assert all(len(run["log"]) == run["report"]["epochs"] == 16 for run in runs)
+    dense, *ours = [
+        measured("Base")[key][0]["test_accuracy"] for key in ("-t dense", "-t rank -r 1", "-t lowrank -r 10")
+    ]
+    behind = [dense - accuracy for accuracy in ours]
+    assert "by {:.2f} (full rank) and {:.2f} (rank 10) points".format(*behind) in TEXT["accuracy.md"]
+    assert "LinearConv is {:.0f} to {:.0f} points behind dense".format(*behind) in TEXT["README.md"]
+    printed = PAPER_ACCURACY["Base"][0] - PAPER_ACCURACY["Base"][1]
+    assert f"{printed:.1f} to 0.6 after 250 epochs" in TEXT["README.md"]
+    assert f"{printed:.1f} and 0.6 behind after 250 epochs" in TEXT["accuracy.md"]
+
+
+def test_accuracies_with_a_falling_learning_rate_are_those_of_the_results():
+    rows = {row["method"]: row for row in load("compress_base")["rows"] if row["kind"] == "from scratch"}
+    last = [rows[method]["accuracies"][-1] for method in ("dense", "full rank, alpha 0.5", "rank 10")]
+    assert "{:.2f} % (dense), {:.2f} % (full rank) and {:.2f} % (rank 10)".format(*last) in TEXT["accuracy.md"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_docstrings_of_scripts_give_what_was_measured(name):
+    """Behind the counts of each setting its accuracy, and the option that the commands above were run with."""
+    text = importlib.import_module(f"models.{name}_xcnn").__doc__
+    first_network = next(iter(SCRIPTS[name][0]))
+    for setting, reports in measured(first_network).items():
+        shown = setting.replace("-t ", "").replace("-r ", "")
+        line = next(line for line in text.splitlines() if line.startswith(f"    {shown} "))
+        accuracies, epochs = [report["test_accuracy"] for report in reports], reports[0]["epochs"]
+        assert line.endswith(f" {statistics.fmean(accuracies):.2f} %")
+        command = f"python models/{name}_xcnn.py {setting}"
+        assert f"    {command} " in text
+        assert f"`--epochs {epochs}`" in text
+        assert all(report["command"].startswith(f"{command} --epochs {epochs}") for report in reports)
+
+
+def test_precisions_agree_within_the_noise_of_seeds():
+    accuracies = {}
+    for run in load("precision_digits")["runs"]:
+        accuracies.setdefault(run["setting"], []).append(run["report"]["test_accuracy"])
+    reference = accuracies["--no-amp"]
+    for values in accuracies.values():
+        assert len(values) == 5
+        noise = (statistics.variance(values) / 5 + statistics.variance(reference) / 5) ** 0.5
+        assert abs(statistics.mean(values) - statistics.mean(reference)) <= 2.5 * noise + 1e-9
+
+
+# ---- conversion ----------------------------------------------------------------------------------------------------
+
+
+def test_fits_of_trained_filters_are_as_close_to_the_optimum_as_the_page_says():
+    farther, closer = [], []
+    for layer in load("compress_base")["fit_quality"]:
+        assert layer["optimum"] <= layer["fitted"] * (1 + 1e-6) and layer["largest_coefficient"] < 1e4
+        farther.append(100 * (layer["fitted"] / layer["optimum"] - 1))
+        closer.append(100 * (1 - layer["fitted"] / layer["first_filters"]))
+    assert f"within {max(farther) + 0.005:.2f} % of the Eckart-Young optimum" in TEXT["conversion.md"]
+    assert f"{min(closer):.0f} to {max(closer):.0f} % closer than keeping the first half" in TEXT["conversion.md"]
+
+
+def test_files_that_keep_the_factors_are_smaller():
+    bytes_of = {(row["network"], row["file"]): row["bytes"] for row in load("deployment_cpu")["rows"]}
+    for network, _ in bytes_of:
+        assert bytes_of[network, "features"] < 0.62 * bytes_of[network, "dense"]
+
+
+# ---- speed ---------------------------------------------------------------------------------------------------------
+
+
+def test_all_speed_tables_are_shown():
+    assert TEXT["speed.md"].count("<!-- benchmarks/speed.py --readme, ") == 3
+
+
+def test_speeds_in_readme_come_from_the_processor_that_it_names():
+    origins = [row["origin"] for row in load("speed_cpu_float32")["rows"]]
+    assert {(each["cpu_instructions"], each["threads"], each["torch"][:4]) for each in origins} == {
+        ("AVX512", 2, "2.15")
+    }
+
+
+@pytest.mark.parametrize("precision, least, mean", [("float32", 0.95, 0.99), ("bfloat16", 0.89, 0.98)])
+def test_auto_follows_the_rule_that_was_measured(precision, least, mean):
+    verdicts = layers.judge(load(f"layers_cpu_{precision}")["rows"], precision)
+    assert min(verdict["of_the_best_choice"] for verdict in verdicts) > least
+    assert statistics.mean(verdict["of_the_best_choice"] for verdict in verdicts) > mean
+
+
+def test_images_per_second_are_those_of_the_results():
+    for row in load("pipeline_cpu")["rows"]:
+        if row["pipeline"] != "indexing":
+            assert f"{row['images_per_second']:,.0f}" in TEXT["speed.md"]
+
+
+def test_speeds_of_compiled_networks_are_those_of_the_results():
+    rows = {(row["task"], row["contender"]): row["ratio"] for row in load("speed_cpu_float32_compiled")["rows"]}
+    train, infer = "train 50", "infer 50"
+    dense, ours, eager = (
+        rows[train, f"{name}"] for name in ("dense, compiled", "full rank, auto, compiled", "full rank, auto")
+    )
+    assert f"(dense {dense:.2f} of eager dense, LinearConv {ours:.2f} against {eager:.2f} eager)" in TEXT["speed.md"]
+    ours, eager = rows[infer, "full rank, auto, compiled"], rows[infer, "full rank, auto"]
+    assert f"({ours:.2f} against {eager:.2f})" in TEXT["speed.md"]
