@@ -9,7 +9,7 @@ import re
 import statistics
 from pathlib import Path
 
-from benchmarks import speed
+from benchmarks import speed_table
 from experiments import compress_table, sweep_table, table1
 from models import resnet_xcnn
 from training.options import make_parser
@@ -34,18 +34,20 @@ def load(name: str) -> dict:
 
 
 def measured(architecture: str) -> dict[str, list[dict]]:
-    """Return the reports of the longest trainings on CIFAR-10 by setting: `-t dense`, `-t rank -r 1` and so on.
+    """Return the reports of a network's trainings on CIFAR-10 by setting: `-t dense`, `-t rank -r 1` and so on.
+
+    Those of one number of epochs, so that they compare: that of most settings, of several such the largest.
 
     Args:
         architecture: as reports name it, `ResNet18`.
     """
-    found = {}
+    by_epochs = {}
     for path in sorted((ROOT / "results").glob("*_cifar10.json")):
         for run in load(path.stem)["runs"]:
-            if (run["report"]["architecture"], run["report"]["width"]) == (architecture, 1):
-                found.setdefault(run["setting"], []).append(run["report"])
-    longest = {setting: max(report["epochs"] for report in reports) for setting, reports in found.items()}
-    return {key: [one for one in reports if one["epochs"] == longest[key]] for key, reports in found.items()}
+            report = run["report"]
+            if (report["architecture"], report["width"]) == (architecture, 1):
+                by_epochs.setdefault(report["epochs"], {}).setdefault(run["setting"], []).append(report)
+    return max(by_epochs.items(), key=lambda item: (len(item[1]), item[0]), default=(0, {}))[1]
 
 
 def summary() -> list[str]:
@@ -138,7 +140,7 @@ TABLES = {
 def fill(text: str) -> str:
     """Return the text of a page with every table between its marks made anew."""
     text = MARKED.sub(lambda found: found[1] + "\n".join(TABLES[found[2]]()) + "\n" + found[3], text)
-    return speed.into_readme(text, ROOT / "results")
+    return speed_table.into_readme(text, ROOT / "results")
 
 
 if __name__ == "__main__":

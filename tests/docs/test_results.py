@@ -70,10 +70,9 @@ def test_docstrings_of_scripts_give_what_was_measured(name):
         line = next(line for line in text.splitlines() if line.startswith(f"    {shown} "))
         accuracies, epochs = [report["test_accuracy"] for report in reports], reports[0]["epochs"]
         assert line.endswith(f" {statistics.fmean(accuracies):.2f} %")
-        command = f"python models/{name}_xcnn.py {setting}"
-        assert f"    {command} " in text
-        assert f"`--epochs {epochs}`" in text
-        assert all(report["command"].startswith(f"{command} --epochs {epochs}") for report in reports)
+        command = f"python models/{name}_xcnn.py"
+        assert f"    {command} {setting} " in text and f"`--epochs {epochs}`" in text
+        assert all(report["command"].startswith(f"{command} ") for report in reports)
 
 
 def test_precisions_agree_within_the_noise_of_seeds():
