@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from experiments.sweep_runs import Run, check_settings
+from training.errors import UsageError
 from training.files import write_json
 
 
@@ -23,6 +24,9 @@ class Results:
         path: of the file.
         lock: a file that processes lock while they write.
         plan: runs of the sweep, which stand in the file in their order.
+
+    Raises:
+        UsageError: where the file is not one of a sweep.
     """
 
     def __init__(self, path: Path, lock: Path, plan: Sequence[Run]) -> None:
@@ -32,6 +36,8 @@ class Results:
 
     def _read(self):
         self._record = json.loads(self.path.read_text()) if self.path.exists() else {"note": "", "runs": []}
+        if not {"note", "runs"} <= set(self._record):
+            raise UsageError(f"{self.path} is not of a sweep: give another --name")
 
     @property
     def runs(self) -> list[dict]:

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -350,6 +349,14 @@ def test_bad_input_is_refused_in_one_line(folder, values, told, capsys):
     assert not folder.events()
 
 
+def test_a_result_file_of_something_else_is_not_written_over(folder, capsys):
+    folder.results.mkdir()
+    (folder.results / "nap.json").write_text('{"rows": []}')
+    assert folder.run("") == 2
+    assert "nap.json is not of a sweep" in capsys.readouterr().err
+    assert (folder.results / "nap.json").read_text() == '{"rows": []}'
+
+
 def test_a_missing_script_is_refused(folder, capsys):
     with pytest.raises(SystemExit) as stop:
         folder.run("", script=folder.path / "none.py")
@@ -440,6 +447,5 @@ def test_a_sweep_of_a_training_script(folder, data, capfd):
     result = (folder.results / "nap.json").read_text()
     assert str(folder.path) not in result and str(data) not in result
     shutil.rmtree(folder.path / "ckpt")
-    command = [sys.executable, "-m", "experiments.sweep", *folder.command(f"-t dense lowrank -r 2 {thin}", script)]
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 0 and "2 runs, 2 done" in again.stdout
+    assert folder.run(f"-t dense lowrank -r 2 {thin}", script) == 0
+    assert "2 runs, 2 done" in capfd.readouterr().out
