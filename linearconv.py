@@ -25,7 +25,6 @@ from torch import Tensor, is_grad_enabled
 from torch._C import _is_any_autocast_enabled
 
 from linearconv_features import (
-    MOST_SHAPES,
     Inference,
     Overwriting,
     Source,
@@ -123,7 +122,6 @@ class LinearConv(nn.Module):
         self.filter_size = in_channels // groups * prod(self.kernel_size)  # K
         self._is_pointwise = self.kernel_size == (1, 1) and groups == 1 and not any(self._pad_widths)
         self._inference = None  # what is kept for passes without gradients
-        self._choices = {}  # see _mode_for
         self._overwriting = Overwriting()
 
         factory = {"device": device, "dtype": dtype}
@@ -142,7 +140,8 @@ class LinearConv(nn.Module):
         shape = self.primary_channels, self.in_channels // self.groups, *self.kernel_size
         self.conv_weights = nn.Parameter(torch.empty(shape, **factory))
         self._create_factors(**factory)
-        self.coefficient_count = sum(factor.numel() for factor in self.factors())
+        self.factor_shapes = [tuple(factor.shape) for factor in self.factors()]
+        self.coefficient_count = sum(map(prod, self.factor_shapes))
         full_size = self.secondary_channels * self.primary_channels
         self._factors_pay = self.coefficient_count == full_size or FACTORS_PAY * self.coefficient_count <= full_size
         self.multiplied_coefficients = self.coefficient_count if self._factors_pay else full_size
@@ -213,7 +212,6 @@ class LinearConv(nn.Module):
         self._create_weights(1.0, device=filters.device, dtype=filters.dtype)
         self.conv_weights = nn.Parameter(filters, requires_grad)
         self._inference = None
-        self._choices = {}
 
     # ---- evaluation --------------------------------------------------------------------------------------------
 
@@ -232,7 +230,7 @@ class LinearConv(nn.Module):
         """Return the multiply-adds of what a training pass makes first: all filters, or `A` where it is used whole."""
         if mode == "filters":
             return self.coefficient_count * self.filter_size
-        return 0 if self._factors_pay else _macs_of_product([factor.shape for factor in self.factors()])
+        return 0 if self._factors_pay else _macs_of_product(self.factor_shapes)
 
     def mode_at(self, positions: int | None = None, training: bool = True, precision: str = "float32") -> str:
         """Return `"filters"` or `"features"`: the way this layer is evaluated.
@@ -250,7 +248,7 @@ class LinearConv(nn.Module):
             spared=self.secondary_channels * self.filter_size,
             coefficients=self.multiplied_coefficients,
             out_channels=self.out_channels,
-            operations=1 + len(self.factors()),
+            operations=1 + len(self.factor_shapes),
             making=self.macs_of_making("filters") if training else 0,
             positions=positions,
             precision=precision,
@@ -258,23 +256,21 @@ class LinearConv(nn.Module):
         return "features" if pays else "filters"
 
     def _mode_for(self, padded):
-        """The way this input is evaluated; decided once a shape."""
+        """The way this input is evaluated."""
         if self.compute != "auto" or self.groups > 1 or not in_plain_eager_mode():
             return self.mode_at()
-        key = (padded.shape, padded.dtype, is_grad_enabled(), _is_any_autocast_enabled())
-        mode = self._choices.get(key)
-        if mode is None:
-            if len(self._choices) >= MOST_SHAPES:
-                self._choices.clear()
-            *_, dtype, training, lowered = key
-            precision = "bfloat16" if lowered or dtype.itemsize == 2 else "float32"
-            mode = self._choices[key] = self.mode_at(self._positions(padded), training, precision)
-        return mode
+        precision = "bfloat16" if padded.dtype.itemsize == 2 or _is_any_autocast_enabled() else "float32"
+        return self.mode_at(self._positions(padded), is_grad_enabled(), precision)
 
     def _positions(self, padded):
         """Number of output positions (N H' W') of an input, padded already where the padding is not of zeros."""
-        size = padded.new_empty((), device="meta").expand(padded.shape)
-        return self._convolve(size, size.new_empty(self.conv_weights.shape), None)[..., :1, :, :].numel()
+        widths = self._pad_widths if self.padding_mode == "zeros" else (0, 0, 0, 0)
+        positions = padded.shape[0] if padded.dim() == 4 else 1
+        for axis, before in ((-1, 0), (-2, 2)):  # the widths are those of the last dimension first
+            size = padded.shape[axis] + widths[before] + widths[before + 1]
+            window = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
+            positions *= (size - window) // (self.stride[axis] or 1) + 1  # the convolution itself refuses a stride of 0
+        return positions
 
     def forward(self, input: Tensor) -> Tensor:
         kept = self._kept_for_inference()
@@ -348,7 +344,7 @@ class LinearConv(nn.Module):
         return super()._apply(fn, recurse)
 
     def __getstate__(self):
-        return {**self.__dict__, "_inference": None, "_choices": {}}
+        return {**self.__dict__, "_inference": None}
 
     def extra_repr(self) -> str:
         text = "{in_channels}, {out_channels}, kernel_size={kernel_size}, stride={stride}"

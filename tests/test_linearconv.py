@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 from functools import partial
 
 import pytest
@@ -242,29 +243,43 @@ def test_auto_takes_the_way_that_measured_faster():
     assert LinearConv(64, 64, 3, compute="filters").mode_at() == "filters"
 
 
-def test_auto_is_decided_once_a_shape_and_mode(monkeypatch):
-    layer = LinearConv(64, 64, 3)
+@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES.keys())
+@pytest.mark.parametrize("batch", ((2,), ()), ids=("a batch", "one image"))
+def test_auto_decides_by_the_positions_of_the_output(monkeypatch, geometry, batch):
     asked = []
-    mode_at = LinearConv.mode_at
-    monkeypatch.setattr(LinearConv, "mode_at", lambda *arguments: asked.append(arguments[1:]) or mode_at(*arguments))
-    for _ in range(3):
-        layer(torch.randn(2, 64, 8, 6))
-    assert asked == [(2 * 6 * 4, True, "float32")]
+    layer = LinearConv(6, 12, **geometry)
+    monkeypatch.setattr(LinearConv, "mode_at", lambda *arguments: asked.append(arguments[1:]) or "filters")
+    output = layer(torch.randn(*batch, 6, 11, 9))
+    positions = output[..., 0, :, :].numel()
+    assert asked == ([()] if layer.groups > 1 else [(positions, True, "float32")])
+
+
+def test_auto_decides_by_precision_and_gradients(monkeypatch):
+    asked = []
+    layer = LinearConv(64, 64, 3)
+    monkeypatch.setattr(LinearConv, "mode_at", lambda *arguments: asked.append(arguments[2:]) or "filters")
     layer.eval()
     with torch.no_grad():
-        for _ in range(3):
-            layer(torch.randn(2, 64, 8, 6))
-    assert asked[1:] == [(2 * 6 * 4, False, "float32")]
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         layer(torch.randn(2, 64, 8, 6))
-    assert asked[2:] == [(2 * 6 * 4, False, "bfloat16")]
-    with torch.no_grad():
+        layer(torch.randn(2, 64, 8, 6))  # kept
+        with torch.autocast("cpu", torch.bfloat16):
+            layer(torch.randn(2, 64, 8, 6))
         layer.bfloat16()(torch.randn(2, 64, 8, 6).bfloat16())
-    assert asked[3:] == [(2 * 6 * 4, False, "bfloat16")]
-    layer.float()
-    for side in range(3, 150):
-        layer(torch.randn(1, 64, side, 3))
-    assert len(layer._choices) <= 64
+    assert asked == [(False, "float32"), (False, "bfloat16"), (False, "bfloat16")]
+    layer.train()(torch.randn(2, 64, 8, 6).bfloat16())
+    assert asked[3:] == [(True, "bfloat16")]
+
+
+@pytest.mark.parametrize("wrong", (dict(shape=(2, 5, 9, 9)), dict(stride=0), dict(shape=(2, 4, 2, 2))), ids=str)
+@computes
+def test_wrong_input_is_refused_in_conv2ds_words(wrong, compute):
+    shape, stride = wrong.get("shape", (2, 4, 9, 9)), wrong.get("stride", 1)
+    texts = []
+    for layer in (nn.Conv2d(4, 4, 3, stride=stride), LinearConv(4, 4, 3, stride=stride, compute=compute)):
+        with pytest.raises(RuntimeError) as error:
+            layer(torch.randn(shape))
+        texts.append(re.sub(r"\[[24], 4, 3, 3\]", "[weight]", str(error.value)))  # P = 2 filters or all four
+    assert texts[0] == texts[1]
 
 
 @variants

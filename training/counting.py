@@ -63,7 +63,54 @@ def _masks(model):
     return [layer.mask for layer in model.modules() if isinstance(layer, LinearConvSparse)]
 
 
-# ---- the paper's convention --------------------------------------------------------------------------------------
+# ---- the rules: (layer, output of one image) to operations ---------------------------------------------------------
+
+
+def _positions(output):
+    return output[..., :1, :, :].numel()
+
+
+def _paper_conv(layer, output):
+    per_output = (prod(layer.kernel_size) + (layer.bias is not None)) * layer.in_channels // layer.groups
+    return output.numel() * per_output
+
+
+def _paper_linearconv(layer, output):
+    filter_size = layer.in_channels * prod(layer.kernel_size)
+    making = sum((2 * factor.shape[1] - 1) * len(factor) * filter_size for factor in layer.factors() if len(factor))
+    return _paper_conv(layer, output) + making
+
+
+def _paper_max_pool(layer, output):
+    size = layer.kernel_size
+    return (size if isinstance(size, int) else prod(size)) * output.numel()
+
+
+def _training_macs(layer, output):
+    mode = layer.mode_at(_positions(output), training=True)
+    return layer.macs_per_position(mode) * _positions(output) + layer.macs_of_making(mode)
+
+
+def _inference_macs(layer, output):
+    mode = layer.mode_at(_positions(output), training=False)
+    return layer.macs_per_position(mode) * _positions(output)
+
+
+PAPER_RULES = {
+    nn.Conv2d: _paper_conv,
+    LinearConv: _paper_linearconv,
+    nn.BatchNorm2d: lambda layer, output: 4 * output.numel(),
+    nn.ReLU: lambda layer, output: output.numel(),
+    nn.MaxPool2d: _paper_max_pool,
+    nn.Linear: lambda layer, output: (2 * layer.in_features - 1) * output.numel(),
+}
+INFERENCE_RULES = {
+    nn.Conv2d: lambda layer, output: output.numel() * layer.weight[0].numel(),
+    LinearConv: _inference_macs,
+    nn.Linear: lambda layer, output: output.numel() * layer.in_features,
+}
+
+# ---- the three counts ---------------------------------------------------------------------------------------------
 
 
 def flops_paper(model: nn.Module, input_size: tuple[int, int, int]) -> int:
@@ -77,47 +124,6 @@ def flops_paper(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     return _profile(model, input_size, PAPER_RULES, default_rules=False)
 
 
-def _paper_conv(layer, input, output):
-    per_output = (prod(layer.kernel_size) + (layer.bias is not None)) * layer.in_channels // layer.groups
-    layer.total_ops += output.numel() * per_output
-
-
-def _paper_linearconv(layer, input, output):
-    _paper_conv(layer, input, output)
-    filter_size = layer.in_channels * prod(layer.kernel_size)
-    for rows, columns in _factor_shapes(layer):
-        layer.total_ops += (2 * columns - 1) * rows * filter_size if rows else 0
-
-
-def _paper_batch_norm(layer, input, output):
-    layer.total_ops += 4 * output.numel()
-
-
-def _paper_relu(layer, input, output):
-    layer.total_ops += output.numel()
-
-
-def _paper_max_pool(layer, input, output):
-    size = layer.kernel_size
-    layer.total_ops += (size if isinstance(size, int) else prod(size)) * output.numel()
-
-
-def _paper_linear(layer, input, output):
-    layer.total_ops += (2 * layer.in_features - 1) * output.numel()
-
-
-PAPER_RULES = {
-    nn.Conv2d: _paper_conv,
-    LinearConv: _paper_linearconv,
-    nn.BatchNorm2d: _paper_batch_norm,
-    nn.ReLU: _paper_relu,
-    nn.MaxPool2d: _paper_max_pool,
-    nn.Linear: _paper_linear,
-}
-
-# ---- today's thop ------------------------------------------------------------------------------------------------
-
-
 def flops(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     """Return what thop reports for one image: multiply-adds of convolutions and linear layers, BatchNorm 4 an element.
 
@@ -125,14 +131,6 @@ def flops(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     channels and the combination of their maps, or the generation of its filters and the convolution with all F.
     """
     return _profile(model, input_size, {LinearConv: _training_macs})
-
-
-def _training_macs(layer, input, output):
-    mode = layer.mode_at(_positions(output), training=True)
-    layer.total_ops += layer.macs_per_position(mode) * _positions(output) + layer.macs_of_making(mode)
-
-
-# ---- inference ---------------------------------------------------------------------------------------------------
 
 
 def macs_inference(model: nn.Module, input_size: tuple[int, int, int]) -> int:
@@ -144,48 +142,24 @@ def macs_inference(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     return _profile(model, input_size, INFERENCE_RULES, default_rules=False)
 
 
-def _inference_macs(layer, input, output):
-    mode = layer.mode_at(_positions(output), training=False)
-    layer.total_ops += layer.macs_per_position(mode) * _positions(output)
-
-
-def _conv_macs(layer, input, output):
-    layer.total_ops += output.numel() * layer.weight[0].numel()
-
-
-def _linear_macs(layer, input, output):
-    layer.total_ops += output.numel() * layer.in_features
-
-
-INFERENCE_RULES = {nn.Conv2d: _conv_macs, LinearConv: _inference_macs, nn.Linear: _linear_macs}
-
-
-# ---- shared ------------------------------------------------------------------------------------------------------
-
-
-def _positions(output):
-    return output[..., :1, :, :].numel()
-
-
-def _factor_shapes(layer):
-    return [tuple(factor.shape) for factor in layer.factors()]
-
-
 def _profile(model, input_size, rules, default_rules=True):
     """Run thop with `rules` {type: rule}, which hold for subclasses too; without `default_rules`, with nothing else."""
+
+    def hook(rule):
+        def add(layer, input, output):
+            layer.total_ops += rule(layer, output)
+
+        return add
+
     model = copy.deepcopy(model).requires_grad_(False)
     custom_ops = {}
     for kind in {type(module) for module in model.modules()}:
         rule = next((rules[base] for base in kind.__mro__ if base in rules), None)
         if rule is not None:
-            custom_ops[kind] = rule
+            custom_ops[kind] = hook(rule)
         elif not default_rules and kind in THOP_RULES:
-            custom_ops[kind] = _count_nothing
+            custom_ops[kind] = hook(lambda layer, output: 0)
     example = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     image = torch.zeros(1, *input_size, device=example.device, dtype=example.dtype)
     total, _ = thop.profile(model, (image,), custom_ops=custom_ops, verbose=False)
     return int(total)
-
-
-def _count_nothing(layer, input, output):
-    pass
