@@ -68,22 +68,16 @@ def holds_checkpoint(folder: Path) -> bool:
 
 def random_state(device: torch.device) -> dict:
     """Return the state of every random generator: python's, numpy's, torch's, and the device's."""
-    version, numbers, gauss = random.getstate()
     kind, keys, *rest = np.random.get_state()
-    state = {
-        "python": [version, list(numbers), gauss],
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
-        "torch": torch.get_rng_state(),
-    }
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
+    on_gpu = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    numpy = [kind, torch.from_numpy(keys.astype(np.int64)), *rest]
+    return {"python": random.getstate(), "numpy": numpy, "torch": torch.get_rng_state(), **on_gpu}
 
 
 def restore_random_state(state: dict, device: torch.device) -> None:
     """Put every random generator where :func:`random_state` found it."""
     version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
+    random.setstate((version, tuple(numbers), gauss))  # earlier checkpoints have lists
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])

@@ -34,6 +34,10 @@ class Options(argparse.Namespace):
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"options do not change after parsing: {name} = {value!r}")
 
+    def pick(self, *names: str) -> dict[str, object]:
+        """Return some of the options by name, to be handed on as keyword arguments."""
+        return {name: getattr(self, name) for name in names}
+
 
 def parse_arguments(parser: OneLineParser, argv: Sequence[str] | None = None) -> Options:
     """Parse and check a command line.
@@ -167,25 +171,19 @@ def cpu_computes_in_bfloat16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def positive_int(text: str) -> int:
-    """Return the number, for argparse; refuse what is below 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
+def _number(kind, is_allowed, words):
+    """A type for argparse: a number of which `is_allowed` is true."""
+
+    def parse(text):
+        value = kind(text)
+        if not is_allowed(value):
+            raise argparse.ArgumentTypeError(f"must be {words}, got {text}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse's word for what is no number at all
+    return parse
 
 
-def positive_float(text: str) -> float:
-    """Return the number, for argparse; refuse what is not finite and above 0."""
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
-    return value
-
-
-def non_negative_float(text: str) -> float:
-    """Return the number, for argparse; refuse what is not finite or below 0."""
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number of at least 0, got {text}")
-    return value
+positive_int = _number(int, lambda value: value >= 1, "at least 1")
+positive_float = _number(float, lambda value: 0 < value < math.inf, "a positive number")
+non_negative_float = _number(float, lambda value: 0 <= value < math.inf, "a number of at least 0")

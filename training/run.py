@@ -8,6 +8,7 @@ is all that a script in models/ calls.
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -71,29 +72,10 @@ def _run(network, recipes, options, group):
     channels_last = options.channels_last and _channels_last_is_safe(model, group.device)
     dataset, recipe, loaders = _load_data(recipes, options, channels_last, group)
     folder = _open_folder(options, Path("ckpt") / Path(options.program).stem / run_name(options, dataset), group)
-    settings = TrainingSettings(
-        options.network,
-        options.variant,
-        recipe,
-        dataset,
-        num_classes,
-        width=options.width,
-        seed=options.seed,
-        amp=options.amp,
-        processes=group.size,
-    )
-    trainer = Trainer(
-        model,
-        loaders,
-        settings,
-        folder,
-        group,
-        channels_last=channels_last,
-        compile=options.compile,
-        sync_batch_norm=options.sync_batch_norm,
-        save_every=options.save_every,
-        events=options.tensorboard,
-    )
+    given = options.pick("network", "variant", "width", "seed", "amp")
+    settings = TrainingSettings(recipe=recipe, dataset=dataset, num_classes=num_classes, processes=group.size, **given)
+    given = options.pick("compile", "sync_batch_norm", "save_every", "tensorboard") | {"channels_last": channels_last}
+    trainer = Trainer(model, loaders, settings, folder, group, **given)
     if _resume_mode(options, group) == "always" or group.of_first(lambda: checkpoints.holds_checkpoint(folder)):
         trainer.resume(options.may_change)
     elif group.is_first and (folder / run_folder.LOG).exists():  # of a run that ended before its first checkpoint
@@ -165,19 +147,9 @@ def _load_data(
     def load(name):
         recipe = recipes[name == "digits"].changed_by(options)
 
-        def read():
-            return dataloaders(
-                name,
-                options.data_root,
-                batch_size=recipe.batch_size,
-                image_size=options.image_size,
-                download=options.download,
-                device=group.device,
-                seed=options.seed,
-                channels_last=channels_last,
-                shard=(group.rank, group.size),
-            )
-
+        given = options.pick("image_size", "download", "seed")
+        batches = {"batch_size": recipe.batch_size, "channels_last": channels_last, "shard": (group.rank, group.size)}
+        read = partial(dataloaders, name, options.data_root, device=group.device, **given, **batches)
         _, train, test = group.first_before_others(read)
         return name, recipe, (train, test)
 

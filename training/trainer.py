@@ -44,7 +44,7 @@ class Trainer:
         compile: run the network through torch.compile.
         sync_batch_norm: with several processes on GPUs, BatchNorm over the batch of all of them.
         save_every: minutes after which an epoch is saved within.
-        events: also write TensorBoard event files.
+        tensorboard: also write TensorBoard event files.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Trainer:
         compile: bool = False,
         sync_batch_norm: bool = False,
         save_every: float = 10.0,
-        events: bool = False,
+        tensorboard: bool = False,
     ) -> None:
         self.group = group or Group()
         self.device = self.group.device
@@ -77,7 +77,7 @@ class Trainer:
         self.scheduler = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, self.recipe.milestones, gamma=LR_DROP)
         self.finite = FiniteCheck(self.model, self.optimizer, self.device)
         schedule_pruning(self.model, self.recipe.epochs * len(self.train_loader))
-        self.events = report.event_writer(folder) if events and self.group.is_first else None
+        self.events = report.event_writer(folder) if tensorboard and self.group.is_first else None
         self.stop = StopSignals()
         self.saved_at = time.monotonic()
         self.progress = Progress().to(self.device)
