@@ -13,13 +13,11 @@
 | `digits`       | 1,438 + 359, 3x32x32        | crop with zero padding 4        | the training images |
 | `imagefolder`  | `root/{train,test}/<class>` | crop with padding size/8, flip  | the training images |
 
-The first five come through torchvision: as they lie in `root`, else from their archives there, else from the
-network. MNIST and Fashion-MNIST are zero-padded from 28x28. `digits` is bundled with scikit-learn and needs
-no file. Every image is decoded once and kept in memory as uint8. Whatever is wrong with the data is a
-`DataError`: one line that names the file or folder and says what to do.
+The first five come through torchvision: as they lie in `root`, else from their archives there, else from the network.
+MNIST and Fashion-MNIST are zero-padded from 28x28. `digits` is bundled with scikit-learn and needs no file. Every image
+is decoded once and kept in memory as uint8. Whatever is wrong with the data is a `DataError`: one line that names the
+file or folder and says what to do.
 """
-
-from __future__ import annotations
 
 import os
 from dataclasses import replace
@@ -30,7 +28,7 @@ import torch.nn.functional as F
 
 from images.archives import read_published
 from images.batches import BatchLoader
-from images.info import DataError, DatasetInfo, Split, channel_statistics, evenly_spaced, one_line
+from images.info import DataError, DatasetInfo, channel_statistics, evenly_spaced, one_line
 from images.tree import class_folders, read_tree
 
 __all__ = ["DATASETS", "BatchLoader", "DataError", "DatasetInfo", "dataloaders", "describe"]
@@ -38,14 +36,13 @@ __all__ = ["DATASETS", "BatchLoader", "DataError", "DatasetInfo", "dataloaders",
 _DIGITS = tuple("0123456789")
 _CIFAR10 = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 _CIFAR100 = tuple(
-    """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
-    camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup
-    dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower
-    leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid
-    otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road
-    rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower
-    sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
-    willow_tree wolf woman worm""".split()
+    """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+    caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
+    flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man
+    maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree
+    plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper
+    snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train
+    trout tulip turtle wardrobe whale willow_tree wolf woman worm""".split()
 )
 _FASHION = tuple("T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(","))
 
@@ -131,20 +128,18 @@ def dataloaders(
         if limit is not None:
             train, test = ([part[evenly_spaced(len(part), limit)] for part in split] for split in (train, test))
 
-    def loader(split: Split, **training) -> BatchLoader:
-        images, labels = (part.to(device) for part in split)
-        options = {"batch_size": batch_size, "channels_last": channels_last, "shard": shard, **training}
-        return BatchLoader(images, labels, info.mean, info.std, **options)
-
-    padding = info.image_size // 8 if name in CROPPED else 0
-    return info, loader(train, shuffle=True, padding=padding, flip=name in FLIPPED, seed=seed), loader(test)
+    train, test = ([part.to(device) for part in split] for split in (train, test))
+    options = {"batch_size": batch_size, "channels_last": channels_last, "shard": shard}
+    norm, padding = (info.mean, info.std), info.image_size // 8 if name in CROPPED else 0
+    train = BatchLoader(*train, *norm, shuffle=True, padding=padding, flip=name in FLIPPED, seed=seed, **options)
+    return info, train, BatchLoader(*test, *norm, **options)
 
 
-def _digits() -> tuple[Split, Split]:
+def _digits():
     """scikit-learn's 1,797 handwritten digits, 8x8 with 17 grey levels, as 3x32x32 with 256.
 
-    The grey value is repeated in three channels, so that the network trained on it is the very one, parameter
-    by parameter, whose counts the paper gives for CIFAR-10. The split is stratified and always the same.
+    In three channels, so that the network is the very one whose counts the paper gives for CIFAR-10. The split is
+    stratified and always the same.
     """
     try:
         from sklearn.datasets import load_digits
@@ -155,7 +150,5 @@ def _digits() -> tuple[Split, Split]:
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) * (255 / 16)  # (N, 1, 8, 8)
     images = F.interpolate(images, size=(32, 32), mode="bilinear").round().to(torch.uint8).repeat(1, 3, 1, 1)
     labels = torch.tensor(digits.target, dtype=torch.int64)
-    split = {"train_size": 1438, "test_size": 359, "random_state": 0}
-    parts = train_test_split(range(len(labels)), stratify=digits.target, **split)
-    train, test = ((images[part], labels[part]) for part in parts)
-    return train, test
+    train, test = train_test_split(range(1797), train_size=1438, random_state=0, stratify=digits.target)
+    return (images[train], labels[train]), (images[test], labels[test])

@@ -1,65 +1,42 @@
 """Whole batches at once: random crop and horizontal flip, drawn for every image on its own, then normalisation.
 
-    crop(images, padding, top, left)     zero padding, then the window at (top, left) of each image
-    horizontal_flip(images, flipped)     some of the images left to right
-    BatchLoader(images, labels, ...)     shuffles, crops, flips, normalises, batch by batch
-
-With `top` and `left` uniform on 0 .. 2 * padding and `flipped` a fair coin, an image comes out with exactly
-the distribution of torchvision's `RandomCrop(size, padding)` followed by `RandomHorizontalFlip(0.5)`, on its
-uint8 values and before normalisation, so that the padding is black.
-
-Nothing is done image by image: a batch is a handful of tensor operations on images that lie in memory.
+A batch is a handful of tensor operations on images that lie in memory, nothing is done image by image. An image comes
+out with exactly the distribution of torchvision's `RandomCrop(size, padding)` and `RandomHorizontalFlip(0.5)` on its
+uint8 values, before normalisation, so that the padding is black.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
-from itertools import islice
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Batches are made in blocks of about this many values and handed out in slices, which spares most of the cost
-# of starting operations. A block (six batches of 50 CIFAR images) fits the cache and is there at once.
+# Batches are made in blocks of about this many values and handed out in slices, which spares most of the cost of
+# starting operations. A block (six batches of 50 CIFAR images) fits the cache and is there at once.
 BLOCK = 2**20
 
 
 def crop(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
-    """Pad each image by zeros on every side and cut a window of its old size out of it.
+    """Return images padded by zeros on every side, of each of which a window of the old size is cut out.
 
     Args:
         images: (B, C, H, W), any dtype.
         padding: pixels on each side.
         top, left: (B,) int64 in 0 .. 2 * padding: where each window begins; at `padding` it is the image itself.
-
-    Returns:
-        A new (B, C, H, W).
     """
     batch, channels, height, width = images.shape
-    padded = F.pad(images, (padding,) * 4)
-    padded_height, padded_width = padded.shape[2:]
-
     # A row of a window is `width` neighbours in memory, so the crop is a gather of B * C * H such rows. It
     # copies whole rows; indexing by (b, :, top, left) copies byte by byte and takes three times as long.
-    device = images.device
-    plane = torch.arange(batch * channels, device=device).view(batch, channels, 1)
-    row = plane * padded_height + top.view(batch, 1, 1) + torch.arange(height, device=device)  # (B, C, H)
-    start = row * padded_width + left.view(batch, 1, 1)
+    padded = F.pad(images, (padding,) * 4)
+    plane = torch.arange(batch * channels, device=images.device).view(batch, channels, 1)
+    row = plane * padded.shape[2] + top.view(batch, 1, 1) + torch.arange(height, device=images.device)  # (B, C, H)
+    start = row * padded.shape[3] + left.view(batch, 1, 1)
     every_row = padded.flatten().unfold(0, width, 1)  # a view: row i begins at value i of `padded`
     return every_row.index_select(0, start.view(-1)).view(batch, channels, height, width)
 
 
 def horizontal_flip(images: Tensor, flipped: Tensor) -> Tensor:
-    """Turn some of the images left to right.
-
-    Args:
-        images: (B, C, H, W), any dtype.
-        flipped: (B,) bool: which of them.
-
-    Returns:
-        A new (B, C, H, W).
-    """
+    """Return images (B, C, H, W), those left to right of which `flipped` (B,) is True."""
     batch = len(images)
     both = torch.cat([images, images.flip(3)])  # four times as fast as torch.where
     return both.index_select(0, torch.arange(batch, device=images.device) + batch * flipped)
@@ -68,13 +45,12 @@ def horizontal_flip(images: Tensor, flipped: Tensor) -> Tensor:
 class BatchLoader:
     """Batches of a set of images that lies in memory, shuffled and augmented if wanted.
 
-    Iterating gives `(images, labels)`: float32 `(B, C, H, W)`, normalised as `(x / 255 - mean) / std`, and
-    int64 `(B,)`, on the device of `images`. Every image comes once a pass; the last batch may be smaller.
+    Iterating gives `(images, labels)`: float32 `(B, C, H, W)`, normalised as `(x / 255 - mean) / std`, and int64
+    `(B,)`, on the device of `images`. Every image comes once a pass; the last batch may be smaller.
 
-    A pass draws its order, crops and flips when it begins, on the CPU: the same seed gives the same batches
-    on every device, and on a GPU no batch waits for the host. A `state_dict()` taken between two passes, and
-    `batches(skip)` where the next one was begun, are all that a resumed run needs to see the batches that an
-    uninterrupted one would have seen.
+    A pass draws its order, crops and flips when it begins, on the CPU: the same seed gives the same batches on every
+    device, and on a GPU no batch waits for the host. A run is resumed, and sees the batches that it would have seen,
+    by a `state_dict()` taken between two passes and `batches(skip)` where the next one was begun.
 
     Args:
         images: uint8 (N, C, H, W).
@@ -112,7 +88,7 @@ class BatchLoader:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         if len(images) != len(labels):
             raise ValueError(f"{len(images)} images, but {len(labels)} labels")
-        self.images, self.labels = images, labels
+        self.images, self.labels, self.num_images = images, labels, len(images)  # of all shards together
         self.batch_size, self.shuffle, self.padding, self.flip = batch_size, shuffle, padding, flip
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.generator = torch.Generator().manual_seed(seed)
@@ -122,21 +98,11 @@ class BatchLoader:
         self.scale = (1 / (255 * std)).to(images.device, torch.float32)
         self.shift = (-mean / std).to(images.device, torch.float32)
 
-    @property
-    def num_images(self) -> int:
-        """Images of all shards together."""
-        return len(self.images)
-
     def __len__(self) -> int:
         return -(-len(self._shard(torch.empty(self.num_images, device="meta"))) // self.batch_size)
 
     def share(self, batch: int, images: int) -> float:
-        """Return what a shard's mean counts for in the mean over the shards of a batch: 1 where all are equally large.
-
-        Args:
-            batch: its index in the pass.
-            images: how many of the batch are in this shard.
-        """
+        """Return the weight of a shard with `images` of a batch in the mean over shards: 1 where all are as large."""
         global_batch = self.batch_size * self.num_shards
         return images * self.num_shards / min(global_batch, self.num_images - batch * global_batch)
 
@@ -163,14 +129,11 @@ class BatchLoader:
         flipped = torch.randint(2, (n,), generator=self.generator).bool()
 
         per_block = max(1, BLOCK // (self.batch_size * self.images[0].numel()))  # batches
-        draws = map(self._shard, (order, top, left, flipped))
+        draws = (self._shard(draw)[skip * self.batch_size :] for draw in (order, top, left, flipped))
         blocks = (draw.to(device).split(per_block * self.batch_size) for draw in draws)
         for index, top, left, flipped in zip(*blocks, strict=True):
-            if len(index) == 0:  # of a set with fewer images than processes
+            if len(index) == 0:  # all are skipped, or there are fewer than processes
                 return
-            if skip >= per_block:
-                skip -= per_block
-                continue
             images = self.images.index_select(0, index)
             if self.padding:
                 images = crop(images, self.padding, top, left)
@@ -179,9 +142,7 @@ class BatchLoader:
             images = images.float().mul_(self.scale).add_(self.shift)
             images = images.contiguous(memory_format=self.memory_format)
             labels = self.labels.index_select(0, index)
-            pairs = zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
-            yield from islice(pairs, skip, None)
-            skip = 0
+            yield from zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return where the next pass stands in the loader's draws."""

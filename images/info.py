@@ -1,7 +1,5 @@
 """What all readers of a data set share: its description, its splits, and the error for data that cannot be used."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -16,20 +14,13 @@ class DataError(Exception):
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a network has to know of a data set, whose images are `(in_channels, image_size, image_size)`.
-
-    Args:
-        name: of the data set.
-        classes: their names, in the order of the labels.
-        in_channels, image_size: channels, height and width of an image.
-        mean, std: per channel, of values scaled to 0 .. 1; None for an imagefolder that has not been read.
-    """
+    """What a network has to know of a data set, whose images are `(in_channels, image_size, image_size)`."""
 
     name: str
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # their names, in the order of the labels
     in_channels: int
     image_size: int
-    mean: tuple[float, ...] | None
+    mean: tuple[float, ...] | None  # per channel, of values scaled to 0 .. 1; None for an imagefolder before it is read
     std: tuple[float, ...] | None
 
     @property
@@ -55,14 +46,11 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
         images: uint8 (N, C, H, W).
 
     Returns:
-        C means and C deviations of values scaled to 0 .. 1. A constant channel gets one grey level for its
-        deviation, so that dividing by it is harmless.
+        C means and C deviations of values scaled to 0 .. 1; these are a grey level at least, to divide by.
     """
-    counts = torch.zeros(images.shape[1], 256, dtype=torch.float64)
-    for part in images.split(4096):
-        for channel, count in enumerate(counts):
-            count += part[:, channel].flatten().bincount(minlength=256)
-    frequency = counts / counts.sum(1, keepdim=True)  # (C, 256)
+    parts = images.split(4096)
+    counts = [sum(part[:, i].flatten().bincount(minlength=256) for part in parts) for i in range(images.shape[1])]
+    frequency = torch.stack(counts) / counts[0].sum().double()  # (C, 256)
     value = torch.arange(256, dtype=torch.float64) / 255
     mean = frequency @ value
     std = (frequency * (value - mean.unsqueeze(1)) ** 2).sum(1).sqrt().clamp(min=1 / 255)

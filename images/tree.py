@@ -4,12 +4,10 @@
 
     train, test = read_tree(root, size=32)       # each (images uint8 (N, 3, size, size), labels int64 (N,))
 
-Images may have any size, mode and format that Pillow reads. They become RGB and are resized to `size` x
-`size` (antialiased bilinear, whatever their aspect ratio). Hidden files and files that are not named like an
-image are passed over. Anything else amiss is a `DataError` that names it.
+Images may have any size, mode and format that Pillow reads. They become RGB and are resized to `size` x `size`
+(antialiased bilinear, whatever their aspect ratio). Hidden files and files that are not named like an image are passed
+over. Anything else amiss is a `DataError` that names it.
 """
-
-from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -22,25 +20,16 @@ from tqdm import tqdm
 
 from images.info import DataError, Split, evenly_spaced, one_line
 
+LAYOUT = "an imagefolder is train/<class>/* beside test/<class>/* (or val/<class>/*)"
 CHUNK = 64  # images a thread reads at a time
 SMALL_FILE = 16 * 1024  # bytes; below it, decoding an image takes less time than the Python around it
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
-    """Return the classes of a split: the names of its folders, sorted.
-
-    Raises:
-        DataError: where there are none.
-    """
-    layout = "an imagefolder is train/<class>/* beside test/<class>/* (or val/<class>/*)"
-    try:
-        with os.scandir(folder) as entries:
-            classes = sorted(entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
-    except OSError as error:
-        raise DataError(f"cannot read the folder {folder} ({error.strerror}): {layout}") from error
-    if not classes:
-        raise DataError(f"no class folders in {folder}: {layout}")
-    return tuple(classes)
+    """Return the classes of a split, the names of its folders, sorted; a DataError where there are none."""
+    if classes := tuple(path.name for path in _visible(folder, LAYOUT) if path.is_dir()):
+        return classes
+    raise DataError(f"no class folders in {folder}: {LAYOUT}")
 
 
 def read_tree(root: Path, size: int, limit: int | None = None) -> tuple[Split, Split]:
@@ -69,51 +58,54 @@ def read_tree(root: Path, size: int, limit: int | None = None) -> tuple[Split, S
         files = [(path, label) for label, name in enumerate(classes) for path in _image_files(folder / name)]
         splits.append([files[i] for i in evenly_spaced(len(files), limit).tolist()])
 
-    needed, present = sum(map(len, splits)) * 3 * size * size, _physical_memory()
+    total = sum(map(len, splits))
+    needed, present = total * 3 * size * size / 2**30, _physical_memory() / 2**30
     if needed > present:
-        raise DataError(
-            f"the images in {root} take {needed / 2**30:.1f} GiB at {size}x{size}, and this machine has "
-            f"{present / 2**30:.1f} GiB of memory: use a smaller image size or fewer images"
-        )
-    with tqdm(total=sum(map(len, splits)), desc="reading images", unit="image", disable=None) as bar:
+        taken = f"the images in {root} take {needed:.1f} GiB of {present:.1f} GiB of memory at {size}x{size}"
+        raise DataError(f"{taken}: use a smaller image size or fewer images")
+    with tqdm(total=total, desc="reading images", unit="image", disable=None) as bar:
         train, test = (_decode(files, size, bar) for files in splits)
     return train, test
 
 
-def _image_files(folder: Path) -> list[Path]:
-    suffixes = {suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN}
+def _visible(folder, cure):
+    """What a folder holds that is not hidden, sorted by name."""
     try:
-        names = sorted(os.listdir(folder))
+        return [folder / name for name in sorted(os.listdir(folder)) if name[0] != "."]
     except OSError as error:
-        reason = f"cannot read the class folder {folder} ({error.strerror})"
-        raise DataError(f"{reason}: every class of the training images needs one") from error
-    named = [name for name in names if name[0] != "." and os.path.splitext(name)[1].lower() in suffixes]
-    if not named:
-        raise DataError(f"no images in the class folder {folder}: add some, or remove the class everywhere")
-    return [folder / name for name in named]
+        raise DataError(f"cannot read the folder {folder} ({error.strerror}): {cure}") from error
 
 
-def _decode(files: list[tuple[Path, int]], size: int, bar: tqdm) -> Split:
-    images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
-    pixels = images.numpy()
+def _image_files(folder):
+    suffixes = {suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN}
+    inside = _visible(folder, "every class of the training images needs one")
+    if files := [path for path in inside if path.suffix.lower() in suffixes]:
+        return files
+    raise DataError(f"no images in the class folder {folder}: add some, or remove the class everywhere")
 
-    def read(start: int) -> int:
+
+def _decode(files, size, bar):
+    """The images and labels of files [(path, label)]."""
+    images = np.empty((len(files), 3, size, size), np.uint8)
+
+    def read(start):
         chunk = files[start : start + CHUNK]
         for i, (path, _) in enumerate(chunk, start):
-            pixels[i] = _rgb(path, size).transpose(2, 0, 1)
+            images[i] = _rgb(path, size).transpose(2, 0, 1)
         return len(chunk)
 
-    # Pillow lets go of the interpreter lock while it decodes, so threads share that work. Small files leave
-    # little to share, and passing the lock to and fro would double the time.
+    # Pillow lets go of the interpreter lock while it decodes, so threads share that work. Small files leave little to
+    # share, and passing the lock to and fro would double the time.
     sample = [files[i][0] for i in evenly_spaced(len(files), 100).tolist()]
-    small = sum(map(_file_size, sample)) < SMALL_FILE * len(sample)
-    with ThreadPoolExecutor(1 if small else min(8, os.cpu_count() or 1)) as pool:
+    sizes = [path.stat().st_size for path in sample if path.exists()]  # reading will name a dangling link
+    threads = 1 if sum(sizes) < SMALL_FILE * len(sizes) else min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
         for done in pool.map(read, range(0, len(files), CHUNK)):
             bar.update(done)
-    return images, torch.tensor([label for _, label in files])
+    return torch.from_numpy(images), torch.tensor([label for _, label in files])
 
 
-def _rgb(path: Path, size: int) -> np.ndarray:
+def _rgb(path, size):
     """One image as uint8 (size, size, 3)."""
     try:
         with Image.open(path) as image:
@@ -129,14 +121,7 @@ def _rgb(path: Path, size: int) -> np.ndarray:
         raise DataError(f"cannot read the image {path} ({one_line(error)}): replace or remove it") from error
 
 
-def _file_size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:  # a dangling link, say; reading it will name it
-        return 0
-
-
-def _physical_memory() -> float:
+def _physical_memory():
     """Bytes; infinite where the system does not tell."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
