@@ -11,17 +11,11 @@ from linearconv_convert.surgery import eval_with_hooks
 
 @dataclass
 class Moments:
-    """Moments of a layer's outputs y, its bias left out, over all positions of all images, in float64.
+    """Moments of a layer's outputs y, its bias left out, over all positions of all images, in float64."""
 
-    Args:
-        second: sum of y y^T, (F, F).
-        first: sum of y, (F,).
-        count: number of positions.
-    """
-
-    second: torch.Tensor
-    first: torch.Tensor
-    count: int = 0
+    second: torch.Tensor  # sum of y y^T, (F, F)
+    first: torch.Tensor  # sum of y, (F,)
+    count: int = 0  # of positions
 
     @property
     def mean(self) -> torch.Tensor:
@@ -55,13 +49,9 @@ def output_moments(
         batches: images (N, C, H, W), or several such batches, with or without labels behind them as loaders give them.
 
     Returns:
-        {name: moments} of the layers that were reached.
-
-    Raises:
-        ValueError: where `batches` holds no batch.
+        {name: moments} of the layers that were reached; a ValueError where `batches` holds none.
     """
     moments = {}
-    batches = [batches] if isinstance(batches, torch.Tensor) else batches
 
     def add_output(name, layer, output):
         if name not in moments:
@@ -70,9 +60,9 @@ def output_moments(
         moments[name].add(output, layer.bias)
 
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    images = None
     with eval_with_hooks(model, layers, add_output):
-        images = None
-        for batch in batches:
+        for batch in [batches] if isinstance(batches, torch.Tensor) else batches:
             images = batch[0] if isinstance(batch, (tuple, list)) else batch
             model(images.to(device))
     if images is None:

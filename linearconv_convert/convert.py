@@ -18,7 +18,7 @@ from linearconv_convert.surgery import (
     check_layer,
     check_model,
     copy_of,
-    is_plain_conv2d,
+    is_plain_conv,
     layers_of,
     replace,
 )
@@ -27,6 +27,7 @@ from linearconv_sparse import LinearConvSparse
 from linearconv_variants import LINEARCONV_TYPES, Variant
 
 INITS = ("fit", "scratch")
+GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 
 Choice = str | type | Callable[[str, nn.Module], bool]
 Selection = Choice | list[Choice] | tuple[Choice, ...] | set[Choice] | frozenset[Choice]
@@ -92,7 +93,8 @@ def convert(
     target = model if inplace else copy_of(model)
     layers = layers_of(target, nn.Conv2d)
     chosen = {name: layer for name, layer in layers.items() if not reasons[name]}
-    positions = {} if example_input is None else output_positions(target, layers, example_input)
+    arguments = example_input if isinstance(example_input, tuple) else (example_input,)
+    positions = {} if example_input is None else output_positions(target, layers, arguments)
     moments = output_moments(target, chosen, calibration) if calibration is not None and init == "fit" else {}
 
     replacements, reports = {}, []
@@ -130,15 +132,12 @@ def _reasons_to_keep(model, conv, skip, include, grow):
             reasons[name] = "not included"
         else:
             check_layer(name, layer, model)
-            reasons[name] = _reason_to_keep(layer, conv, grow)
+            before, after = count_parameters(layer), count_parameters(_like(layer, conv, device="meta"))
+            if not is_plain_conv(layer):
+                reasons[name] = f"{type(layer).__name__} adds to nn.Conv2d"
+            else:
+                reasons[name] = "" if grow or after < before else f"would not get smaller ({before:,} -> {after:,})"
     return reasons
-
-
-def _reason_to_keep(layer, conv, grow):
-    if not is_plain_conv2d(layer):
-        return f"{type(layer).__name__} adds to nn.Conv2d"
-    before, after = count_parameters(layer), count_parameters(_like(layer, conv, device="meta"))
-    return "" if grow or after < before else f"would not get smaller ({before:,} -> {after:,})"
 
 
 def _predicate(model, selection, argument):
@@ -168,19 +167,8 @@ def _predicate(model, selection, argument):
 
 def _like(layer, conv, device=None):
     """A LinearConv of the geometry, device, dtype, memory format and `requires_grad` of an nn.Conv2d."""
-    new = conv(
-        layer.in_channels,
-        layer.out_channels,
-        layer.kernel_size,
-        layer.stride,
-        layer.padding,
-        layer.dilation,
-        layer.groups,
-        layer.bias is not None,
-        layer.padding_mode,
-        device=device or layer.weight.device,
-        dtype=layer.weight.dtype,
-    )
+    factory = {"device": device or layer.weight.device, "dtype": layer.weight.dtype}
+    new = conv(**{name: getattr(layer, name) for name in GEOMETRY}, bias=layer.bias is not None, **factory)
     if not layer.weight.is_contiguous() and layer.weight.is_contiguous(memory_format=torch.channels_last):
         new.to(memory_format=torch.channels_last)
     for name, parameter in new.named_parameters():

@@ -24,19 +24,12 @@ LARGEST_FILE = 2**31 - 2**20  # bytes of weights that one ONNX file takes
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written and checked.
-
-    Args:
-        path: of the file.
-        form: of the network in it, one of `FORMS`.
-        bytes: its size.
-        error: largest difference from PyTorch's outputs, relative to the largest magnitude of these.
-    """
+    """A file that was written and checked."""
 
     path: Path
-    form: str
+    form: str  # of the network in it, one of `FORMS`
     bytes: int
-    error: float
+    error: float  # largest difference from PyTorch's outputs, relative to the largest magnitude of these
 
 
 def export(model: nn.Module, path: str | Path, example_input: torch.Tensor, form: str = "features") -> Exported:
@@ -63,11 +56,10 @@ def export(model: nn.Module, path: str | Path, example_input: torch.Tensor, form
         raise ConversionError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
     if path.suffix not in (".onnx", ".pt2"):
         raise ConversionError(f"{path}: the ending decides the format and must be .onnx or .pt2")
-    write = _write_onnx if path.suffix == ".onnx" else _write_pt2
     model = copy_of(model).eval()
     prepared = _prepare(model, form)
     with whole_file(path) as part:
-        write(prepared, part, _resized(example_input, max(2, len(example_input))))
+        _write(prepared, part, _resized(example_input, max(2, len(example_input))))
         run = runner(part)
         error = max(_error(model, run, _resized(example_input, batch)) for batch in CHECKED_BATCHES)
         if not error <= TOLERANCE:
@@ -95,11 +87,7 @@ def runner(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def onnx_runner(path: str | Path, threads: int | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return a function (images) -> outputs that runs an ONNX file on the CPU.
-
-    Args:
-        path: of the file.
-        threads: to run it by; as many as torch has where left out.
+    """Return a function (images) -> outputs that runs an ONNX file on the CPU, by as many threads as torch or as given.
 
     Raises:
         ConversionError: where onnxruntime is missing.
@@ -133,30 +121,26 @@ def _prepare(model, form):
         return fold(model, factorised=factorised)
 
 
-def _write_onnx(model, path, images):
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        _import_onnx(package)
-    if sum(tensor.nbytes for tensor in model.state_dict().values()) > LARGEST_FILE:
-        raise ConversionError("the model is larger than the 2 GiB that one ONNX file holds")
-    batch = torch.export.Dim("batch", min=1)
+def _write(model, path, images):
+    shapes = ({0: torch.export.Dim("batch", min=1)},)
+    if path.suffix == ".onnx":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            _import_onnx(package)
+        if sum(tensor.nbytes for tensor in model.state_dict().values()) > LARGEST_FILE:
+            raise ConversionError("the model is larger than the 2 GiB that one ONNX file holds")
     log = logging.getLogger("onnxscript")
     level = log.level
     log.setLevel(logging.ERROR)  # it warns of every constant that it leaves to the runtime
     try:
-        program = torch.onnx.export(model, (images,), dynamo=True, dynamic_shapes=({0: batch},), verbose=False)
-        program.save(path, external_data=False)
+        if path.suffix == ".onnx":
+            program = torch.onnx.export(model, (images,), dynamo=True, dynamic_shapes=shapes, verbose=False)
+            program.save(path, external_data=False)
+        else:
+            torch.export.save(torch.export.export(model, (images,), dynamic_shapes=shapes), path)
     except Exception as error:
-        raise ConversionError(f"torch.onnx cannot export the model: {first_line(error)}") from error
+        raise ConversionError(f"torch cannot export the model: {first_line(error)}") from error
     finally:
         log.setLevel(level)
-
-
-def _write_pt2(model, path, images):
-    batch = torch.export.Dim("batch", min=1)
-    try:
-        torch.export.save(torch.export.export(model, (images,), dynamic_shapes=({0: batch},)), path)
-    except Exception as error:
-        raise ConversionError(f"torch.export cannot export the model: {first_line(error)}") from error
 
 
 @torch.no_grad()
@@ -177,5 +161,5 @@ def _import_onnx(package):
     try:
         return importlib.import_module(package)
     except ImportError:
-        needed = "pip install onnx onnxscript onnxruntime"
-        raise ConversionError(f"ONNX files need the package {package}: {needed}") from None
+        cure = "pip install onnx onnxscript onnxruntime"
+        raise ConversionError(f"ONNX files need the package {package}: {cure}") from None

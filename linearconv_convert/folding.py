@@ -13,7 +13,7 @@ from linearconv_convert.surgery import (
     check_model,
     copy_of,
     first_line,
-    is_plain_conv2d,
+    is_plain_conv,
     layers_of,
     replace,
 )
@@ -94,34 +94,28 @@ def _convolutions_before_batch_norms(model):
 
 
 def _can_be_folded(conv, norm):
-    is_convolution = isinstance(conv, LinearConv) or is_plain_conv2d(conv)
+    is_convolution = isinstance(conv, LinearConv) or is_plain_conv(conv)
     has_hooks = any(layer._forward_hooks or layer._forward_pre_hooks for layer in (conv, norm))
     return is_convolution and norm.running_mean is not None and not norm.training and not has_hooks
 
 
+@torch.no_grad()
 def _fold_batch_norm(conv, norm):
     """The convolution followed by the BatchNorm; None where the coefficients would become too large."""
     if isinstance(conv, nn.Conv2d):
         return fuse_conv_bn_eval(conv, norm)
     scale = (norm.running_var.double() + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight.double())
     shift = (0 if norm.bias is None else norm.bias.double()) - norm.running_mean.double() * scale
-    return _scale_outputs(conv, scale.detach(), shift.detach())
-
-
-def _scale_outputs(layer, scale, shift):
-    """A LinearConv whose output is scale * y + shift, (F,) each."""
-    layer = copy_of(layer)
+    layer = copy_of(conv)
     scale_primary, scale_secondary = scale.split((layer.primary_channels, layer.secondary_channels))
     is_low_rank = isinstance(layer, LinearConvLowRank)
-    first = layer.column_weights if is_low_rank else layer.linear_weights
-    last = layer.row_weights if is_low_rank else layer.linear_weights
-    with torch.no_grad():
-        if layer.bias is None:
-            layer.bias = nn.Parameter(shift.to(layer.conv_weights), layer.conv_weights.requires_grad)
-        else:
-            layer.bias.copy_(layer.bias.double() * scale + shift)
-        layer.conv_weights.copy_(layer.conv_weights.double() * scale_primary[:, None, None, None])
-        first.copy_(first.double() * scale_secondary[:, None])
-        last.copy_(last.double() / scale_primary)
-        largest = max((factor.abs().amax().item() for factor in layer.factors() if factor.numel()), default=0.0)
+    first, last = (layer.column_weights, layer.row_weights) if is_low_rank else (layer.linear_weights,) * 2
+    if layer.bias is None:
+        layer.bias = nn.Parameter(shift.to(layer.conv_weights), layer.conv_weights.requires_grad)
+    else:
+        layer.bias.copy_(layer.bias.double() * scale + shift)
+    layer.conv_weights.copy_(layer.conv_weights.double() * scale_primary[:, None, None, None])
+    first.copy_(first.double() * scale_secondary[:, None])
+    last.copy_(last.double() / scale_primary)
+    largest = max((factor.abs().amax().item() for factor in layer.factors() if factor.numel()), default=0.0)
     return layer if largest <= LARGEST_COEFFICIENT else None

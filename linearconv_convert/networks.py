@@ -32,7 +32,15 @@ def load_network(spec: str, *, in_channels: int = 3, num_classes: int | None = N
     if source not in ("torchvision", "timm"):
         raise ConversionError(f"{spec!r} is not FILE.py:NAME, torchvision:NAME or timm:NAME")
     try:
-        return (_from_torchvision if source == "torchvision" else _from_timm)(name, in_channels, classes)
+        if source == "timm":
+            from timm import create_model
+
+            return create_model(name, in_chans=in_channels, **classes)
+        from torchvision.models import get_model
+
+        if in_channels != 3:
+            raise ValueError("its networks take images of 3 channels")
+        return get_model(name, weights=None, **classes)
     except ImportError as error:
         raise ConversionError(f"{spec} needs the package {source}: pip install {source} ({error})") from None
     except (ValueError, RuntimeError, TypeError) as error:
@@ -40,11 +48,7 @@ def load_network(spec: str, *, in_channels: int = 3, num_classes: int | None = N
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Load a state_dict, or a checkpoint that holds one, into a network; only tensors are read, no code is run.
-
-    Args:
-        model: changed in place.
-        path: of a file that torch.save wrote.
+    """Load a state_dict, or a checkpoint that holds one, from a file that torch.save wrote; no code in it is run.
 
     Raises:
         ConversionError: for a file that cannot be read or does not fit, naming the first difference.
@@ -64,30 +68,11 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
 
 def load_tensors(path: str | Path) -> object:
-    """Return what torch.save wrote to a file, on the CPU; only tensors and plain containers are read.
-
-    Raises:
-        ConversionError: for a file of anything else.
-        OSError: where there is no such file.
-    """
+    """Return the tensors and plain containers that torch.save wrote, on the CPU; anything else is a ConversionError."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise ConversionError(f"{path} cannot be read as tensors ({first_line(error)[:120]})") from None
-
-
-def _from_torchvision(name, in_channels, classes):
-    if in_channels != 3:
-        raise ValueError("its networks take images of 3 channels")
-    from torchvision.models import get_model
-
-    return get_model(name, weights=None, **classes)
-
-
-def _from_timm(name, in_channels, classes):
-    from timm import create_model
-
-    return create_model(name, in_chans=in_channels, **classes)
 
 
 def _from_file(path, name, arguments):

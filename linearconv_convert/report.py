@@ -1,5 +1,6 @@
 """The report of a conversion: what became of each convolution, in parameters, multiply-adds and errors."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -72,35 +73,22 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def count_macs(layer: nn.Conv2d | LinearConv, positions: int) -> int:
-    """Return the multiply-adds of a layer at inference for one image.
-
-    Args:
-        layer: a convolution.
-        positions: H' W' of its output, summed over its calls.
-    """
+    """Return the multiply-adds of a layer at inference for one image, of H' W' positions summed over its calls."""
     if isinstance(layer, LinearConv):
         return positions * layer.macs_per_position(layer.mode_at(positions, training=False))
     return positions * layer.weight.numel()
 
 
 @torch.no_grad()
-def output_positions(
-    model: nn.Module, layers: dict[str, nn.Module], example_input: torch.Tensor | tuple
-) -> dict[str, int]:
-    """Run a model once and return {name: output positions of one image} of the layers that were reached.
-
-    Args:
-        model: left as it was.
-        layers: {name: layer} of those to look at.
-        example_input: arguments of the model.
-    """
-    positions = {}
+def output_positions(model: nn.Module, layers: dict[str, nn.Module], arguments: tuple) -> dict[str, int]:
+    """Run a model once on its arguments, and return {name: output positions of one image} of the layers reached."""
+    positions = Counter()
 
     def add_positions(name, layer, output):
-        positions[name] = positions.get(name, 0) + output.shape[-2] * output.shape[-1]
+        positions[name] += output.shape[-2] * output.shape[-1]
 
     with eval_with_hooks(model, layers, add_positions):
-        model(*(example_input if isinstance(example_input, tuple) else (example_input,)))
+        model(*arguments)
     return positions
 
 

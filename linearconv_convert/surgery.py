@@ -2,29 +2,17 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn as nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-CARRIED_HOOKS = (  # dictionaries that move with a layer, so that handles that were given out still remove their hook
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_is_full_backward_hook",
-)
-REFUSED_HOOKS = (  # they speak of parameters that the new layer does not have
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)
+# Dictionaries of hooks. Those of a layer's state_dict speak of parameters that the new layer does not have, the others
+# move with the layer, so that handles that were given out still remove their hook.
+STATE_HOOKS = [name for name in vars(nn.Module()) if "state_dict" in name]
+CARRIED_HOOKS = [name for name in vars(nn.Module()) if "hook" in name and name not in STATE_HOOKS]
 
 
 class ConversionError(ValueError):
@@ -36,7 +24,7 @@ def layers_of(model: nn.Module, kind: type | tuple[type, ...]) -> dict[str, nn.M
     return {name: module for name, module in model.named_modules() if isinstance(module, kind)}
 
 
-def is_plain_conv2d(layer: nn.Module) -> bool:
+def is_plain_conv(layer: nn.Module) -> bool:
     """Return True for an nn.Conv2d, or a subclass of it that computes the same of the same two parameters."""
     computing = ("forward", "_conv_forward", "__call__")
     inherits = all(getattr(type(layer), name, None) is getattr(nn.Conv2d, name) for name in computing)
@@ -51,8 +39,7 @@ def check_model(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise ConversionError(f"expected an nn.Module, got {type(model).__name__}")
-    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-    if isinstance(model, wrappers):
+    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         raise ConversionError(f"the model is wrapped in {type(model).__name__}: convert model.module and wrap it again")
     if hasattr(model, "_orig_mod"):
         raise ConversionError("the model has been compiled: convert it before torch.compile")
@@ -67,18 +54,17 @@ def check_layer(name: str, layer: nn.Module, model: nn.Module) -> None:
     """Refuse a layer, called `name` in its model, that cannot be replaced without changing what the model is.
 
     Raises:
-        ConversionError: for parametrized and weight-normed layers, shared layers and weights, weights with hooks,
-            values that are not finite, the meta device.
+        ConversionError: for parametrized and weight-normed layers, shared layers and weights, hooks on weights or on
+            the state_dict, values that are not finite, the meta device.
     """
+    where = _called(name)
     if parametrize.is_parametrized(layer):
-        raise ConversionError(
-            f"{_called(name)} is parametrized: torch.nn.utils.parametrize.remove_parametrizations makes it plain"
-        )
+        raise ConversionError(f"{where} is parametrized: parametrize.remove_parametrizations of torch makes it plain")
     if isinstance(layer, nn.Conv2d) and "weight" not in layer._parameters:
-        raise ConversionError(
-            f"{_called(name)} has its weight computed by a hook (weight norm, spectral norm or pruning): "
-            "remove that with its own remove function first"
-        )
+        hooks = "a hook (weight norm, spectral norm or pruning)"
+        raise ConversionError(f"{where} has its weight computed by {hooks}: remove that with its own remove function")
+    if any(getattr(layer, hooks) for hooks in STATE_HOOKS):
+        raise ConversionError(f"{where} has hooks on its state_dict, which name its weight: remove them")
     names = [name for name, module in model.named_modules(remove_duplicate=False) if module is layer]
     if len(names) > 1:
         raise ConversionError(f"one convolution stands in several places ({', '.join(names)}): skip it, or copy it")
@@ -87,22 +73,15 @@ def check_layer(name: str, layer: nn.Module, model: nn.Module) -> None:
         if len(names) > 1:
             raise ConversionError(f"one parameter stands in several places ({', '.join(names)}): skip these layers")
         if parameter.is_meta:
-            raise ConversionError(f"{_called(name)} lies on the meta device and has no weights yet: load them first")
+            raise ConversionError(f"{where} lies on the meta device and has no weights yet: load them first")
         if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
-            raise ConversionError(f"{key} of {_called(name)} has hooks, which a new parameter cannot keep: remove them")
+            raise ConversionError(f"{key} of {where} has hooks, which a new parameter cannot keep: remove them")
         if not parameter.isfinite().all():
-            raise ConversionError(f"{key} of {_called(name)} holds values that are not finite")
-    for hooks in REFUSED_HOOKS:
-        if getattr(layer, hooks):
-            raise ConversionError(f"{_called(name)} has hooks on its state_dict, which name its weight: remove them")
+            raise ConversionError(f"{key} of {where} holds values that are not finite")
 
 
 def copy_of(model: nn.Module) -> nn.Module:
-    """Return a deep copy.
-
-    Raises:
-        ConversionError: where the model cannot be copied.
-    """
+    """Return a deep copy; a ConversionError where the model cannot be copied."""
     try:
         return copy.deepcopy(model)
     except Exception as error:  # what a module holds may fail in any way
@@ -114,19 +93,14 @@ def eval_with_hooks(
     model: nn.Module, layers: dict[str, nn.Module], hook: Callable[[str, nn.Module, torch.Tensor], None]
 ) -> Iterator[None]:
     """Hold a model in eval mode and call `hook(name, layer, output)` after each forward of a layer; undo both after."""
-    modes = {module: module.training for module in model.modules()}
-    handles = [
-        layer.register_forward_hook(lambda layer, _, output, name=name: hook(name, layer, output))
-        for name, layer in layers.items()
-    ]
-    try:
+    with ExitStack() as undoing:
+        for module in model.modules():
+            undoing.callback(setattr, module, "training", module.training)
+        for name, layer in layers.items():
+            handle = layer.register_forward_hook(lambda layer, _, output, name=name: hook(name, layer, output))
+            undoing.callback(handle.remove)
         model.eval()
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def replace(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> nn.Module:
