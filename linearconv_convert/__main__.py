@@ -31,11 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     try:
         _run(options)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(error)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        parser.error(f"{where}{error.strerror or error}")
 
 
 def _parser():
@@ -92,7 +89,7 @@ def _run(options):
     given = [f", {name}={value!r}" for name, value in setting.items() if value != convert.__kwdefaults__[name]]
     print(f"written: {output} (load it into convert(model, {variant.type!r}{''.join(given)}, init='scratch'))")
     if options.export:
-        _export(model, small, options, example)
+        _export(model, small, options.export, options.form, example)
 
 
 def _load_images(path):
@@ -110,22 +107,24 @@ def _save(model, path):
         part.write_bytes(state.getbuffer())
 
 
-def _export(model, small, options, example):
+def _export(model, small, path, form, example):
     """Write the files that were asked for and say how large and how fast they are, beside the dense network's."""
-    path, files = options.export, {options.form: options.export}
-    if options.form == "both":
+    files = {form: path}
+    if form == "both":
         files = {form: path.with_name(f"{path.stem}-{form}{path.suffix}") for form in FORMS}
     with tempfile.TemporaryDirectory() as folder:
-        print(f"dense     {_export_and_time(model, Path(folder) / f'dense{path.suffix}', example, 'folded')}")
+        _export_and_time("dense", model, Path(folder) / f"dense{path.suffix}", "folded", example)
     for form, file in files.items():
-        print(f"{form:8}  {_export_and_time(small, file, example, form)}  {file}")
+        _export_and_time(form, small, file, form, example)
 
 
-def _export_and_time(network, path, example, form):
+def _export_and_time(label, network, path, form, example):
     exported = export(network, path, example, form)
     with torch.no_grad():
         taken = milliseconds(runner(path), example[:1])
-    return f"{exported.bytes / 1e6:8.2f} MB  {taken:8.2f} ms an image  error {exported.error:.0e}"
+    print(
+        f"{label:8}  {exported.bytes / 1e6:8.2f} MB  {taken:8.2f} ms an image  error {exported.error:.0e}  {path.name}"
+    )
 
 
 if __name__ == "__main__":

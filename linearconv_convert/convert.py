@@ -10,18 +10,10 @@ import torch
 import torch.nn as nn
 
 from linearconv import LinearConv
-from linearconv_convert import fitting
+from linearconv_convert import fitting, surgery
 from linearconv_convert.calibration import output_moments
 from linearconv_convert.report import LayerReport, Report, count_macs, count_parameters, output_positions
-from linearconv_convert.surgery import (
-    ConversionError,
-    check_layer,
-    check_model,
-    copy_of,
-    is_plain_conv,
-    layers_of,
-    replace,
-)
+from linearconv_convert.surgery import ConversionError, layers_of
 from linearconv_lowrank import LinearConvLowRank
 from linearconv_sparse import LinearConvSparse
 from linearconv_variants import LINEARCONV_TYPES, Variant
@@ -86,11 +78,11 @@ def convert(
     conv = Variant(type, rank, sparsity, alpha, compute).conv
     if init not in INITS:
         raise ValueError(f"init must be one of {', '.join(INITS)}, got {init!r}")
-    check_model(model)
+    surgery.check_model(model)
     reasons = _reasons_to_keep(model, conv, skip, include, grow)
     if inplace and isinstance(model, nn.Conv2d):
         raise ConversionError("the model is itself a convolution and cannot be replaced in place: give inplace=False")
-    target = model if inplace else copy_of(model)
+    target = model if inplace else surgery.copy_of(model)
     layers = layers_of(target, nn.Conv2d)
     chosen = {name: layer for name, layer in layers.items() if not reasons[name]}
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
@@ -108,11 +100,8 @@ def convert(
         macs = [count_macs(each, positions[name]) if name in positions else None for each in (layer, new)]
         reports.append(LayerReport(name, *parameters, *macs, filter_error, output_error, reasons[name]))
     before = count_parameters(target)
-    converted = replace(target, replacements)
+    converted = surgery.replace(target, replacements)
     return (converted, Report(reports, before, count_parameters(converted))) if return_report else converted
-
-
-# ---- which layers -------------------------------------------------------------------------------------------------
 
 
 def _reasons_to_keep(model, conv, skip, include, grow):
@@ -122,47 +111,38 @@ def _reasons_to_keep(model, conv, skip, include, grow):
         others = len(layers_of(model, LinearConv))
         found = f": its {others} LinearConv layers are what it would become" if others else ""
         raise ConversionError(f"the model holds no nn.Conv2d{found}")
-    is_skipped = _predicate(model, skip, "skip")
-    is_included = _predicate(model, "*" if include is None else include, "include")
+    skipped = _names_of(model, layers, skip, "skip")
+    included = _names_of(model, layers, "*" if include is None else include, "include")
     reasons = {}
     for name, layer in layers.items():
-        if is_skipped(name, layer):
-            reasons[name] = "skipped"
-        elif not is_included(name, layer):
-            reasons[name] = "not included"
-        else:
-            check_layer(name, layer, model)
-            before, after = count_parameters(layer), count_parameters(_like(layer, conv, device="meta"))
-            if not is_plain_conv(layer):
-                reasons[name] = f"{type(layer).__name__} adds to nn.Conv2d"
-            else:
-                reasons[name] = "" if grow or after < before else f"would not get smaller ({before:,} -> {after:,})"
+        if name in skipped or name not in included:
+            reasons[name] = "skipped" if name in skipped else "not included"
+            continue
+        surgery.check_layer(name, layer, model)
+        if not surgery.is_plain_conv2d(layer):
+            reasons[name] = f"{type(layer).__name__} adds to nn.Conv2d"
+            continue
+        before, after = count_parameters(layer), count_parameters(_like(layer, conv, device="meta"))
+        reasons[name] = "" if grow or after < before else f"would not get smaller ({before:,} -> {after:,})"
     return reasons
 
 
-def _predicate(model, selection, argument):
-    """A function (name, layer) -> bool for what `skip` and `include` may hold."""
-    selection = selection if isinstance(selection, (list, tuple, set, frozenset)) else [selection]
-    modules = dict(model.named_modules())
-    for item in selection:
+def _names_of(model, layers, selection, argument):
+    """The names of the layers that `skip` or `include` stands for."""
+    modules, found = dict(model.named_modules()), set()
+    for item in selection if isinstance(selection, (list, tuple, set, frozenset)) else [selection]:
         if isinstance(item, str):
-            if not any(fnmatch.fnmatchcase(name, item) for name in modules):
+            parents = [name for name in modules if fnmatch.fnmatchcase(name, item)]
+            if not parents:
                 raise ConversionError(f"{argument}: no module of the model is called {item!r}")
-        elif not callable(item):
+        elif isinstance(item, type):
+            parents = [name for name, module in modules.items() if isinstance(module, item)]
+        elif callable(item):
+            parents = [name for name, layer in layers.items() if item(name, layer)]
+        else:
             raise ConversionError(f"{argument} takes names, patterns, types or functions (name, layer), got {item!r}")
-
-    def matches(item, name, layer):
-        ancestors = [name] + [name[:end] for end, letter in enumerate(name) if letter == "."]  # the layer among them
-        if isinstance(item, str):
-            return any(fnmatch.fnmatchcase(ancestor, item) for ancestor in ancestors)
-        if isinstance(item, type):
-            return any(isinstance(modules[ancestor], item) for ancestor in ancestors)
-        return item(name, layer)
-
-    return lambda name, layer: any(matches(item, name, layer) for item in selection)
-
-
-# ---- new layers ---------------------------------------------------------------------------------------------------
+        found |= {name for name in layers if any(f"{name}.".startswith(f"{parent}.") for parent in parents)}
+    return found
 
 
 def _like(layer, conv, device=None):

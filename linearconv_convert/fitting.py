@@ -67,25 +67,19 @@ def error(coefficients: Tensor, root: Tensor) -> float:
 
 
 def full_rank(root: Tensor, primary: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return the coefficients A (F - P, P) of the best LinearConv with P primary filters.
+    """Return the coefficients A (F - P, P) of the best LinearConv with P primary filters for a root S (F, r).
 
     With U the first P left singular vectors of S, A = U_s U_p^-1 would be exact. Where the first P filters hardly
     vary in a direction that the others need, U_p is close to singular and A is huge, so small singular values of U_p
     are lifted to a limit: the secondary filters stay exact, the primary ones change by less than the limit. The norm of
     A is at most the limit's reciprocal, 1e4 at most. The largest limit is taken whose error, with everything rounded
-    to the layer's precision, is hardly larger than the smallest.
-
-    Args:
-        root: S, (F, r).
-        primary: P.
-        dtype: of the layer's parameters.
+    to the `dtype` of the layer, is hardly larger than the smallest.
     """
     left = torch.linalg.svd(root, full_matrices=False).U[:, :primary]
     vectors, values, adjoint = torch.linalg.svd(left[:primary], full_matrices=False)
     solutions = []
-    for exponent in range(9):
-        limit = 10 ** (-exponent / 2)  # 1 down to SMALLEST_LIFTED
-        lifted = values.clamp_min(max(limit, SMALLEST_LIFTED))
+    for exponent in range(9):  # of limits from 1 down to SMALLEST_LIFTED
+        lifted = values.clamp_min(max(10 ** (-exponent / 2), SMALLEST_LIFTED))
         coefficients = left[primary:] @ adjoint.T / lifted @ vectors.T
         solutions.append((_rounded_error(coefficients, root, dtype), coefficients))
     allowed = GOOD_ENOUGH * min(loss for loss, _ in solutions)
@@ -100,13 +94,9 @@ def _rounded_error(coefficients, root, dtype):
 
 
 def low_rank(root: Tensor, primary: int, rank: int, start: Tensor) -> tuple[Tensor, Tensor]:
-    """Return factors (F - P, R) and (R, P) of the coefficients, of balanced norms.
+    """Return factors (F - P, R) and (R, P) of coefficients for a root S (F, r), of balanced norms.
 
-    Args:
-        root: S, (F, r).
-        primary: P.
-        rank: R; above min(F - P, P) the factors are filled up with zeros.
-        start: coefficients (F - P, P) that the alternation may start from, as those of full rank.
+    Those of rank R are looked for from `start` (F - P, P), as of full rank; above that, zeros fill the factors up.
     """
     if rank < min(start.shape):
         start = _best_alternation(root, primary, start, partial(_reduced_rank_regression, root, rank))
@@ -114,14 +104,11 @@ def low_rank(root: Tensor, primary: int, rank: int, start: Tensor) -> tuple[Tens
 
 
 def sparse(root: Tensor, primary: int, pruned: int, start: Tensor) -> tuple[Tensor, Tensor]:
-    """Return coefficients (F - P, P) of which `pruned` are zero, and their mask (F - P, P) of zeros and ones.
+    """Return coefficients (F - P, P) for a root S (F, r), `pruned` of them zero, and their mask of zeros and ones.
 
-    Which ones go is decided by what their loss costs when the others of their row make up for it, a^2 / (H^-1)_jj with
-    H the second moments of the primary filters (Hassibi & Stork, "Optimal Brain Surgeon", 1993).
-
-    Args:
-        root, primary, start: as :func:`low_rank` has them.
-        pruned: number of zeros.
+    Looked for from `start` too, as of full rank. Which go is decided by what their loss costs when the others of their
+    row make up for it, a^2 / (H^-1)_jj with H the second moments of the primary filters (Hassibi & Stork, "Optimal
+    Brain Surgeon", 1993).
     """
     chosen = _best_alternation(root, primary, start, partial(_prune_and_regress, root, pruned), MOST_CHOICES)
     mask = _mask_of_smallest(chosen.abs(), pruned)
@@ -140,15 +127,12 @@ def _alternate(root, primary_root, fit, most_rounds=MOST_ROUNDS):
         coefficients = fit(primary_root)
         loss = error(coefficients, root)
         gained = least - loss
-        if best is None or loss < least:
+        if best is None or gained > 0:
             best, least = coefficients, loss
         if not gained > LEAST_GAIN * loss:
             break
         primary_root = primary_of(coefficients, root)
     return best
-
-
-# ---- regressions of the secondary rows of a root on primary rows ---------------------------------------------------
 
 
 def _reduced_rank_regression(root, rank, primary_root):

@@ -8,15 +8,8 @@ from torch.fx import Tracer
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from linearconv import LinearConv
-from linearconv_convert.surgery import (
-    ConversionError,
-    check_model,
-    copy_of,
-    first_line,
-    is_plain_conv,
-    layers_of,
-    replace,
-)
+from linearconv_convert import surgery
+from linearconv_convert.surgery import ConversionError, layers_of
 from linearconv_lowrank import LinearConvLowRank
 
 LARGEST_COEFFICIENT = 1e4  # that folding a BatchNorm into a factorised layer may give rise to
@@ -42,13 +35,13 @@ def fold(model: nn.Module, *, batch_norm: bool = False, factorised: bool = False
         ConversionError: for a model that is scripted, compiled, wrapped or lazy, and with `batch_norm` for one in
             training mode, or that cannot be traced; the model is untouched.
     """
-    check_model(model)
+    surgery.check_model(model)
     if inplace and isinstance(model, LinearConv) and not factorised:
         raise ConversionError("the model is itself a LinearConv and cannot be replaced in place: give inplace=False")
     if batch_norm and model.training:
         raise ConversionError("BatchNorm can be folded in eval mode only, as it changes in training: call model.eval()")
     pairs = _convolutions_before_batch_norms(model) if batch_norm else []
-    target = model if inplace else copy_of(model)
+    target = model if inplace else surgery.copy_of(model)
     layers = layers_of(target, (nn.Conv2d, LinearConv, nn.BatchNorm2d))
     replacements = {}
     if not factorised:
@@ -58,7 +51,7 @@ def fold(model: nn.Module, *, batch_norm: bool = False, factorised: bool = False
         folded = _fold_batch_norm(replacements.get(conv, conv), norm)
         if folded is not None:
             replacements |= {conv: folded, norm: nn.Identity()}
-    return replace(target, replacements)
+    return surgery.replace(target, replacements)
 
 
 class _DownToBatchNorm(Tracer):
@@ -76,25 +69,23 @@ def _convolutions_before_batch_norms(model):
     try:
         graph = _DownToBatchNorm().trace(model)
     except Exception as error:  # any operation of a model's forward may refuse a stand-in
-        reason = f"cannot be traced by torch.fx to find what is normalised ({first_line(error)})"
+        reason = f"cannot be traced by torch.fx to find what is normalised ({surgery.first_line(error)})"
         raise ConversionError(f"the model {reason}") from None
-    calls = [node for node in graph.nodes if node.op == "call_module"]
-    uses = Counter(model.get_submodule(node.target) for node in calls)
+    calls = {node: model.get_submodule(node.target) for node in graph.nodes if node.op == "call_module"}
+    uses = Counter(calls.values())
     names = Counter(module for _, module in model.named_modules(remove_duplicate=False))
     pairs = []
-    for node in calls:
-        norm, before = model.get_submodule(node.target), node.args[0] if node.args else None
-        if type(norm) is not nn.BatchNorm2d or before not in calls or len(before.users) > 1:
-            continue
-        conv = model.get_submodule(before.target)
-        used_once = uses[conv] == uses[norm] == names[conv] == names[norm] == 1
-        if used_once and _can_be_folded(conv, norm):
-            pairs.append((before.target, node.target))
+    for node, norm in calls.items():
+        before = node.args[0] if node.args else None
+        if type(norm) is nn.BatchNorm2d and before in calls and len(before.users) == 1:
+            conv = calls[before]
+            if uses[conv] == uses[norm] == names[conv] == names[norm] == 1 and _can_be_folded(conv, norm):
+                pairs.append((before.target, node.target))
     return pairs
 
 
 def _can_be_folded(conv, norm):
-    is_convolution = isinstance(conv, LinearConv) or is_plain_conv(conv)
+    is_convolution = isinstance(conv, LinearConv) or surgery.is_plain_conv2d(conv)
     has_hooks = any(layer._forward_hooks or layer._forward_pre_hooks for layer in (conv, norm))
     return is_convolution and norm.running_mean is not None and not norm.training and not has_hooks
 
@@ -106,7 +97,7 @@ def _fold_batch_norm(conv, norm):
         return fuse_conv_bn_eval(conv, norm)
     scale = (norm.running_var.double() + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight.double())
     shift = (0 if norm.bias is None else norm.bias.double()) - norm.running_mean.double() * scale
-    layer = copy_of(conv)
+    layer = surgery.copy_of(conv)
     scale_primary, scale_secondary = scale.split((layer.primary_channels, layer.secondary_channels))
     is_low_rank = isinstance(layer, LinearConvLowRank)
     first, last = (layer.column_weights, layer.row_weights) if is_low_rank else (layer.linear_weights,) * 2

@@ -24,7 +24,7 @@ def layers_of(model: nn.Module, kind: type | tuple[type, ...]) -> dict[str, nn.M
     return {name: module for name, module in model.named_modules() if isinstance(module, kind)}
 
 
-def is_plain_conv(layer: nn.Module) -> bool:
+def is_plain_conv2d(layer: nn.Module) -> bool:
     """Return True for an nn.Conv2d, or a subclass of it that computes the same of the same two parameters."""
     computing = ("forward", "_conv_forward", "__call__")
     inherits = all(getattr(type(layer), name, None) is getattr(nn.Conv2d, name) for name in computing)

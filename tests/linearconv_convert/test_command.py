@@ -51,8 +51,8 @@ def test_a_network_of_a_library_has_random_weights_and_images_of_its_size(tmp_pa
     "arguments, message",
     [
         ("resnet18", "is not FILE.py:NAME"),
-        (f"{BASE} --weights missing.pt", "missing.pt: No such file"),
-        (f"{BASE} --calibration missing.pt", "missing.pt: No such file"),
+        (f"{BASE} --weights missing.pt", "No such file or directory: 'missing.pt'"),
+        (f"{BASE} --calibration missing.pt", "No such file or directory: 'missing.pt'"),
         (f"{BASE} --calibration list.pt", "holds no images"),
         (f"{BASE} --calibration grey.pt", "does not run on these images"),
         (f"{BASE} --output list.pt/small.pt", "list.pt"),
