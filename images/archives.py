@@ -140,8 +140,7 @@ def _read_splits(info, dataset, root):
             images = images.permute(0, 3, 1, 2)  # (N, 32, 32, 3) to (N, 3, 32, 32)
 
         found = images.dtype, *images.shape, *labels.shape, labels.unique().tolist()
-        side = info.image_size
-        if found != (torch.uint8, count, info.in_channels, side, side, count, list(range(info.num_classes))):
+        if found != (torch.uint8, count, info.in_channels, 32, 32, count, list(range(info.num_classes))):
             raise ValueError(f"its {split} images or labels are not as published")
         splits.append((images.contiguous(), labels))
     return tuple(splits)

@@ -76,16 +76,18 @@ def _run(options):
     example = torch.randn(2, options.in_channels, side, side, generator=torch.Generator().manual_seed(0))
     setting = {name: getattr(variant, name) for name in ("rank", "sparsity", "alpha", "compute")}
     setting |= {name: getattr(options, name) for name in ("skip", "include", "grow")}
-    calibration = _load_images(options.calibration) if options.calibration else None
+    images = {"calibration": options.calibration and _load_images(options.calibration), "example_input": example}
     try:
-        small, report = convert(
-            model, variant.type, **setting, calibration=calibration, example_input=example, return_report=True
-        )
+        small, report = convert(model, variant.type, **setting, **images, return_report=True)
     except RuntimeError as error:
         raise ConversionError(f"the network does not run on these images: {error}") from error
     print(report)
     output = options.output or Path("ckpt") / f"{options.model.rpartition(':')[2]}-{variant.type}.pt"
-    _save(small, output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    state = io.BytesIO()  # torch.save to a full disk would not say that it is full
+    torch.save(small.state_dict(), state)
+    with whole_file(output) as part:
+        part.write_bytes(state.getbuffer())
     given = [f", {name}={value!r}" for name, value in setting.items() if value != convert.__kwdefaults__[name]]
     print(f"written: {output} (load it into convert(model, {variant.type!r}{''.join(given)}, init='scratch'))")
     if options.export:
@@ -99,32 +101,19 @@ def _load_images(path):
     return images
 
 
-def _save(model, path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = io.BytesIO()  # torch.save to a full disk would not say that it is full
-    torch.save(model.state_dict(), state)
-    with whole_file(path) as part:
-        part.write_bytes(state.getbuffer())
-
-
 def _export(model, small, path, form, example):
     """Write the files that were asked for and say how large and how fast they are, beside the dense network's."""
     files = {form: path}
     if form == "both":
         files = {form: path.with_name(f"{path.stem}-{form}{path.suffix}") for form in FORMS}
     with tempfile.TemporaryDirectory() as folder:
-        _export_and_time("dense", model, Path(folder) / f"dense{path.suffix}", "folded", example)
-    for form, file in files.items():
-        _export_and_time(form, small, file, form, example)
-
-
-def _export_and_time(label, network, path, form, example):
-    exported = export(network, path, example, form)
-    with torch.no_grad():
-        taken = milliseconds(runner(path), example[:1])
-    print(
-        f"{label:8}  {exported.bytes / 1e6:8.2f} MB  {taken:8.2f} ms an image  error {exported.error:.0e}  {path.name}"
-    )
+        dense = "dense", model, Path(folder) / f"dense{path.suffix}", "folded"
+        for label, network, file, form in [dense, *((form, small, file, form) for form, file in files.items())]:
+            exported = export(network, file, example, form)
+            with torch.no_grad():
+                taken = milliseconds(runner(file), example[:1])
+            line = f"{label:8}  {exported.bytes / 1e6:8.2f} MB  {taken:8.2f} ms an image  error {exported.error:.0e}"
+            print(line if network is model else f"{line}  {file}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from linearconv_lowrank import LinearConvLowRank
 from linearconv_sparse import LinearConvSparse
 from linearconv_variants import LINEARCONV_TYPES, Variant
 
-INITS = ("fit", "scratch")
 GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 
 Choice = str | type | Callable[[str, nn.Module], bool]
@@ -46,22 +45,20 @@ def convert(
 
     Every nn.Conv2d, and subclass that adds nothing to it, is replaced, unless it would not get smaller (depthwise
     layers and thin 1x1 ones). Geometry, device, dtype, mode, hooks and `requires_grad` stay. Full rank is fitted by the
-    truncated SVD of the filters, which is the best there is (Eckart-Young); the other variants by alternating
-    regressions from there. `alpha=1` keeps the weights as they are.
+    truncated SVD of the filters, the best there is (Eckart-Young); the other variants by alternating regressions.
 
     Args:
         model: any model.
         type: `"rank"`, `"lowrank"` or `"sparse"`, as :class:`linearconv_variants.Variant` has them.
-        rank, sparsity, alpha, compute: the variant's setting.
+        rank, sparsity, alpha, compute: the variant's setting; `alpha=1` keeps the weights as they are.
         skip: layers to leave alone: by name or glob pattern (`"features.0"`, `"layer1.*"`; a module's name or type
             stands for all layers in it), by type, or by a predicate of name and layer; one, or a list of them.
         include: the only layers to convert, given like `skip`; all where left out.
         grow: convert layers that would not get smaller too.
         init: `"fit"`, or `"scratch"` for the initial distributions of the layers.
-        calibration: images (N, C, H, W), or batches of them, with or without labels. Then each layer's error is
-            weighed by its input statistics, so that outputs are matched on these images (the principal components of
-            the outputs instead of those of the filters), and the means of the outputs are kept through the biases,
-            where there are any. Grouped layers are fitted to their filters all the same.
+        calibration: images (N, C, H, W), or batches of them, with or without labels. Then outputs on these images are
+            matched instead of filters (by the principal components of the outputs), and the means of the outputs are
+            kept through the biases, where there are any. Grouped layers are fitted to their filters all the same.
         example_input: arguments of the model, for multiply-adds in the report.
         inplace: change the model itself.
         return_report: return `(model, report)`.
@@ -76,8 +73,8 @@ def convert(
     if type not in LINEARCONV_TYPES:
         raise ValueError(f"type must be one of {', '.join(LINEARCONV_TYPES)}, got {type!r}")
     conv = Variant(type, rank, sparsity, alpha, compute).conv
-    if init not in INITS:
-        raise ValueError(f"init must be one of {', '.join(INITS)}, got {init!r}")
+    if init not in ("fit", "scratch"):
+        raise ValueError(f"init must be one of fit, scratch, got {init!r}")
     surgery.check_model(model)
     reasons = _reasons_to_keep(model, conv, skip, include, grow)
     if inplace and isinstance(model, nn.Conv2d):

@@ -3,8 +3,6 @@
 import importlib
 import logging
 import os
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,12 +10,12 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
+from torch.utils.benchmark import Timer
 
 from linearconv_convert.folding import fold
 from linearconv_convert.surgery import ConversionError, copy_of, first_line
 
 FORMS = ("features", "folded")
-CHECKED_BATCHES = (1, 7)
 TOLERANCE = 1e-4  # largest difference over the largest magnitude of the outputs
 LARGEST_FILE = 2**31 - 2**20  # bytes of weights that one ONNX file takes
 
@@ -61,7 +59,7 @@ def export(model: nn.Module, path: str | Path, example_input: torch.Tensor, form
     with whole_file(path) as part:
         _write(prepared, part, _resized(example_input, max(2, len(example_input))))
         run = runner(part)
-        error = max(_error(model, run, _resized(example_input, batch)) for batch in CHECKED_BATCHES)
+        error = max(_error(model, run, _resized(example_input, batch)) for batch in (1, 7))
         if not error <= TOLERANCE:
             raise ConversionError(f"the exported file differs from the model by {error:.1e} relative to its outputs")
     return Exported(path, form, path.stat().st_size, error)
@@ -104,13 +102,8 @@ def onnx_runner(path: str | Path, threads: int | None = None) -> Callable[[torch
 
 def milliseconds(run: Callable[[torch.Tensor], object], images: torch.Tensor, seconds: float = 1.0) -> float:
     """Return the median time of `run(images)`, called for about `seconds`."""
-    run(images)
-    taken, start = [], time.perf_counter()
-    while not taken or time.perf_counter() - start < seconds:
-        begin = time.perf_counter()
-        run(images)
-        taken.append(1e3 * (time.perf_counter() - begin))
-    return statistics.median(taken)
+    timer = Timer("run(images)", globals={"run": run, "images": images}, num_threads=torch.get_num_threads())
+    return 1e3 * timer.blocked_autorange(min_run_time=seconds).median
 
 
 def _prepare(model, form):
@@ -161,5 +154,5 @@ def _import_onnx(package):
     try:
         return importlib.import_module(package)
     except ImportError:
-        cure = "pip install onnx onnxscript onnxruntime"
-        raise ConversionError(f"ONNX files need the package {package}: {cure}") from None
+        cure = f"the package {package}: pip install onnx onnxscript onnxruntime"
+        raise ConversionError(f"ONNX files need {cure}") from None

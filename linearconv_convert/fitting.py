@@ -100,7 +100,10 @@ def low_rank(root: Tensor, primary: int, rank: int, start: Tensor) -> tuple[Tens
     """
     if rank < min(start.shape):
         start = _best_alternation(root, primary, start, partial(_reduced_rank_regression, root, rank))
-    return _factorise(start, rank)
+    left, values, right = torch.linalg.svd(start, full_matrices=False)
+    roots = values[:rank].sqrt()
+    missing = rank - len(roots)
+    return F.pad(left[:, :rank] * roots, (0, missing)), F.pad(roots[:, None] * right[:rank], (0, 0, 0, missing))
 
 
 def sparse(root: Tensor, primary: int, pruned: int, start: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,8 +159,7 @@ def _mask_of_smallest(values, count):
 
 
 def _normal_equations(root, primary_root):
-    """Cross moments (F - P, P) of secondary and primary rows, the primary ones' own H (P, P) with a small ridge, and
-    the Cholesky factor of H."""
+    """Moments X (F - P, P) of secondary and primary rows, H (P, P) of primary ones with a ridge, the factor of H."""
     gram = primary_root @ primary_root.T
     gram.diagonal().add_(RIDGE * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny)
     return root[len(primary_root) :] @ primary_root.T, gram, torch.linalg.cholesky(gram)
@@ -186,11 +188,3 @@ def masked_regression(root: Tensor, mask: Tensor, primary_root: Tensor) -> Tenso
         before, squared = squared, (remainder * preconditioned).sum(1, keepdim=True)
         direction = preconditioned + squared / before.clamp_min(tiny) * direction
     return solution
-
-
-def _factorise(coefficients, rank):
-    """Balanced factors (F - P, rank) and (rank, P) of coefficients of at most that rank."""
-    left, values, right = torch.linalg.svd(coefficients, full_matrices=False)
-    roots = values[:rank].sqrt()
-    missing = rank - len(roots)
-    return F.pad(left[:, :rank] * roots, (0, missing)), F.pad(roots[:, None] * right[:rank], (0, 0, 0, missing))

@@ -20,12 +20,11 @@ def fold(model: nn.Module, *, batch_norm: bool = False, factorised: bool = False
 
     Args:
         model: any model.
-        batch_norm: also fold every nn.BatchNorm2d that alone takes the output of a convolution into that
-            convolution, and leave an nn.Identity in its place. The model must be in eval mode and traceable by
-            torch.fx outside of modules without BatchNorm. Layers with hooks are left alone.
-        factorised: keep LinearConv layers, faster and smaller than what they fold to, and fold only BatchNorm
-            into them: W_p by its factors s_p, A by s_s / s_p. One whose s_p are so small that a coefficient would
-            exceed 1e4 stays as it is.
+        batch_norm: also fold every nn.BatchNorm2d that alone takes the output of a convolution into that convolution,
+            and leave an nn.Identity in its place. The model must be in eval mode and traceable by torch.fx outside of
+            modules without BatchNorm. Layers with hooks are left alone.
+        factorised: keep LinearConv layers, faster and smaller than what they fold to, and fold only BatchNorm into
+            them: W_p by its factors s_p, A by s_s / s_p, unless a coefficient would exceed 1e4.
         inplace: change the model itself.
 
     Returns:
@@ -43,9 +42,8 @@ def fold(model: nn.Module, *, batch_norm: bool = False, factorised: bool = False
     pairs = _convolutions_before_batch_norms(model) if batch_norm else []
     target = model if inplace else surgery.copy_of(model)
     layers = layers_of(target, (nn.Conv2d, LinearConv, nn.BatchNorm2d))
-    replacements = {}
-    if not factorised:
-        replacements = {layer: layer.fuse() for layer in layers.values() if isinstance(layer, LinearConv)}
+    to_fuse = {} if factorised else layers_of(target, LinearConv)
+    replacements = {layer: layer.fuse() for layer in to_fuse.values()}
     for conv_name, norm_name in pairs:
         conv, norm = layers[conv_name], layers[norm_name]
         folded = _fold_batch_norm(replacements.get(conv, conv), norm)

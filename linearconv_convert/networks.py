@@ -1,8 +1,7 @@
 """Networks and their weights by name: a class in a file, torchvision's, timm's; a state_dict or a checkpoint."""
 
-import importlib.util
-import inspect
 import pickle
+import runpy
 import sys
 from pathlib import Path
 
@@ -78,18 +77,15 @@ def load_tensors(path: str | Path) -> object:
 def _from_file(path, name, arguments):
     if not path.is_file():
         raise ConversionError(f"there is no file {path}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.resolve().parent))  # for what it imports from beside it
     try:
-        spec.loader.exec_module(module)
+        defined = runpy.run_path(str(path), run_name="network")
     except Exception as error:  # a user's file may fail in any way
         raise ConversionError(f"{path} cannot be imported: {type(error).__name__}: {error}") from None
-    network = getattr(module, name, None)
+    network = defined.get(name)
     if not callable(network):
-        classes = inspect.getmembers(module, inspect.isclass)
-        found = [key for key, value in classes if value.__module__ == module.__name__]
-        raise ConversionError(f"{path} defines no network {name}; it has {', '.join(found) or 'none'}")
+        found = [key for key, value in defined.items() if isinstance(value, type) and value.__module__ == "network"]
+        raise ConversionError(f"{path} defines no network {name}; it has {', '.join(sorted(found)) or 'none'}")
     try:
         model = network(**arguments)
     except TypeError as error:

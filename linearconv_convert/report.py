@@ -12,38 +12,24 @@ from linearconv_convert.surgery import eval_with_hooks
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What became of one convolution.
-
-    Args:
-        name: of the layer in the model.
-        parameters_before, parameters_after: their numbers.
-        macs_before, macs_after: multiply-adds of one image at inference; None without `example_input`.
-        filter_error: relative Frobenius norm of what the filters differ by; None where nothing was fitted.
-        output_error: the same of the outputs on calibration images; None without these.
-        reason: why the layer was left alone; empty for a converted one.
-    """
+    """What became of one convolution."""
 
     name: str
     parameters_before: int
     parameters_after: int
-    macs_before: int | None = None
+    macs_before: int | None = None  # multiply-adds of one image at inference; None without `example_input`
     macs_after: int | None = None
-    filter_error: float | None = None
-    output_error: float | None = None
-    reason: str = ""
+    filter_error: float | None = None  # relative Frobenius norm of what filters differ by; None where nothing is fitted
+    output_error: float | None = None  # the same of the outputs on calibration images; None without these
+    reason: str = ""  # why the layer was left alone; empty for a converted one
 
 
 @dataclass(frozen=True)
 class Report:
-    """What became of a model; str() is a table of its convolutions with totals.
+    """What became of a model; str() is a table of its convolutions with totals."""
 
-    Args:
-        layers: a :class:`LayerReport` for each convolution.
-        parameters_before, parameters_after: those of the whole model.
-    """
-
-    layers: list[LayerReport]
-    parameters_before: int
+    layers: list[LayerReport]  # of each convolution
+    parameters_before: int  # of the whole model
     parameters_after: int
 
     @property

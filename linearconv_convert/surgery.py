@@ -104,14 +104,9 @@ def eval_with_hooks(
 
 
 def replace(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Put new modules in the places of old ones.
+    """Put new modules in the places of old ones {old: new}, with their hooks and modes, and return the model.
 
-    Args:
-        model: changed in place, except where it is itself replaced.
-        replacements: {old: new}; hooks and mode go over to the new one.
-
-    Returns:
-        The model, or what it is replaced by.
+    It is changed in place, except where it is itself replaced; then its replacement is returned.
     """
     for old, new in replacements.items():
         for hooks in CARRIED_HOOKS:
