@@ -25,7 +25,8 @@ from torch import Tensor, is_grad_enabled
 from torch._C import _is_any_autocast_enabled
 
 from linearconv_features import (
-    Inference,
+    MOST_JOINED,
+    Kept,
     Overwriting,
     Source,
     apply_factors,
@@ -70,9 +71,9 @@ class LinearConv(nn.Module):
     Raises:
         ValueError: for `alpha` outside (0, 1], an unknown `compute`, or what Conv2d refuses.
 
-    In eval mode with gradients off, filters are built once and reused until a parameter changes. A change is seen
-    by the parameter's version counter and storage; writing into `parameter.data` in place escapes both and is seen
-    only after the next `train()` or `eval()`.
+    With gradients off, filters are built once and reused until a parameter changes. Writing into `parameter.data` in
+    place, or into shared memory by another process, escapes notice until the next pass with gradients or change between
+    `train()` and `eval()`.
 
     Example::
 
@@ -121,7 +122,7 @@ class LinearConv(nn.Module):
         self.compute = compute
         self.filter_size = in_channels // groups * prod(self.kernel_size)  # K
         self._is_pointwise = self.kernel_size == (1, 1) and groups == 1 and not any(self._pad_widths)
-        self._inference = None  # what is kept for passes without gradients
+        self._kept = Kept()  # for passes without gradients
         self._overwriting = Overwriting()
 
         factory = {"device": device, "dtype": dtype}
@@ -211,7 +212,7 @@ class LinearConv(nn.Module):
         filters, requires_grad = self.weight.detach(), self.conv_weights.requires_grad
         self._create_weights(1.0, device=filters.device, dtype=filters.dtype)
         self.conv_weights = nn.Parameter(filters, requires_grad)
-        self._inference = None
+        self._kept.clear()
 
     # ---- evaluation --------------------------------------------------------------------------------------------
 
@@ -273,40 +274,35 @@ class LinearConv(nn.Module):
         return positions
 
     def forward(self, input: Tensor) -> Tensor:
-        kept = self._kept_for_inference()
-        if kept is not None:
-            return kept(self, input)
         padded = self._pad(input)
         if self._mode_for(padded) == "features":
             return self._combine_features(padded)
-        return self._convolve_with_filters(padded)
+        return self._convolve(padded, *self._make("_filters_and_bias"))  # [W_p ; A W_p] * x + b, the paper's way
 
-    def _kept_for_inference(self):
-        """What is kept for passes without gradients, made anew where a parameter has changed; None in other passes."""
+    def _make(self, name):
+        """What a method makes of the parameters; kept in passes without gradients."""
         if not in_plain_eager_mode():
-            return None
-        if self.training or is_grad_enabled():
-            self._inference = None  # an optimizer step may come of this pass, and fused ones count no versions
-        elif self._inference is None or not self._inference.is_current(self):
-            self._inference = Inference.of(self)
-        return self._inference
-
-    def _convolve_with_filters(self, padded):
-        """[W_p ; A W_p] * x + b, the paper's way."""
-        weight, bias = self._filters_and_bias()
-        if self._is_pointwise and self.stride == (1, 1) and in_plain_eager_mode() and lie_as_rows(padded):
-            return multiply_rows(padded, weight.flatten(1), bias)
-        return self._convolve(padded, weight, bias)
+            return getattr(self, name)()
+        if is_grad_enabled():
+            self._kept.clear()  # whoever differentiates is about to change a parameter
+            return getattr(self, name)()
+        return self._kept.get(self, name)
 
     def _combine_features(self, padded):
         """[y_p ; A y_p] + b, with the bias folded into both convolutions so that the output is written once.
 
         y_p carries its bias b_p already, so the secondary half adds b_s - A b_p instead of b_s.
         """
-        weight, primary_bias, shift, *factors = self._parts()
-        source = Source(padded, weight, primary_bias)
-        primary = self._convolve(*source)  # (N, P, H', W')
-        return combine(primary, factors, shift, source, self._overwriting if in_plain_eager_mode() else None)
+        if is_grad_enabled() or not in_plain_eager_mode():
+            weight, primary_bias, shift, *factors = self._make("_parts")
+            source = Source(padded, weight, primary_bias)
+            primary = F.conv2d(*source, *self._conv_arguments())  # (N, P, H', W')
+            return combine(primary, factors, shift, source, self._overwriting if in_plain_eager_mode() else None)
+        joined, joined_shift, weight, primary_bias, shift, *factors = self._make("_joined_and_parts")
+        primary = self._convolve(padded, weight, primary_bias)
+        if joined is not None and lie_as_rows(primary):
+            return multiply_rows(primary, joined, joined_shift)
+        return combine(primary, factors, shift)
 
     def _filters_and_bias(self):
         filters, factors, device = self.conv_weights, self.factors(), self.conv_weights.device.type
@@ -322,29 +318,41 @@ class LinearConv(nn.Module):
         primary_bias, secondary_bias = self.bias.split((self.primary_channels, self.secondary_channels))
         return self.conv_weights, primary_bias, secondary_bias - apply_factors(factors, primary_bias), *factors
 
+    def _joined_and_parts(self):
+        """[I ; A] and [0 ; shift] before the parts, which take few primary maps to all maps in one matrix product."""
+        parts = _, _, shift, *factors = self._parts()
+        if self.primary_channels > MOST_JOINED:
+            return None, None, *parts
+        product = apply_factors(factors[:-1], factors[-1])
+        identity = torch.eye(self.primary_channels, dtype=product.dtype, device=product.device)
+        joined_shift = None if shift is None else F.pad(shift, (self.primary_channels, 0))
+        return torch.cat((identity, product)), joined_shift, *parts
+
     def _pad(self, input):
         """Pad as `padding_mode` says; zeros are left to the convolution."""
         return input if self.padding_mode == "zeros" else F.pad(input, self._pad_widths, mode=self.padding_mode)
 
     def _convolve(self, padded, weight, bias):
+        if self._is_pointwise and in_plain_eager_mode() and lie_as_rows(padded):
+            down, across = self.stride
+            if down == across == 1:
+                return multiply_rows(padded, weight.flatten(1), bias)
+            if not is_grad_enabled():
+                seen = padded[:, :, ::down, ::across].contiguous(memory_format=torch.channels_last)
+                return multiply_rows(seen, weight.flatten(1), bias)
         return F.conv2d(padded, weight, bias, *self._conv_arguments())
 
     def _conv_arguments(self):
         padding = self.padding if self.padding_mode == "zeros" else (0, 0)
         return self.stride, padding, self.dilation, self.groups
 
-    # ---- what is kept for inference is dropped -----------------------------------------------------------------
-
     def train(self, mode: bool = True) -> "LinearConv":
-        self._inference = None
+        if mode != self.training:
+            self._kept.clear()
         return super().train(mode)
 
-    def _apply(self, fn, recurse=True):
-        self._inference = None
-        return super()._apply(fn, recurse)
-
     def __getstate__(self):
-        return {**self.__dict__, "_inference": None}
+        return {**self.__dict__, "_kept": Kept()}
 
     def extra_repr(self) -> str:
         text = "{in_channels}, {out_channels}, kernel_size={kernel_size}, stride={stride}"

@@ -65,21 +65,74 @@ def test_one_layer_in_full_and_in_lower_precision_in_turns(conv, kernel_size, co
             assert relative_error(output, expected) < 0.03
 
 
-def test_another_compute_mode_takes_effect_at_once():
+@pytest.fixture
+def made(monkeypatch):
+    """Names of what layers made of their parameters, in order."""
+    names = []
+    for name in ("_filters_and_bias", "_parts"):
+        make = getattr(LinearConv, name)
+        monkeypatch.setattr(LinearConv, name, lambda layer, make=make, name=name: names.append(name) or make(layer))
+    return names
+
+
+def test_another_compute_mode_takes_effect_at_once(made):
     layer, input = LinearConv(8, 16, 1, compute="features").eval(), torch.randn(1, 8, 4, 4)
     with torch.no_grad():
-        layer(input)
-        layer.compute = "filters"
-        layer(input)
-    assert {key[-1] for key in layer._inference.runs} == {"filters", "features"}
+        for compute in ("features", "filters", "features"):
+            layer.compute = compute
+            layer(input)
+    assert made == ["_parts", "_filters_and_bias"]
 
 
-def test_inputs_of_ever_new_sizes_do_not_fill_the_memory():
-    layer = LinearConv(3, 8, 3).eval()
+@pytest.mark.parametrize("compute", ("filters", "features"))
+def test_eval_before_every_pass_and_ever_new_sizes_make_nothing_anew(made, compute):
+    layer = LinearConv(8, 16, 3, compute=compute)
     with torch.no_grad():
-        for width in range(3, 3 + 3 * linearconv_features.MOST_SHAPES):
-            layer(torch.randn(1, 3, 3, width))
-    assert len(layer._inference.runs) <= linearconv_features.MOST_SHAPES
+        for side in range(3, 38):
+            layer.eval()
+            layer(torch.randn(1, 8, side, side))
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("optimizer", (torch.optim.Adam, torch.optim.SGD))
+@pytest.mark.parametrize("compute", ("filters", "features"))
+def test_the_step_of_a_fused_optimizer_is_noticed_in_eval_mode(optimizer, compute):
+    layer, input = LinearConv(3, 8, 3, compute=compute).eval(), torch.randn(2, 3, 5, 5)
+    optimizer = optimizer(layer.parameters(), lr=0.1, fused=True)  # counts no versions
+    layer(input).square().sum().backward()
+    with torch.no_grad():
+        layer(input)
+        optimizer.step()
+        assert relative_error(layer(input), reference(layer, input)) < 1e-5
+
+
+@pytest.mark.parametrize("norm", (nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm))
+def test_a_parametrized_layer_is_read_at_every_pass(norm):
+    layer, input = norm(LinearConv(3, 8, 3), "conv_weights").eval(), torch.randn(1, 3, 5, 5)
+    with torch.no_grad():
+        layer(input)
+        layer.parametrizations.conv_weights[0].eval()
+        for parameter in layer.parametrizations.conv_weights.parameters():
+            parameter.normal_()
+        expected = nn.functional.conv2d(input, layer.weight, layer.bias)
+        torch.testing.assert_close(layer(input), expected)
+        name = next(
+            iter(dict(layer.parametrizations.conv_weights.named_parameters(prefix="parametrizations.conv_weights")))
+        )
+        doubled = {name: 2 * layer.get_parameter(name), "bias": torch.zeros(8)}
+        with torch.random.fork_rng():
+            output = torch.func.functional_call(layer, doubled, (input,))
+    assert not torch.allclose(output, expected)
+
+
+def test_fake_tensors_leave_nothing_behind():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    layer, input = LinearConv(3, 8, 3).eval(), torch.randn(1, 3, 5, 5)
+    with torch.no_grad():
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            assert layer(torch.randn(1, 3, 5, 5)).shape == (1, 8, 3, 3)
+        assert relative_error(layer(input), reference(layer, input)) < 1e-5
 
 
 def test_tensors_that_do_not_show_their_changes_are_read_at_every_pass():

@@ -261,7 +261,6 @@ def test_auto_decides_by_precision_and_gradients(monkeypatch):
     layer.eval()
     with torch.no_grad():
         layer(torch.randn(2, 64, 8, 6))
-        layer(torch.randn(2, 64, 8, 6))  # kept
         with torch.autocast("cpu", torch.bfloat16):
             layer(torch.randn(2, 64, 8, 6))
         layer.bfloat16()(torch.randn(2, 64, 8, 6).bfloat16())
