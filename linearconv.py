@@ -37,6 +37,7 @@ from linearconv_features import (
     multiply_rows,
 )
 
+GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 COMPUTE_MODES = ("auto", "filters", "features")
 FACTORS_PAY = 4  # times fewer multiply-adds than their product, which multiplies maps faster: thin matrices are slow
 
@@ -110,14 +111,8 @@ class LinearConv(nn.Module):
         conv = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, "meta"
         )
-        self.in_channels = conv.in_channels
-        self.out_channels = conv.out_channels
-        self.kernel_size = conv.kernel_size
-        self.stride = conv.stride
-        self.padding = conv.padding
-        self.dilation = conv.dilation
-        self.groups = conv.groups
-        self.padding_mode = conv.padding_mode
+        for name in GEOMETRY:
+            setattr(self, name, getattr(conv, name))
         self._pad_widths = conv._reversed_padding_repeated_twice  # as F.pad wants them, last dimension first
         self.compute = compute
         self.filter_size = in_channels // groups * prod(self.kernel_size)  # K
@@ -182,20 +177,9 @@ class LinearConv(nn.Module):
 
     def fuse(self) -> nn.Conv2d:
         """Return the equivalent `nn.Conv2d` (F filters, equal output to rounding), sharing no memory with the layer."""
-        conv = nn.utils.skip_init(
-            nn.Conv2d,
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            self.bias is not None,
-            self.padding_mode,
-            device=self.conv_weights.device,
-            dtype=self.conv_weights.dtype,
-        )
+        geometry = {name: getattr(self, name) for name in GEOMETRY}
+        factory = {"device": self.conv_weights.device, "dtype": self.conv_weights.dtype}
+        conv = nn.utils.skip_init(nn.Conv2d, **geometry, bias=self.bias is not None, **factory)
         with torch.no_grad():
             conv.weight.copy_(self.weight)
             if self.bias is not None:
@@ -231,7 +215,8 @@ class LinearConv(nn.Module):
         """Return the multiply-adds of what a training pass makes first: all filters, or `A` where it is used whole."""
         if mode == "filters":
             return self.coefficient_count * self.filter_size
-        return 0 if self._factors_pay else _macs_of_product(self.factor_shapes)
+        (rows, inner), *_ = self.factor_shapes
+        return 0 if self._factors_pay else rows * inner * self.primary_channels
 
     def mode_at(self, positions: int | None = None, training: bool = True, precision: str = "float32") -> str:
         """Return `"filters"` or `"features"`: the way this layer is evaluated.
@@ -372,9 +357,3 @@ def _make_filters(primary, factors):
     rows = filters.flatten(1)
     filters = torch.cat((rows, apply_factors(factors, rows))).unflatten(1, filters.shape[1:])
     return filters if contiguous else filters.permute(0, 3, 1, 2)
-
-
-def _macs_of_product(shapes):
-    """Multiply-adds of multiplying matrices from the right."""
-    columns = shapes[-1][1]
-    return sum(rows * inner * columns for rows, inner in shapes[:-1])

@@ -3,12 +3,7 @@
     Variant("lowrank", rank=10).conv(64, 128, 3, padding=1)          # a layer
     add_options(parser); Variant.of(parser.parse_args()).conv        # a factory, called as nn.Conv2d is
 
-| type      | rank                                    | sparsity            | layer                                    |
-| --------- | --------------------------------------- | ------------------- | ---------------------------------------- |
-| `rank`    | share of P in (0, 1], default 1         |                     | LinearConv; below 1 LinearConvRankRatio  |
-| `lowrank` | integer of at least 1, default 10       |                     | LinearConvLowRank                        |
-| `sparse`  |                                         | [0, 1), default 0.25| LinearConvSparse                         |
-| `dense`   |                                         |                     | nn.Conv2d                                |
+`rank` is LinearConv, below -r 1 LinearConvRankRatio; `lowrank`, `sparse` are what they say; `dense` is nn.Conv2d.
 """
 
 import argparse

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 import torch
 import torch.nn as nn
 
-from linearconv import LinearConv
+from linearconv import GEOMETRY, LinearConv
 from linearconv_convert import fitting, surgery
 from linearconv_convert.calibration import output_moments
 from linearconv_convert.report import LayerReport, Report, count_macs, count_parameters, output_positions
@@ -17,8 +17,6 @@ from linearconv_convert.surgery import ConversionError, layers_of
 from linearconv_lowrank import LinearConvLowRank
 from linearconv_sparse import LinearConvSparse
 from linearconv_variants import LINEARCONV_TYPES, Variant
-
-GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 
 Choice = str | type | Callable[[str, nn.Module], bool]
 Selection = Choice | list[Choice] | tuple[Choice, ...] | set[Choice] | frozenset[Choice]

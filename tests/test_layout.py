@@ -20,6 +20,7 @@ FLOORS = (  # from the ground up; what stands on one floor may import from it an
     {"training"},
     {"models"},
     {"benchmarks", "experiments"},
+    {"docs"},
 )
 OURS = set().union(*FLOORS)
 NEVER = {  # room: what it does without, though it stands on a lower floor
