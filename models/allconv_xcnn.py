@@ -15,8 +15,7 @@ Expected counts for 3x32x32 images and 10 classes, FLOPs by the paper's conventi
     rank 1                739,450       437,041,392
     lowrank 10            698,938       341,189,922
 
-The table prints 0.440 B and 0.344 B for the last two: its LinearConv conv8 was padded by 1, which a 1x1
-convolution has no use for.
+The table prints 0.440 B and 0.344 B for the last two: its LinearConv conv8, a 1x1 convolution, was padded by 1.
 """
 
 import sys

@@ -27,6 +27,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from models import scale
+from models.resnet_xcnn import make_shortcut
 from training import Recipe, main
 
 
@@ -42,16 +43,13 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
         self.conv3 = conv(channels, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
-        self.has_shortcut = stride == 1
-        self.shortcut = nn.Sequential()
-        if self.has_shortcut and in_channels != out_channels:
-            self.shortcut = nn.Sequential(conv(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
+        self.shortcut = make_shortcut(conv, in_channels, out_channels, stride) if stride == 1 else None
 
     def forward(self, x):
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
-        return out + self.shortcut(x) if self.has_shortcut else out
+        return out if self.shortcut is None else out + self.shortcut(x)
 
 
 class MobileNetV2(nn.Module):

@@ -139,11 +139,5 @@ RECIPE = Recipe(lr=0.1, epochs=250, batch_size=50, milestones=(75, 150, 200))
 DIGITS_RECIPE = Recipe(lr=1e-3, epochs=10, milestones=(7, 9))
 
 if __name__ == "__main__":
-    networks = {
-        "ResNet18": ResNet18,
-        "ResNet34": ResNet34,
-        "ResNet50": ResNet50,
-        "ResNet101": ResNet101,
-        "ResNet152": ResNet152,
-    }
-    main(networks, RECIPE, DIGITS_RECIPE)
+    networks = (ResNet18, ResNet34, ResNet50, ResNet101, ResNet152)
+    main({network.__name__: network for network in networks}, RECIPE, DIGITS_RECIPE)

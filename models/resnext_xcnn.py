@@ -39,10 +39,7 @@ class Block(Bottleneck):
 
 
 class ResNeXt29(nn.Module):
-    """A 1x1 stem and three stages of three blocks; the groups become twice as wide from stage to stage.
-
-    See ResNeXt29_2x64d and so on.
-    """
+    """A 1x1 stem and three stages of three blocks, with groups twice as wide from stage to stage."""
 
     cardinality: int  # groups of each 3x3 convolution
     group_width: int  # channels of a group in the first stage
@@ -87,10 +84,5 @@ RECIPE = Recipe(lr=1e-3, epochs=250, batch_size=32, milestones=(75, 150, 200))
 DIGITS_RECIPE = Recipe(lr=1e-3, epochs=2, batch_size=32, milestones=(1,))
 
 if __name__ == "__main__":
-    networks = {
-        "ResNeXt29_2x64d": ResNeXt29_2x64d,
-        "ResNeXt29_4x64d": ResNeXt29_4x64d,
-        "ResNeXt29_8x64d": ResNeXt29_8x64d,
-        "ResNeXt29_32x4d": ResNeXt29_32x4d,
-    }
-    main(networks, RECIPE, DIGITS_RECIPE)
+    networks = (ResNeXt29_2x64d, ResNeXt29_4x64d, ResNeXt29_8x64d, ResNeXt29_32x4d)
+    main({network.__name__: network for network in networks}, RECIPE, DIGITS_RECIPE)
