@@ -9,8 +9,8 @@ WACV 2021 (arXiv 1907.11432).
     python models/base_xcnn.py -t sparse -s 0.25
 
 Expected counts for 3x32x32 images and 10 classes, FLOPs by the paper's convention (--count-only), and test accuracy on
-CIFAR-10, measured with these commands, `--epochs 250` being the default (after the last epoch, one seed, torch 2.14 on a
-CPU; results/base_paper_cifar10.json):
+CIFAR-10, measured with these commands, `--epochs 250` being the default (after the last epoch, one seed, torch 2.14 on
+a CPU; results/base_paper_cifar10.json):
 
                        parameters             FLOPs    accuracy
     dense                 399,626        17,070,070     87.18 %

@@ -3,7 +3,6 @@
 import io
 import random
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,11 +18,9 @@ BEST = "best.pt"
 
 
 def save(folder: Path, state: dict, best: bool = False) -> Path:
-    """Write the checkpoint after `state["epoch"]` epochs and `state["batch"]` batches of the next one, and drop all but
-    the newest; with `best`, keep a copy of it.
+    """Write the checkpoint after `state["epoch"]` epochs and `state["batch"]` batches of the next one; return its path.
 
-    Returns:
-        The checkpoint's path.
+    All but the newest are dropped; with `best`, a copy of it is kept.
 
     Raises:
         OSError: where the folder or the disk does not take it; the checkpoints before it stay as they are.
@@ -32,20 +29,15 @@ def save(folder: Path, state: dict, best: bool = False) -> Path:
     path = folder / f"checkpoint-{state['epoch']:04d}{within}.pt"
     buffer = io.BytesIO()
     torch.save(state, buffer)  # in memory first: on a full disk torch itself would not say what is wrong
-    write_whole(path, lambda file: file.write(buffer.getbuffer()))
-    if best:
-        with open(path, "rb") as source:
-            write_whole(folder / BEST, lambda file: shutil.copyfileobj(source, file))
+    for file_path in (path, folder / BEST) if best else (path,):
+        write_whole(file_path, lambda file: file.write(buffer.getbuffer()))
     for old in _newest_first(folder)[KEPT:]:
         old.unlink()
     return path
 
 
 def load_newest(folder: Path, warn: Callable[[str], object] = print) -> tuple[dict, Path]:
-    """Read the newest checkpoint in `folder` that can be read; name a damaged one through `warn` and pass it over.
-
-    Returns:
-        What :func:`save` was given, on the CPU, and the file it came from.
+    """Return the newest state in `folder` that can be read, on the CPU, and its path; `warn` of damaged ones before it.
 
     Raises:
         UsageError: where there is none.
@@ -86,7 +78,5 @@ def restore_random_state(state: dict, device: torch.device) -> None:
 
 
 def _newest_first(folder):
-    def progress(path):
-        return [int(number) for number in re.findall(r"\d+", path.stem)]  # [epoch] or [epoch, batch]
-
-    return sorted(folder.glob(PATTERN), key=progress, reverse=True)
+    """The checkpoints by the numbers in their names: epoch, or epoch and batch."""
+    return sorted(folder.glob(PATTERN), key=lambda path: list(map(int, re.findall(r"\d+", path.stem))), reverse=True)

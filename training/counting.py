@@ -9,6 +9,7 @@ All are per image and for eval mode. They are counted on a copy, so that nothing
 
 import copy
 import warnings
+from functools import partial
 from math import prod
 
 import setuptools  # noqa: F401  gives thop its distutils on Python 3.12 and later
@@ -25,14 +26,11 @@ with warnings.catch_warnings():
 
 
 def count(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:
-    """Count a network.
+    """Return a network's `parameters`, `nonzero_parameters`, `flops_paper`, `flops` and `macs_inference`.
 
     Args:
         model: any network of one image tensor; counted in eval mode on its own device.
         input_size: (channels, height, width) of one image.
-
-    Returns:
-        `parameters`, `nonzero_parameters`, `flops_paper`, `flops`, `macs_inference`.
     """
     return {
         "parameters": count_parameters(model),
@@ -63,14 +61,7 @@ def _masks(model):
     return [layer.mask for layer in model.modules() if isinstance(layer, LinearConvSparse)]
 
 
-# ---- the rules: (layer, output of one image) to operations ---------------------------------------------------------
-
-
-def _positions(output):
-    return output[..., :1, :, :].numel()
-
-
-def _paper_conv(layer, output):
+def _paper_conv(layer, output):  # this and all rules: a layer and its output of one image to operations
     per_output = (prod(layer.kernel_size) + (layer.bias is not None)) * layer.in_channels // layer.groups
     return output.numel() * per_output
 
@@ -86,14 +77,10 @@ def _paper_max_pool(layer, output):
     return (size if isinstance(size, int) else prod(size)) * output.numel()
 
 
-def _training_macs(layer, output):
-    mode = layer.mode_at(_positions(output), training=True)
-    return layer.macs_per_position(mode) * _positions(output) + layer.macs_of_making(mode)
-
-
-def _inference_macs(layer, output):
-    mode = layer.mode_at(_positions(output), training=False)
-    return layer.macs_per_position(mode) * _positions(output)
+def _linearconv_macs(layer, output, training=False):
+    positions = output[..., :1, :, :].numel()
+    mode = layer.mode_at(positions, training)
+    return layer.macs_per_position(mode) * positions + (layer.macs_of_making(mode) if training else 0)
 
 
 PAPER_RULES = {
@@ -106,11 +93,9 @@ PAPER_RULES = {
 }
 INFERENCE_RULES = {
     nn.Conv2d: lambda layer, output: output.numel() * layer.weight[0].numel(),
-    LinearConv: _inference_macs,
+    LinearConv: _linearconv_macs,
     nn.Linear: lambda layer, output: output.numel() * layer.in_features,
 }
-
-# ---- the three counts ---------------------------------------------------------------------------------------------
 
 
 def flops_paper(model: nn.Module, input_size: tuple[int, int, int]) -> int:
@@ -130,7 +115,7 @@ def flops(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     A LinearConv layer counts the multiply-adds of a training pass in the way it is run: its convolution over P
     channels and the combination of their maps, or the generation of its filters and the convolution with all F.
     """
-    return _profile(model, input_size, {LinearConv: _training_macs})
+    return _profile(model, input_size, {LinearConv: partial(_linearconv_macs, training=True)})
 
 
 def macs_inference(model: nn.Module, input_size: tuple[int, int, int]) -> int:
@@ -152,13 +137,10 @@ def _profile(model, input_size, rules, default_rules=True):
         return add
 
     model = copy.deepcopy(model).requires_grad_(False)
-    custom_ops = {}
+    custom_ops = {} if default_rules else dict.fromkeys(THOP_RULES, hook(lambda layer, output: 0))
     for kind in {type(module) for module in model.modules()}:
-        rule = next((rules[base] for base in kind.__mro__ if base in rules), None)
-        if rule is not None:
-            custom_ops[kind] = hook(rule)
-        elif not default_rules and kind in THOP_RULES:
-            custom_ops[kind] = hook(lambda layer, output: 0)
+        if base := next((base for base in kind.__mro__ if base in rules), None):
+            custom_ops[kind] = hook(rules[base])
     example = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     image = torch.zeros(1, *input_size, device=example.device, dtype=example.dtype)
     total, _ = thop.profile(model, (image,), custom_ops=custom_ops, verbose=False)

@@ -90,13 +90,10 @@ class Group:
 
 @contextmanager
 def join(device: str) -> Iterator[Group]:
-    """Join the processes that torchrun has started, for as long as the context lasts.
+    """Join the processes that torchrun has started, for as long as the context lasts, and yield this one's group.
 
     Args:
         device: that the command line asks for; of several processes each gets its own GPU.
-
-    Yields:
-        The group of this process.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:

@@ -134,9 +134,6 @@ def run_name(options: Options, dataset: str) -> str:
     return "-".join([options.network, *width, variant.label, *alpha, dataset, f"seed{options.seed}"])
 
 
-# ---- checks -------------------------------------------------------------------------------------------------------
-
-
 def _check(options):
     """Raise a ValueError for what does not go together or is not to be had here."""
     resume = options.resume != "never"
@@ -166,8 +163,7 @@ def _check_device(name):
 
 
 def cpu_computes_in_bfloat16() -> bool:
-    """Return True where the CPU has instructions for bfloat16; without them autocast takes many times as long as
-    float32."""
+    """Return True where the CPU has instructions for bfloat16; without them autocast is far slower than float32."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 

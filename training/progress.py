@@ -38,16 +38,13 @@ class Progress:
         self.correct += (logits.detach().argmax(1) == labels).sum()
 
     def finish_epoch(self, results: dict, details: dict, evaluation_seconds: float, num_images: int) -> bool:
-        """Count an epoch and append its record to the history.
+        """Count an epoch, append its record to the history, and return True where it is the best so far.
 
         Args:
             results: `train_loss`, `train_accuracy`, `test_accuracy`.
             details: what else the record is to say.
             evaluation_seconds: beside `train_seconds`.
             num_images: that it has trained on.
-
-        Returns:
-            True where its test accuracy is the best so far.
         """
         self.epoch += 1
         self.seconds += self.train_seconds + evaluation_seconds

@@ -14,8 +14,6 @@ from tqdm import tqdm
 from training import counting
 from training.errors import UsageError
 from training.options import Options
-from training.progress import Progress
-from training.settings import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNTS = (  # title, key of the network, key of its dense counterpart
@@ -32,23 +30,13 @@ def count_against_dense(model: nn.Module, dense: nn.Module, input_size: tuple[in
     return counts | {dense_key: of_dense[key] for _, key, dense_key in COUNTS}
 
 
-def make_report(
-    options: Options,
-    counts: dict[str, int],
-    num_classes: int,
-    device: torch.device,
-    dataset: str | None = None,
-    recipe: Recipe | None = None,
-    progress: Progress | None = None,
-) -> dict[str, object]:
-    """Return what report.json holds: the setting, the counts, the outcome, and what they were made with.
+def make_report(options: Options, counts: dict[str, int], num_classes: int, device: torch.device) -> dict[str, object]:
+    """Return what report.json holds before the recipe and the outcome: setting, counts, and what they were made with.
 
     Args:
-        options: of the run.
+        options, device: of the run.
         counts: of :func:`count_against_dense`; `nonzero_parameters` after training.
         num_classes: of the data.
-        device: of the run.
-        dataset, recipe, progress: what it was trained on, how, and what was reached; left out where only counted.
     """
     variant = options.variant
     return {
@@ -56,15 +44,10 @@ def make_report(
         **{name: getattr(variant, name) for name in ("type", "rank", "sparsity", "alpha")},
         "width": options.width,
         "compute": variant.compute,
-        "dataset": dataset or options.dataset,
-        "seed": options.seed,
-        "amp": options.amp,
-        "compile": options.compile,
+        **options.pick("dataset", "seed", "amp", "compile"),
         "num_classes": num_classes,
         **counts,
         **origin(device),
-        **(vars(recipe) if recipe else {}),
-        **(progress.outcome() if progress else {}),
     }
 
 
@@ -101,9 +84,6 @@ def _git_commit():
         return git.stdout.strip() or None
     except (OSError, subprocess.TimeoutExpired):
         return None
-
-
-# ---- what is shown ------------------------------------------------------------------------------------------------
 
 
 def show_counts(options: Options, counts: dict[str, int], input_size: tuple[int, int, int], num_classes: int) -> None:

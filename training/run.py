@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 
-from dataloaders import BatchLoader, DataError, dataloaders, describe
+from dataloaders import DataError, dataloaders, describe
 from linearconv import LinearConv
 from training import checkpoints, counting, report, run_folder
-from training.distributed import Group, join
+from training.distributed import join
 from training.errors import EXPECTED, UsageError, report_failure
 from training.files import write_json
-from training.options import Options, make_parser, parse_arguments, run_name
+from training.options import make_parser, parse_arguments, run_name
 from training.settings import Recipe, TrainingSettings
 from training.trainer import Trainer
 
@@ -57,12 +57,13 @@ def _run(network, recipes, options, group):
     if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
         torch.use_deterministic_algorithms(True)
+    resume = "auto" if group.restarts and options.resume == "never" else options.resume  # torchrun's restarts go on
     input_size, num_classes = _image_shape(options)
     torch.manual_seed(options.seed)
     model, counts = _build_and_count(network, options, input_size, num_classes)
     report.show_counts(options, counts, input_size, num_classes)
     if options.output and options.resume == "never":  # a folder that cannot be used is told before any waiting
-        _open_folder(options, None, group)
+        group.of_first(lambda: run_folder.open_folder(options.output, None, resume))
     if options.count_only:
         if options.output and group.is_first:
             counted = report.make_report(options, counts, num_classes, group.device)
@@ -71,38 +72,25 @@ def _run(network, recipes, options, group):
 
     channels_last = options.channels_last and _channels_last_is_safe(model, group.device)
     dataset, recipe, loaders = _load_data(recipes, options, channels_last, group)
-    folder = _open_folder(options, Path("ckpt") / Path(options.program).stem / run_name(options, dataset), group)
+    default = Path("ckpt") / Path(options.program).stem / run_name(options, dataset)
+    folder = group.of_first(lambda: run_folder.open_folder(options.output, default, resume))
+    if group.is_first and group.size > 1 and not options.output:
+        (folder / run_folder.LOG).touch()  # takes the default folder's number, should torchrun start it again
     given = options.pick("network", "variant", "width", "seed", "amp")
     settings = TrainingSettings(recipe=recipe, dataset=dataset, num_classes=num_classes, processes=group.size, **given)
     given = options.pick("compile", "sync_batch_norm", "save_every", "tensorboard") | {"channels_last": channels_last}
     trainer = Trainer(model, loaders, settings, folder, group, **given)
-    if _resume_mode(options, group) == "always" or group.of_first(lambda: checkpoints.holds_checkpoint(folder)):
+    if resume == "always" or group.of_first(lambda: checkpoints.holds_checkpoint(folder)):
         trainer.resume(options.may_change)
     elif group.is_first and (folder / run_folder.LOG).exists():  # of a run that ended before its first checkpoint
         run_folder.write_log(folder, [])
     progress = trainer.fit()
     if group.is_first:
         counts["nonzero_parameters"] = counting.count_nonzero_parameters(trainer.model)
-        done = report.make_report(options, counts, num_classes, group.device, dataset, recipe, progress)
+        trained = {"dataset": dataset, **vars(recipe), **progress.outcome()}
+        done = report.make_report(options, counts, num_classes, group.device) | trained
         write_json(folder / run_folder.REPORT, done)
         report.show_outcome(done, folder / run_folder.REPORT)
-
-
-def _resume_mode(options, group):
-    """`options.resume`, but a run that torchrun has started again goes on where it can."""
-    return "auto" if group.restarts and options.resume == "never" else options.resume
-
-
-def _open_folder(options, default, group):
-    """The run's folder, found or made by the first process."""
-
-    def open_it():
-        folder = run_folder.open_folder(options.output, default, _resume_mode(options, group))
-        if group.size > 1 and not options.output:
-            (folder / run_folder.LOG).touch()  # takes the default folder's number, should torchrun start it again
-        return folder
-
-    return group.of_first(open_it)
 
 
 def _image_shape(options):
@@ -139,14 +127,11 @@ def _channels_last_is_safe(model, device):
     return device.type != "cpu" or all(layer.in_channels >= 16 for layer in strided)
 
 
-def _load_data(
-    recipes: tuple[Recipe, Recipe], options: Options, channels_last: bool, group: Group
-) -> tuple[str, Recipe, tuple[BatchLoader, BatchLoader]]:
-    """Load what was asked for, or CIFAR-10, or else the digits; return its name, the recipe for it, the loaders."""
+def _load_data(recipes, options, channels_last, group):
+    """Name, recipe and loaders of what was asked for, or of CIFAR-10, or else of the digits."""
 
     def load(name):
         recipe = recipes[name == "digits"].changed_by(options)
-
         given = options.pick("image_size", "download", "seed")
         batches = {"batch_size": recipe.batch_size, "channels_last": channels_last, "shard": (group.rank, group.size)}
         read = partial(dataloaders, name, options.data_root, device=group.device, **given, **batches)

@@ -13,7 +13,7 @@ LOG = "log.jsonl"
 
 
 def open_folder(output: str | Path | None, default: Path, resume: str = "never") -> Path:
-    """Find or make the folder of a run.
+    """Return the folder of a run, found or made, that can be written.
 
     A folder that holds a run is never written over: the default folder of a new run gets a number, one that was asked
     for is refused. Resuming looks at the newest of the numbered ones.
@@ -22,9 +22,6 @@ def open_folder(output: str | Path | None, default: Path, resume: str = "never")
         output: the folder that was asked for.
         default: where the run goes otherwise.
         resume: `"never"`: a new run; `"always"`: go on with one that must be there; `"auto"`: either.
-
-    Returns:
-        The folder, which exists and can be written.
 
     Raises:
         UsageError: where the folder is taken, missing (to resume), or cannot be written.

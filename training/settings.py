@@ -68,15 +68,12 @@ class TrainingSettings:
         return state | {"milestones": list(self.recipe.milestones)}
 
     def check(self, saved: dict[str, object], path: Path, may_change: Sequence[str] = ()) -> list[str]:
-        """Compare with the settings that a checkpoint has saved.
+        """Return the names of the settings that differ from those that a checkpoint has saved.
 
         Args:
             saved: what :meth:`state_dict` returned for that run.
             path: of the checkpoint.
             may_change: settings that may differ.
-
-        Returns:
-            The names of those that differ.
 
         Raises:
             UsageError: naming every other setting that differs.

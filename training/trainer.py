@@ -75,6 +75,7 @@ class Trainer:
         torch.manual_seed(settings.seed + self.group.rank)  # processes drop out apart
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.recipe.lr, fused=True)
         self.scheduler = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, self.recipe.milestones, gamma=LR_DROP)
+        self.autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=settings.amp)
         self.finite = FiniteCheck(self.model, self.optimizer, self.device)
         schedule_pruning(self.model, self.recipe.epochs * len(self.train_loader))
         self.events = report.event_writer(folder) if tensorboard and self.group.is_first else None
@@ -145,13 +146,12 @@ class Trainer:
                 self._save_where_due()
         if not self.finite.all_finite():
             self._give_up()
-        seen = torch.tensor(seen, device=self.device)
-        sums = self.group.sum(progress.loss_sum, progress.correct, seen)
+        sums = self.group.sum(progress.loss_sum, progress.correct, torch.tensor(seen, device=self.device))
         loss_sum, correct, seen = (total.item() for total in sums)
         return loss_sum / seen, 100 * correct / seen
 
     def _train_step(self, images, labels):
-        with self._autocast():
+        with self.autocast:
             logits = self._training_forward(images)
             loss = F.cross_entropy(logits, labels)
         total = loss
@@ -185,40 +185,31 @@ class Trainer:
 
     @torch.inference_mode()
     def evaluate(self) -> float:
-        """Return the test accuracy in per cent: correct / total over the whole test set, of which each process takes a
-        part."""
+        """Return the test accuracy in per cent over the whole test set, of which each process takes a part."""
         self.model.eval()
         # DistributedDataParallel lets its processes exchange buffers at every pass; of a test set that does not divide,
         # one process has a batch more and would wait for the others for ever. So several use the bare model.
         evaluated = self.forward if self.group.size == 1 else self.model
         correct = torch.zeros((), dtype=torch.long, device=self.device)
         for images, labels in self.test_loader:
-            with self._autocast():
+            with self.autocast:
                 correct += (evaluated(images).argmax(1) == labels).sum()
         (correct,) = self.group.sum(correct)
         return 100 * correct.item() / self.test_loader.num_images
 
-    def _autocast(self):
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.amp)
-
     def _give_up(self):
-        layers = ", ".join(self.finite.bad_layers()) or "none by now"
         rate = self.optimizer.param_groups[0]["lr"]
-        raise NotFinite(
-            f"loss or gradient is not finite in epoch {self.progress.epoch + 1}, step {self.progress.step}, learning "
-            f"rate {rate:g}; layers concerned: {layers}; checkpoints are from before "
-            "(--resume --may-change lr --lr RATE goes on)"
-        )
-
-    # ---- saving and going on --------------------------------------------------------------------------------------
+        where = f"epoch {self.progress.epoch + 1}, step {self.progress.step}, learning rate {rate:g}"
+        layers = ", ".join(self.finite.bad_layers()) or "none by now"
+        advice = "checkpoints are from before (--resume --may-change lr --lr RATE goes on)"
+        raise NotFinite(f"loss or gradient is not finite in {where}; layers concerned: {layers}; {advice}")
 
     def _save_where_due(self):
         """Save within an epoch when it is time to, or when asked to stop; processes agree on it now and then."""
         progress = self.progress
         if self.group.size > 1 and progress.step % AGREE_EVERY:
             return
-        late = time.monotonic() - self.saved_at >= 60 * self.save_every
-        asked, late = self.group.any(self.stop.asked, late)
+        asked, late = self.group.any(self.stop.asked, time.monotonic() - self.saved_at >= 60 * self.save_every)
         if asked or late:
             path = self._save()
         if asked:
