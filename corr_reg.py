@@ -54,12 +54,16 @@ def corr_loss(module: nn.Module) -> Tensor:
         A scalar, differentiable; a float32 zero where there is no such layer. It is not divided by anything.
         Layers with more primary filters than filter elements (a 3x3 stem, depthwise ones) cannot reach 0.
     """
-    return _sum(_off_diagonal(layer.conv_weights) for layer in _layers(module, LinearConv))
+    return _sum_over(module, LinearConv, lambda layer: _off_diagonal(layer.conv_weights))
 
 
 def l1_loss(module: nn.Module) -> Tensor:
     """Return the sum of |linear_weights| over every LinearConvSparse layer in `module`, a scalar; 0 without one."""
-    return _sum(layer.linear_weights.abs().sum() for layer in _layers(module, LinearConvSparse))
+    return _sum_over(module, LinearConvSparse, lambda layer: layer.linear_weights.abs().sum())
+
+
+def _sum_over(module, kind, term):
+    return sum((term(layer) for layer in module.modules() if isinstance(layer, kind)), torch.zeros(()))
 
 
 def _off_diagonal(filters):
@@ -134,11 +138,3 @@ def _upper_triangle(unit):
     for start in range(0, len(unit), BLOCK):
         torch.mm(unit[start : start + BLOCK], unit[start:].T, out=product[start : start + BLOCK, start:])
     return product.triu_(1)
-
-
-def _layers(module, kind):
-    return (layer for layer in module.modules() if isinstance(layer, kind))
-
-
-def _sum(terms):
-    return sum(terms, torch.zeros(()))

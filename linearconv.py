@@ -189,10 +189,7 @@ class LinearConv(nn.Module):
         return conv.train(self.training)
 
     def switch_to_deploy(self) -> None:
-        """Become, in place, the layer of `alpha=1` whose primary filters are all filters: a plain convolution.
-
-        As RepVGG and others call it, for code that walks over a model's layers; :meth:`fuse` gives an nn.Conv2d.
-        """
+        """Become, in place, the layer of `alpha=1` that has all filters; RepVGG's and timm's name for it."""
         filters, requires_grad = self.weight.detach(), self.conv_weights.requires_grad
         self._create_weights(1.0, device=filters.device, dtype=filters.dtype)
         self.conv_weights = nn.Parameter(filters, requires_grad)

@@ -10,6 +10,7 @@ next layer (BatchNorm, say) mostly keeps anyway: so the output is what is kept, 
 passes without gradients.
 """
 
+from collections import namedtuple
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -40,8 +41,7 @@ class Overwriting:
     An object, because the backward pass that learns it runs long after the layer's forward pass has returned.
     """
 
-    def __init__(self):
-        self.seen = False
+    seen = False
 
 
 class Source(NamedTuple):
@@ -66,10 +66,9 @@ def combine(
         factors: the matrices whose product is A (F - P, P).
         shift: (F - P,), added to the combined maps.
         source: what `primary` was convolved from.
-        overwriting: the layer's. With both, in plain eager mode, the output is kept for
-            the backward pass instead of `primary`. Without them, as under torch.compile, torch.func and tracing, and
-            where `primary` is no convolution's output or forward-mode differentiation is on, autograd keeps what it
-            needs.
+        overwriting: the layer's. With both, the output is kept for the backward pass instead of `primary`. Without
+            them, and where `primary` is no convolution's output or forward-mode differentiation is on, autograd keeps
+            what it needs.
 
     Returns:
         (N, F, H, W) or (F, H, W), in the memory format of `primary`.
@@ -161,7 +160,8 @@ class _Combine(torch.autograd.Function):
         needs_primary, needs_shift, _, _, *needs_factors = ctx.needs_input_grad
         shift_grad = grad[:, ctx.primary_channels :].sum((0, 2, 3)) if needs_shift else None
         primary = _kept_primary(ctx) if any(needs_factors) else None
-        differentiate = _by_rows if _is_channels_last_on_cpu(grad) else _by_convolutions
+        on_cpu_as_rows = grad.device.type == "cpu" and grad.is_contiguous(memory_format=torch.channels_last)
+        differentiate = _by_rows if on_cpu_as_rows else _by_convolutions
         primary_grad, factor_grads = differentiate(grad, primary, ctx.factors, ctx.primary_channels)
         factor_grads = [g if needed else None for g, needed in zip(factor_grads, needs_factors, strict=True)]
         return (primary_grad if needs_primary else None), shift_grad, None, None, *factor_grads
@@ -191,10 +191,6 @@ def _kept_primary(ctx):
 # hands on is factor^T v. `primary` is None where no factor wants a gradient.
 
 
-def _is_channels_last_on_cpu(grad):
-    return grad.device.type == "cpu" and grad.is_contiguous(memory_format=torch.channels_last)
-
-
 def _by_rows(grad, primary, factors, primary_channels):
     """Matrix products on maps that lie in memory as (N H W, channels); faster than 1x1 convolutions on a CPU."""
     rows = _rows(grad)
@@ -204,10 +200,7 @@ def _by_rows(grad, primary, factors, primary_channels):
             inputs.append(inputs[-1] @ factor.to(grad.dtype).t())
     back, factor_grads = rows[:, primary_channels:], []
     for position, factor in enumerate(factors):
-        if primary is None:
-            factor_grads.append(None)
-        else:
-            factor_grads.append((back.t() @ inputs.pop()).to(factor.dtype))
+        factor_grads.append(None if primary is None else (back.t() @ inputs.pop()).to(factor.dtype))
         factor = factor.to(grad.dtype)
         if position < len(factors) - 1:
             back = back @ factor
@@ -231,10 +224,8 @@ def _by_convolutions(grad, primary, factors, primary_channels):
     for factor in factors:
         kernel = factor.to(grad.dtype)[:, :, None, None]
         mask = (True, primary is not None, False)
-        if primary is None:  # only its shape matters
-            input = grad.new_empty(()).expand(len(grad), factor.shape[1], *grad.shape[2:])
-        else:
-            input = inputs.pop()
+        shape = len(grad), factor.shape[1], *grad.shape[2:]  # all that matters of inputs without a gradient to make
+        input = grad.new_empty(()).expand(shape) if primary is None else inputs.pop()
         back, kernel_grad, _ = torch.ops.aten.convolution_backward(
             back, input, kernel, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1, mask
         )
@@ -253,19 +244,11 @@ def _by_convolutions(grad, primary, factors, primary_channels):
 # multiply-add costs c of a convolution's; `e` is the traffic of an output element that is written apart and joined; `o`
 # what it takes to start a further operation; T = 3 the products (forward, two backward) that making the filters takes.
 #
-# The constants were fitted to two CPU cores, in float32 (results/layers_cpu_float32.json) and in bfloat16 with matrix
-# instructions (results/layers_cpu_bfloat16.json), which multiply several times as fast and move data no faster. They
-# stand for GPUs too as long as nobody has measured these.
+# The constants were fitted to two CPU cores (results/layers_cpu_*.json), in bfloat16 with matrix instructions, which
+# multiply several times as fast and move data no faster. They stand for GPUs too as long as nobody has measured these.
 
 
-class Costs(NamedTuple):
-    """What there is beside a convolution's multiply-adds, in units of one of them."""
-
-    coefficient: float  # c
-    element: float  # e
-    call: float  # o
-
-
+Costs = namedtuple("Costs", ("coefficient", "element", "call"))  # the constants c, e and o
 MEASURED = {  # benchmarks.layers --fit
     "float32": Costs(coefficient=1.0, element=80.0, call=2e5),
     "bfloat16": Costs(coefficient=1.0, element=480.0, call=1e6),
@@ -324,8 +307,8 @@ class Kept:
         lower = _lower_precision(layer) if _is_any_autocast_enabled() else None
         if self.seen is None or self.seen != self._look_at(layer):
             self.clear()
-        elif (name, lower) in self.made:
-            return self.made[name, lower]
+        elif made := self.made.get((name, lower)):
+            return made
         if not self._shows_its_changes(layer):
             return getattr(layer, name)()
         # Normal tensors made in full precision, whatever inference or autocast mode the first caller is in.
@@ -339,7 +322,10 @@ class Kept:
         return made
 
     def _look_at(self, layer):
-        return [(id(tensor), tensor._version, tensor.data_ptr()) for tensor in _tensors(layer)], self.optimizer_steps
+        try:
+            return [(id(t), t._version, t.data_ptr()) for t in _tensors(layer)], self.optimizer_steps
+        except RuntimeError:  # of tensors without a version or an address
+            return None
 
     @staticmethod
     def _shows_its_changes(layer):

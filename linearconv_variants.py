@@ -28,25 +28,16 @@ DEFAULT_SPARSITY = 0.25
 class Variant:
     """A variant and its setting; a rank or sparsity that is left out becomes the default of its type.
 
-    Args:
-        type: one of `TYPES`.
-        rank: of `A`: for `"rank"` a share of the primary filters in (0, 1], 1 being the vanilla full-rank layer, for
-            `"lowrank"` an integer.
-        sparsity: for `"sparse"`, share of the coefficients to prune, in [0, 1).
-        alpha: share of primary filters, in (0, 1].
-        compute: how the layer is evaluated, one of :data:`linearconv.COMPUTE_MODES`.
-        pruning: for `"sparse"`, the controller, one of :data:`linearconv_sparse.SCHEDULES`.
-
     Raises:
         ValueError: for a setting that does not belong to the type or is out of its range; one line says which.
     """
 
-    type: str = "rank"
-    rank: float | None = None
-    sparsity: float | None = None
-    alpha: float = 0.5
-    compute: str = "auto"
-    pruning: str = "gradual"
+    type: str = "rank"  # one of TYPES
+    rank: float | None = None  # rank: share of the primary filters in (0, 1], 1 is full rank; lowrank: an integer
+    sparsity: float | None = None  # sparse: share of the coefficients to prune, in [0, 1)
+    alpha: float = 0.5  # share of primary filters, in (0, 1]
+    compute: str = "auto"  # how the layer is evaluated, one of linearconv.COMPUTE_MODES
+    pruning: str = "gradual"  # sparse: the controller, one of linearconv_sparse.SCHEDULES
 
     def __post_init__(self) -> None:
         if self.type not in TYPES:

@@ -82,8 +82,7 @@ def make_parser(networks: dict[str, Callable], recipe: Recipe, digits_recipe: Re
     add("--network", choices=names, default=names[0], help="which network of this family (default: the first)")
 
     add = parser.add_argument_group("data").add_argument
-    usual = "default: cifar10 where it is there or can be downloaded, else digits (bundled)"
-    add("--dataset", choices=DATASETS, help=usual)
+    add("--dataset", choices=DATASETS, help="default: cifar10, where it is not to be had digits (bundled)")
     add("--data-root", default="dataset", metavar="DIR", help="where data sets lie (default: dataset)")
     add("--no-download", dest="download", action="store_false", help="use only what lies in --data-root")
     add("--image-size", type=positive_int, default=32, help="imagefolder only: side in pixels (default: 32)")
@@ -92,34 +91,33 @@ def make_parser(networks: dict[str, Callable], recipe: Recipe, digits_recipe: Re
     add("--epochs", type=positive_int, help="default: the recipe's")
     add("--batch-size", type=positive_int, help="of each process; default: the recipe's")
     add("--lr", type=positive_float, help="learning rate of Adam; default: the recipe's")
-    drops = "epochs after which the learning rate is multiplied by 0.1; default: the recipe's"
-    add("--milestones", type=positive_int, nargs="*", metavar="EPOCH", help=drops)
-    weight = "weight of the regularisers, every 10th batch; 0 is the paper's '-L'; default: the recipe's"
-    add("--reg-weight", type=non_negative_float, help=weight)
+    add(
+        "--milestones",
+        type=positive_int,
+        nargs="*",
+        metavar="EPOCH",
+        help="epochs after which the rate falls to a tenth",
+    )
+    add("--reg-weight", type=non_negative_float, help="of the regularisers, every 10th batch; 0 is the paper's '-L'")
     add("--seed", type=int, default=0, help="of initialisation, shuffling and augmentation (default: 0)")
-    usual = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", default=usual, help="cpu, cuda, cuda:N (default: cuda where there is one)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N (default: cuda)")
     switch = argparse.BooleanOptionalAction
     add("--channels-last", action=switch, default=True, help="memory format of images and feature maps (default: on)")
     add("--amp", action=switch, help="bfloat16 autocast (default: on for CPUs that compute in bfloat16, elsewhere off)")
-    together = "with several processes on GPUs: BatchNorm over the batch of all of them"
-    add("--sync-batch-norm", action="store_true", help=together)
-    exact = "only deterministic operations: on a GPU too, a resumed run equals the unbroken one (slower)"
-    add("--deterministic", action="store_true", help=exact)
+    add("--sync-batch-norm", action="store_true", help="several processes on GPUs: BatchNorm over all of their batch")
+    add("--deterministic", action="store_true", help="deterministic operations only: exact resume on GPUs too (slower)")
     add("--compile", action=switch, default=False, help="torch.compile the network (default: off; slower on a CPU)")
 
     add = parser.add_argument_group("what is done and kept").add_argument
     add("--count-only", action="store_true", help="print parameters and FLOPs and stop; no data is read")
     add("--num-classes", type=positive_int, help="for --count-only; otherwise the data decides (default: 10)")
     add("--in-channels", type=positive_int, help="for --count-only; otherwise the data decides (default: 3)")
-    kept = "for report.json, log.jsonl, checkpoints (default: ckpt/<script>/<run name>)"
-    add("--output", metavar="DIR", help=kept)
+    add("--output", metavar="DIR", help="for report.json, log.jsonl, checkpoints (default: ckpt/<script>/<run name>)")
     going_on = "go on from the newest good checkpoint in the output folder; auto: where there is none, begin"
     add("--resume", nargs="?", choices=("always", "auto"), const="always", default="never", help=going_on)
     differing = f"with --resume, options that may differ from the checkpoint's: {', '.join(CHANGEABLE)}"
     add("--may-change", nargs="+", choices=CHANGEABLE, default=(), metavar="OPTION", help=differing)
-    often = "also save within an epoch, so often (default: 10)"
-    add("--save-every", type=positive_float, default=10.0, metavar="MINUTES", help=often)
+    add("--save-every", type=positive_float, default=10.0, metavar="MINUTES", help="also within an epoch (default: 10)")
     add("--tensorboard", action="store_true", help="also write TensorBoard event files to the output folder")
     return parser
 
