@@ -22,7 +22,7 @@ from training.run_folder import read_log
 from training.trainer import Trainer
 
 SMALL = "--width 0.125 --epochs 3"
-TIMES = {"seconds", "images_per_second", "command"}  # what a report may differ in
+TIMES = {"seconds", "images_per_second", "command", "git_commit"}  # what a report may differ in
 
 
 def weights(folder, epoch=3):
