@@ -2,6 +2,7 @@
 
     python -m experiments.sweep models/base_xcnn.py --name base -t dense rank sparse -r 0.1 0.25 0.5 1 -s 0.25 0.5 0.75
     python -m experiments.sweep ... --seeds 0 1 2 --datasets cifar10 svhn --alpha 0.25 0.5 --epochs 20
+    python -m experiments.sweep ... --vary reg-weight 0 0.001 0.01 --vary lr 1e-3 1e-4    # any option of the script
     python -m experiments.sweep ... --jobs 4              # four runs side by side
     python -m experiments.sweep ... --shard 2/8           # the 2nd of 8 shares, for a scheduler
     python -m experiments.sweep ... --dry-run             # list the runs and how far they are
@@ -16,7 +17,8 @@ When all runs are done, a table of all in results/<name>.json is printed, and re
 
 Which values go with which type: -s with sparse, -r with rank and lowrank; where both of these are asked for, shares up
 to 1 go to rank and numbers above 1 to lowrank. Left out, -t is what the values belong to. A type without values takes
-the script's default. dense, the reference, has neither values nor alpha and comes once per data set and seed.
+the script's default. dense, the reference, has neither values nor alpha and comes once per data set, seed
+and choice of --vary's values.
 """
 
 import os
@@ -68,6 +70,10 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
     add("--datasets", choices=DATASETS, nargs="+", help="default: the script's choice")
     add("--network", nargs="+", help="networks of the script's family; default: the first")
     add("--epochs", type=positive_int)
+    varied = (
+        "an option of the script and its values (a list as one word, in quotes), combined with all else; repeatable"
+    )
+    add("--vary", action="append", nargs="+", default=[], metavar=("OPTION", "VALUE"), help=varied)
     add("--note", help="what the data are, kept in the result")
     add("--jobs", type=positive_int, help=f"runs side by side (default: one per GPU, or per {CORES_PER_JOB} cores)")
     add("--shard", type=shard, default=(1, 1), metavar="I/N", help="run the I-th of N shares only")
@@ -117,7 +123,7 @@ def sweep(options: Namespace, extra: Sequence[str]) -> int:
     if not options.table:
         gpus = gpus_for(every[0].device)
         jobs = options.jobs or len(gpus) or (max(1, cores() // CORES_PER_JOB) if every[0].device == "cpu" else 1)
-        runner = Runner(options.script, runs, results, jobs, gpus)
+        runner = Runner(runs, results, jobs, gpus)
         print(f"{len(runs)} runs, {runner.ended} done; {jobs} at a time, threads of each: {runner.threads}", flush=True)
         runner.go()
         if runner.signals:
