@@ -76,9 +76,8 @@ class Baseline(Variant):
             return to_octave(network(**arguments), self.alpha)
         model = super().build(network, **arguments)
         if not any(isinstance(layer, (BasisConv, FactorisedConv, GhostConv)) for layer in model.modules()):
-            raise ValueError(
-                f"{self.type} goes with no layer of this {type(model).__name__}: it would be the dense one"
-            )
+            layers = "all too thin for it, or grouped"
+            raise ValueError(f"{self.type} goes with no convolution of this {type(model).__name__}: {layers}")
         return model
 
     def __str__(self) -> str:

@@ -10,6 +10,8 @@ Between its first and its last convolution the network passes pairs on, (high, l
     high' = conv(high) + upsample(conv(low))        low' = conv(low) + conv(avg_pool(high))
 """
 
+from functools import partial
+
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
@@ -88,12 +90,13 @@ def to_octave(network: nn.Module, alpha: float = 0.5) -> nn.Module:
     """
     trunk, low = _trunk(network), 0
     names, layers = zip(*_from_first_to_last_convolution(trunk), strict=True)
+    norm = partial(_norm, **factory(layers[0]))
     for name, layer in zip(names[:-1], layers[:-1], strict=True):
         if isinstance(layer, nn.Conv2d):
             low_in, low = low, int(alpha * layer.out_channels)
             new = OctaveConv(layer, low_in, low)
         elif isinstance(layer, nn.BatchNorm2d):
-            new = EachPart(_norm(layer, layer.num_features - low), _norm(layer, low) if low else None)
+            new = EachPart(norm(layer, layer.num_features - low), norm(layer, low) if low else None)
         else:
             new = EachPart(layer, layer if low else None)
         trunk.set_submodule(name, new)
@@ -121,7 +124,7 @@ def _from_first_to_last_convolution(trunk):
     return layers[convs[0] : convs[-1] + 1]
 
 
-def _norm(layer, channels):
+def _norm(layer, channels, **placed):
     """A BatchNorm2d like another one, for so many channels."""
     names = "eps", "momentum", "affine", "track_running_stats"
-    return nn.BatchNorm2d(channels, **{name: getattr(layer, name) for name in names}, **factory(layer))
+    return nn.BatchNorm2d(channels, **{name: getattr(layer, name) for name in names}, **placed)
