@@ -15,7 +15,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from experiments import sweep
+from experiments import sweep, sweep_command
 from experiments.sweep_plan import plan
 from experiments.sweep_runs import take_lock
 from experiments.sweep_table import markdown, over_seeds, plot
@@ -251,16 +251,16 @@ def test_jobs_run_side_by_side_and_share_the_cores(folder, monkeypatch):
 
 
 def test_runs_are_spread_over_the_gpus(folder, monkeypatch):
-    monkeypatch.setattr(sweep.torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(sweep_command.torch.cuda, "device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert sweep.gpus_for("cuda") == ["0", "1", "2"]
+    assert sweep_command.gpus_for("cuda") == ["0", "1", "2"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
-    assert sweep.gpus_for("cuda") == ["4", "6", "7"]
-    assert sweep.gpus_for("cuda:1") == sweep.gpus_for("cpu") == []
+    assert sweep_command.gpus_for("cuda") == ["4", "6", "7"]
+    assert sweep_command.gpus_for("cuda:1") == sweep_command.gpus_for("cpu") == []
 
     folder.script.write_text(STAND_IN.replace("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"))
     monkeypatch.setenv("NAP", "0.3")
-    monkeypatch.setattr(sweep, "gpus_for", lambda device: ["4", "6"])
+    monkeypatch.setattr(sweep_command, "gpus_for", lambda device: ["4", "6"])
     assert folder.run("--seeds 0 1") == 0
     assert {gpu for event, _, _, gpu in folder.events() if event == "fresh"} == {"4", "6"}
 
