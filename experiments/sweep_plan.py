@@ -52,7 +52,7 @@ def plan(options: Namespace, extra: Sequence[str]) -> list[Run]:
     Raises:
         UsageError, SystemExit: for values that the training scripts refuse.
     """
-    alphas = [["--alpha", _text(alpha)] for alpha in options.alpha or []] or [[]]
+    alphas = [["--alpha", shortest(alpha)] for alpha in options.alpha or []] or [[]]
     compute = [] if options.compute == "auto" else ["--compute", options.compute]
     epochs = ["--epochs", str(options.epochs)] if options.epochs else []
     shared, folder = [*extra, *compute, *epochs], options.ckpt / options.name
@@ -110,7 +110,7 @@ def plan_run(
         arguments += [] if value is None else [option, str(value)]
     script = script.resolve()
     shown = script.relative_to(ROOT).as_posix() if script.is_relative_to(ROOT) else script.name
-    parser = _parser(network or script.stem.removesuffix("_xcnn"))
+    parser = script_parser(network or script.stem.removesuffix("_xcnn"))
     parsed = parse_arguments(parser, arguments)  # ends here if wrong
     settings = _settings(parsed, shown)
     if not {"--amp", "--no-amp"} & set(arguments):
@@ -136,6 +136,11 @@ def plan_run(
     )
 
 
+def script_parser(network: str = "") -> OneLineParser:
+    """Return the parser of the options that all training scripts have, for those of one network."""
+    return make_parser({network: None}, Recipe(lr=1e-3, epochs=1))
+
+
 def split_row(row: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Return the options of a row's variant, and its others, each with its values, numbers in their shortest form."""
     parser = OneLineParser()
@@ -150,6 +155,11 @@ def split_row(row: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     return list(row[: len(row) - len(rest)]), others
 
 
+def shortest(value: float) -> str:
+    """Return a number in its shortest form: 1 for 1.0."""
+    return str(int(value)) if value.is_integer() else repr(value)
+
+
 def dataset_label(options: Options) -> str | None:
     """Return the name of the data set, of an imagefolder that of its folder; None where the script chooses."""
     return Path(options.data_root).resolve().name if options.dataset == "imagefolder" else options.dataset
@@ -157,7 +167,7 @@ def dataset_label(options: Options) -> str | None:
 
 def _varied(given: Sequence[Sequence[str]], shared: Sequence[str]) -> list[list[str]]:
     """Every combination of the values of --vary, as options of the script; without --vary an empty one."""
-    actions, lists = _parser("")._option_string_actions, {}
+    actions, lists = script_parser()._option_string_actions, {}
     for name, *values in given:
         option = f"--{name}"
         action = actions.get(option)
@@ -193,22 +203,14 @@ def _variants(options: Namespace) -> Iterator[list[str]]:
             raise UsageError(f"{option} has no meaning with -t {' '.join(types)}: {belongs}")
     for type in types:
         option = "-s" if type == "sparse" else "-r"
-        yield from ([["-t", type, option, _text(value)] for value in values.get(type, ())] or [["-t", type]])
-
-
-def _text(value: float) -> str:
-    return str(int(value)) if value.is_integer() else repr(value)
+        yield from ([["-t", type, option, shortest(value)] for value in values.get(type, ())] or [["-t", type]])
 
 
 def _shortest(word):
     try:
-        return _text(float(word))
+        return shortest(float(word))
     except ValueError:
         return word
-
-
-def _parser(network):
-    return make_parser({network: None}, Recipe(lr=1e-3, epochs=1))
 
 
 def _settings(options, script):

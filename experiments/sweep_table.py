@@ -82,9 +82,20 @@ def markdown(runs: Sequence[dict], columns: Sequence[str] = USUAL_COLUMNS) -> li
         runs: of a result file.
         columns: keys of `COLUMNS`.
     """
-    lines = [[COLUMNS[key] for key in columns]]
+    rows = [row | {"setting": f"`{row['setting']}`"} for row in over_seeds(runs)]
+    return table(rows, {key: COLUMNS[key] for key in columns})
+
+
+def table(rows: Sequence[dict], columns: dict[str, str]) -> list[str]:
+    """Return the lines of a table in Markdown.
+
+    Args:
+        rows: values by column: None, a text, an integer, a difference (a float), a mean with its deviation.
+        columns: titles by column.
+    """
+    lines = [list(columns.values())]
     lines += [["---" if key in LEFT_ALIGNED else "---:" for key in columns]]
-    lines += [[_cell(row, key) for key in columns] for row in over_seeds(runs)]
+    lines += [[_cell(row, key) for key in columns] for row in rows]
     return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
@@ -92,11 +103,9 @@ def _cell(row, key):
     value = row[key]
     if value is None:
         return ""
-    if key == "setting":
-        return f"`{value}`"
-    if key == "against_dense":
+    if isinstance(value, float):
         return f"{value:+.2f}"
-    if key in ("accuracy", "last_ten", "best"):
+    if isinstance(value, tuple):
         mean, deviation = value
         shown = f"{mean:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}") + " %"
         return shown + (f" ({', '.join(map(str, row['best_epochs']))})" if key == "best" else "")

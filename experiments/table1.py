@@ -1,18 +1,129 @@
-"""Table 1 of the paper."""
+"""Table 1 of the paper: its counts, made again, and accuracies of our own beside the printed ones.
 
-import argparse
+    python -m experiments.table1                       # counts: prints the table, writes results/table1_counts.json
+    python -m experiments.table1 --train --name table1 --networks Base VGG11 --rows dense Lr LRr thinner-parameters \
+        --seeds 0 1 2 --datasets cifar10 cifar100 --epochs 30 --jobs 2 -- --batch-size 100
+    python -m experiments.table1 --train ... -- --dataset imagefolder --data-root DIR    # labelled by DIR's name
+    python -m experiments.table1 --train ... --dry-run                # lists the runs and how far they are
+    python -m experiments.table1 --table --name table1                # accuracies of what is done, beside the paper's
+
+Training is a sweep (see sweep.py) over several scripts: the same command again goes on with what is not done, and all
+goes into results/<name>.json. Options behind `--` go to every run. Rows: dense; L, which is Lr without the regulariser;
+Lr; LRr; half-rank; sparse; and the dense network with the parameters or the multiply-adds of Lr (see thinner.py).
+"""
+
 import sys
+from argparse import Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from itertools import product
 
-from experiments.table1_counts import NETWORKS, markdown, show
+from dataloaders import DATASETS, describe
+from experiments import table1_accuracy
+from experiments.command_line import split_arguments
+from experiments.sweep_command import add_sweep_options, carry_out, check_sweep_options
+from experiments.sweep_plan import dataset_label, plan_run, script_parser, unique
+from experiments.sweep_results import Results
+from experiments.sweep_runs import Run
+from experiments.table1_accuracy import ROWS, setting
+from experiments.table1_counts import IMAGE, NETWORKS, RESULT, count_rows, markdown
+from linearconv_variants import OneLineParser
+from training.errors import EXPECTED, UsageError, report_failure
+from training.files import write_json
+from training.options import parse_arguments
+from training.report import ROOT, origin
 
-__all__ = ["NETWORKS", "markdown"]
 
-
-def main() -> int:
-    """Count."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    show()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the command line says; return the exit code."""
+    options, extra = parse(sys.argv[1:] if argv is None else argv)
+    try:
+        if options.train:
+            return carry_out(plan(options, extra), options, lambda results: show(results, options))
+        if options.table:
+            show(Results(options.results / f"{options.name}.json", options.ckpt / options.name, ()), options)
+        else:
+            show_counts()
+    except EXPECTED as error:
+        return report_failure(error, "table1")
     return 0
+
+
+def parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
+    """Return the command's own options, and the training options behind `--`.
+
+    Raises:
+        SystemExit: with code 2 after one line on stderr.
+    """
+    parser = OneLineParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--train", action="store_true", help="train what is not done yet, then show the accuracies")
+    add("--networks", choices=NETWORKS, nargs="+", default=list(NETWORKS), help="default: all")
+    add("--rows", choices=ROWS, nargs="+", default=list(ROWS), help="default: all")
+    add("--datasets", choices=[name for name in DATASETS if name != "imagefolder"], nargs="+", help="default: cifar10")
+    add("--recipe", help="of the scripts (default: theirs)")
+    add_sweep_options(parser)
+    own, extra = split_arguments(argv)
+    options = parser.parse_args(own)
+    if options.train or options.table:
+        check_sweep_options(parser, options, extra)
+    elif argv:
+        parser.error("give --train or --table with these options; without any, the counts are made again")
+    return options, extra
+
+
+def plan(options: Namespace, extra: Sequence[str]) -> list[Run]:
+    """Return the runs of the table, one seed after the other; two rows that are one network are one run.
+
+    Args:
+        options: of the command.
+        extra: training options for every run.
+
+    Raises:
+        UsageError, SystemExit: for values that the training scripts refuse.
+    """
+    given = {"--recipe": options.recipe, "--epochs": options.epochs}
+    shared = [*extra, *(str(word) for pair in given.items() if pair[1] is not None for word in pair)]
+    parsed = parse_arguments(script_parser(), shared)
+    datasets, num_classes = {name: name for name in options.datasets or ["cifar10"]}, 10
+    if parsed.dataset:
+        label = dataset_label(parsed)
+        if options.datasets not in (None, [label]):
+            raise UsageError(f"--datasets asks for {' '.join(options.datasets)}, but behind -- stands {label}")
+        num_classes = describe(parsed.dataset, parsed.data_root, parsed.image_size).num_classes
+        datasets = {label: None}
+    runs = []
+    for seed, (label, dataset), name, row in product(
+        options.seeds or [0], datasets.items(), options.networks, options.rows
+    ):
+        network = NETWORKS[name]
+        script = ROOT / f"{network.__module__.replace('.', '/')}.py"
+        words = setting(name, row, label, num_classes).split()
+        given = {"network": network.__name__, "dataset": dataset, "seed": seed}
+        runs.append(plan_run(script, options.ckpt / options.name, words, shared, **given))
+    return unique(runs)
+
+
+def show(results: Results, options: Namespace) -> None:
+    """Print the accuracies of the networks, rows and data sets that are asked for.
+
+    Raises:
+        UsageError: where none is done.
+    """
+    wanted = options.datasets
+    runs = [run for run in results.runs if not wanted or (run.get("dataset") or run["report"]["dataset"]) in wanted]
+    if not runs:
+        raise UsageError(f"{results.path} has no run of these yet: --train makes them")
+    print("\n".join(table1_accuracy.markdown(runs, options.networks, options.rows)))
+
+
+def show_counts() -> None:
+    """Count, print the table, and write the result file."""
+    rows = count_rows()
+    print("\n".join(markdown(rows)))
+    figures = [row[f"{figure}_verdict"] for row in rows for figure in ("parameters", "flops")]
+    print(f"\n{figures.count('equal')} of {len(figures)} figures equal as printed")
+    write_json(RESULT, {"origin": origin(), "image": IMAGE, "rows": rows})
+    print(f"written: {RESULT.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

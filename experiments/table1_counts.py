@@ -20,8 +20,7 @@ from models.resnet_xcnn import ResNet18
 from models.resnext_xcnn import ResNeXt29_2x64d
 from models.vgg_xcnn import VGG11
 from training import counting
-from training.files import write_json
-from training.report import ROOT, origin
+from training.report import ROOT
 
 RESULT = ROOT / "results" / "table1_counts.json"
 IMAGE = (3, 32, 32)
@@ -162,13 +161,3 @@ def markdown(rows: list[dict]) -> list[str]:
         )
     lines += ["", *(f"({index}) {note}  " for index, note in enumerate(notes, 1))]
     return lines
-
-
-def show() -> None:
-    """Count, print the table, and write the result file."""
-    rows = count_rows()
-    print("\n".join(markdown(rows)))
-    figures = [row[f"{figure}_verdict"] for row in rows for figure in ("parameters", "flops")]
-    print(f"\n{figures.count('equal')} of {len(figures)} figures equal as printed")
-    write_json(RESULT, {"origin": origin(), "image": IMAGE, "rows": rows})
-    print(f"written: {RESULT.relative_to(ROOT)}")

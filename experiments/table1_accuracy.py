@@ -1,0 +1,123 @@
+"""Table 1 of the paper, its accuracies: which runs fill its rows, and ours beside the paper's.
+
+Beside the paper's rows (dense, Lr, LRr) stand those that show what a saving is worth: L, which is Lr without the
+regulariser; other settings of LinearConv; and the dense network made thinner until it costs what Lr does.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+
+from dataloaders import DATASETS, describe
+from experiments import paper
+from experiments.sweep_plan import shortest
+from experiments.sweep_table import over_seeds, table
+from experiments.table1_counts import NETWORKS
+from experiments.thinner import macs_of, width_for
+from linearconv import LinearConv
+from training.counting import count_parameters
+
+ROWS = {  # options of the scripts
+    "dense": "-t dense",
+    "L": "-t rank -r 1 --reg-weight 0",
+    "Lr": "-t rank -r 1",
+    "LRr": "-t lowrank -r 10",
+    "half-rank": "-t rank -r 0.5",
+    "sparse": "-t sparse -s 0.25",
+    "thinner-parameters": "-t dense --width {}",  # of as many parameters as Lr
+    "thinner-macs": "-t dense --width {}",  # of as many multiply-adds at inference
+}
+COLUMNS = {
+    "row": "network",
+    "dataset": "data",
+    "parameters": "parameters",
+    "macs_inference": "multiply-adds at inference",
+    "accuracy": "test accuracy",
+    "best": "best (epoch)",
+    "against_dense": "against dense",
+    "paper": "paper",
+    "paper_against": "paper, against dense",
+    "less_paper": "ours less the paper's",
+    "against_less_paper": "the same, against dense",
+    "seeds": "seeds",
+}
+
+
+def setting(name: str, row: str, dataset: str, num_classes: int = 10) -> str:
+    """Return the options with which a script trains a row of the table.
+
+    Args:
+        name: of the network, out of `NETWORKS`.
+        row: out of `ROWS`.
+        dataset: decides the channels of images and the classes of a thinner network.
+        num_classes: of a data set that `dataloaders` does not know by name; its images have three channels.
+    """
+    if "{}" not in ROWS[row]:
+        return ROWS[row]
+    in_channels = 3
+    if dataset in DATASETS and dataset != "imagefolder":
+        info = describe(dataset)
+        in_channels, num_classes = info.in_channels, info.num_classes
+    return ROWS[row].format(shortest(_thinner(name, row, in_channels, num_classes)))
+
+
+@cache
+def _thinner(name, row, in_channels, num_classes):
+    shape = {"in_channels": in_channels, "num_classes": num_classes}
+    count = count_parameters if row == "thinner-parameters" else macs_of(in_channels)
+    return width_for(NETWORKS[name], count(NETWORKS[name](conv=LinearConv, **shape)), count, **shape)
+
+
+def compare(runs: Sequence[dict], names: Sequence[str] = (), rows: Sequence[str] = ()) -> list[dict]:
+    """Return the rows of the table that have been measured, by data set, network and row.
+
+    Args:
+        runs: of a result file.
+        names: of networks, out of `NETWORKS`; all where left out.
+        rows: out of `ROWS`; all where left out.
+
+    Returns:
+        The rows of :func:`experiments.sweep_table.over_seeds` with the values of `COLUMNS`; what the paper does not
+        have is None. Differences are in points: ours less the paper's, of accuracies and of distances to dense.
+    """
+    classes = {run.get("dataset") or run["report"]["dataset"]: run["report"]["num_classes"] for run in runs}
+    measured = {(row["dataset"], row["network"], row["setting"]): row for row in over_seeds(runs)}
+    found = []
+    for dataset in dict.fromkeys(dataset for dataset, *_ in measured):
+        for name in names or NETWORKS:
+            architecture = NETWORKS[name].__name__
+            if not any(key[:2] == (dataset, architecture) for key in measured):
+                continue
+            for row in rows or ROWS:
+                key = dataset, architecture, setting(name, row, dataset, classes[dataset])
+                if key in measured:
+                    found.append(measured[key] | _beside(name, row, measured[key], paper.accuracies(name, dataset)))
+    return found
+
+
+def _beside(name, row, ours, printed):
+    """A row's name, what the paper has for it, and the differences to that."""
+    values = {"row": f"{name}-{row}"} | dict.fromkeys(("paper", "paper_against", "less_paper", "against_less_paper"))
+    theirs = printed.get(f"-{row}")
+    if row == "dense":
+        values |= {"row": name, "against_dense": None}
+        theirs = printed.get("Conv")
+    if theirs is None:
+        return values
+    values |= {"paper": f"{theirs:.1f} %", "less_paper": ours["accuracy"][0] - theirs}
+    if row != "dense":
+        difference = theirs - printed["Conv"]
+        values["paper_against"] = f"{difference:+.1f}"
+        if ours["against_dense"] is not None:
+            values["against_less_paper"] = ours["against_dense"] - difference
+    return values
+
+
+def markdown(runs: Sequence[dict], names: Sequence[str] = (), rows: Sequence[str] = ()) -> list[str]:
+    """Return the lines of the table of :func:`compare`, and a line that says under which conditions ours were made."""
+    ways = dict.fromkeys((run["report"].get("recipe", "paper"), run["report"]["epochs"]) for run in runs)
+    ours = "; ".join(f"{recipe} recipe, {epochs} epochs" for recipe, epochs in ways)
+    return [
+        *table(compare(runs, names, rows), COLUMNS),
+        "",
+        f"Ours: {ours}; after the last epoch, seeds' deviation by n - 1.",
+    ]

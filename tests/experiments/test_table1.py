@@ -1,0 +1,166 @@
+"""Table 1 with accuracies of our own: its runs are found again by their settings, and stand beside the paper's."""
+
+import json
+
+import pytest
+
+from experiments import paper, table1
+from experiments.table1_accuracy import ROWS, compare, setting
+from experiments.table1_counts import NETWORKS
+from models.base_xcnn import Base
+from training.counting import count_parameters
+
+
+def planned(folder, options, extra=""):
+    places = ["--name", "t", "--ckpt", str(folder / "ckpt"), "--results", str(folder / "results")]
+    words = [*options.split(), *places, *(["--", *extra.split()] if extra else [])]
+    return table1.plan(*table1.parse(words))
+
+
+def entry(name, row, accuracy, seed=0, dataset="cifar10", epochs=30):
+    """What a result file keeps of a run, as far as the table needs it."""
+    words = setting(name, row, dataset)
+    report = {"architecture": NETWORKS[name].__name__, "dataset": "imagefolder", "num_classes": 10, "epochs": epochs}
+    report |= {"type": words.split()[1], "rank": None, "sparsity": None, "alpha": 0.5}
+    report |= dict.fromkeys(("parameters", "nonzero_parameters", "flops_paper", "macs_inference"), 1000)
+    report |= {"test_accuracy": accuracy, "best_test_accuracy": accuracy + 1, "best_epoch": 7, "seed": seed}
+    varied = " ".join(words.split()[2:]) if row.startswith("thinner") else ""
+    return {
+        "run": f"{words}-{seed}",
+        "setting": words,
+        "varied": varied,
+        "dataset": dataset,
+        "report": report,
+        "log": [],
+    }
+
+
+# ---- which runs -----------------------------------------------------------------------------------------------------
+
+
+def test_every_row_of_a_network_is_a_run_of_its_script_that_the_table_finds(tmp_path):
+    runs = planned(tmp_path, "--train --networks Base ResNet-18")
+    assert [run.script.name for run in runs] == ["base_xcnn.py"] * 8 + ["resnet_xcnn.py"] * 8
+    assert [run.settings["network"] for run in runs] == ["Base"] * 8 + ["ResNet18"] * 8
+    expected = [setting(name, row, "cifar10") for name in ("Base", "ResNet-18") for row in ROWS]
+    assert [run.setting for run in runs] == expected
+    assert len({run.name for run in runs}) == 16
+
+
+def test_thinner_rows_have_the_parameters_and_the_classes_of_full_rank(tmp_path):
+    thin, wider = planned(tmp_path, "--train --networks Base --rows thinner-parameters --datasets cifar10 cifar100")
+    assert (thin.settings["width"], wider.settings["dataset"]) == (0.75, "cifar100")
+    rank = 227_418 + (100 - 10) * (1024 + 1)  # a wider last layer, in both
+    counted = count_parameters(Base(width=wider.settings["width"], num_classes=100))
+    assert wider.settings["width"] != 0.75 and counted == pytest.approx(rank, rel=0.01)
+
+
+def test_rows_that_are_one_network_are_one_run(tmp_path):
+    rows = "--rows thinner-parameters thinner-macs"
+    assert setting("AllConv", "thinner-parameters", "cifar10") == setting("AllConv", "thinner-macs", "cifar10")
+    assert len(planned(tmp_path, f"--train --networks AllConv {rows}")) == 1
+    assert len(planned(tmp_path, f"--train --networks Base {rows}")) == 2
+
+
+def test_a_folder_of_images_is_called_by_its_name(tmp_path):
+    root = tmp_path / "cifar10"
+    (root / "train" / "cat").mkdir(parents=True)
+    images = f"--dataset imagefolder --data-root {root}"
+    for datasets in ("", " --datasets cifar10"):
+        (run,) = planned(tmp_path, f"--train --networks Base --rows dense{datasets}", images)
+        assert (run.name, run.dataset, run.settings["dataset"]) == (
+            "Base-dense-cifar10-seed0",
+            "cifar10",
+            "imagefolder",
+        )
+
+
+def test_recipe_and_epochs_reach_every_run(tmp_path):
+    runs = planned(tmp_path, "--train --networks Base --rows dense L --epochs 3", "--lr 0.01")
+    assert [(run.settings["epochs"], run.settings["lr"]) for run in runs] == [(3, 0.01)] * 2
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    (
+        ("--rows dense", "give --train or --table"),
+        ("--train", "--name"),
+        ("--table --name t", "has no run of these yet"),
+        ("--train --name t --rows full", "--rows"),
+        ("--train --name t --networks VGG16", "--networks"),
+        ("--train --name t --datasets imagefolder", "--datasets"),
+        ("--train --name t --datasets svhn -- --dataset mnist", "--datasets asks for svhn, but behind -- stands mnist"),
+        ("--train --name t -- --dataset imagefolder --data-root nowhere", "nowhere"),
+        ("--train --name t -- --output here", "--output"),
+        ("--train --name t -- --lr 0", "--lr"),
+    ),
+)
+def test_bad_input_is_refused_in_one_line(tmp_path, options, told, capsys):
+    places = ["--ckpt", str(tmp_path / "ckpt"), "--results", str(tmp_path / "results")]
+    try:
+        code = table1.main([*places, *options.split()])
+    except SystemExit as stop:
+        code = stop.code
+    lines = capsys.readouterr().err.splitlines()
+    assert code == 2 and len(lines) == 1 and told in lines[0]
+
+
+# ---- the table ------------------------------------------------------------------------------------------------------
+
+
+def test_ours_stand_beside_the_papers_with_both_differences():
+    runs = [entry("Base", "dense", accuracy, seed) for seed, accuracy in enumerate((90.0, 91.0, 92.0))]
+    runs += [entry("Base", "Lr", 90.6), entry("Base", "L", 89.0), entry("VGG11", "LRr", 80.0)]
+    dense, without, full, other = compare(runs)
+    printed = paper.accuracies("Base", "cifar10")
+    assert [row["row"] for row in (dense, without, full, other)] == ["Base", "Base-L", "Base-Lr", "VGG11-LRr"]
+    assert (dense["accuracy"], dense["seeds"], dense["best"][0]) == ((91.0, 1.0), 3, 92.0)
+    assert dense["against_dense"] is None and dense["less_paper"] == pytest.approx(91 - printed["Conv"])
+    assert full["paper"] == f"{printed['-Lr']:.1f} %" and full["paper_against"] == "-0.1"
+    assert full["against_dense"] == pytest.approx(-0.4)
+    assert full["less_paper"] == pytest.approx(90.6 - printed["-Lr"])
+    assert full["against_less_paper"] == pytest.approx(-0.4 + 0.1)
+    assert without["against_dense"] == pytest.approx(-2) and without["paper"] is None
+    assert other["against_dense"] is None and other["against_less_paper"] is None
+    assert other["paper_against"] == "-0.6"
+
+
+def test_rows_that_are_one_network_are_shown_by_one_run():
+    runs = [entry("AllConv", "dense", 85.0), entry("AllConv", "thinner-macs", 84.0)]
+    titles = {row["row"]: row["against_dense"] for row in compare(runs)}
+    assert titles == {"AllConv": None, "AllConv-thinner-parameters": -1, "AllConv-thinner-macs": -1}
+
+
+def test_data_sets_networks_and_rows_are_chosen_for_the_table(tmp_path, capsys):
+    runs = [entry("Base", row, 80, dataset=dataset) for row in ("dense", "Lr") for dataset in ("cifar10", "svhn")]
+    runs.append(entry("VGG11", "Lr", 70))
+    (tmp_path / "t.json").write_text(json.dumps({"note": "", "runs": runs}))
+    places = ["--table", "--name", "t", "--results", str(tmp_path), "--ckpt", str(tmp_path)]
+
+    def shown(*options):
+        assert table1.main([*places, *options]) == 0
+        *lines, _, conditions = capsys.readouterr().out.splitlines()
+        assert conditions.startswith("Ours: paper recipe, 30 epochs;")
+        return [line.split(" | ")[:2] for line in lines[2:]]
+
+    every = shown()
+    assert every == [
+        ["| Base", "cifar10"],
+        ["| Base-Lr", "cifar10"],
+        ["| VGG11-Lr", "cifar10"],
+        ["| Base", "svhn"],
+        ["| Base-Lr", "svhn"],
+    ]
+    assert shown("--datasets", "svhn", "--rows", "Lr") == every[4:]
+    assert shown("--networks", "VGG11") == every[2:3]
+
+
+def test_a_small_table_is_trained_once(tmp_path, data, capfd):
+    command = ["--train", "--name", "t", "--networks", "Base", "--rows", "dense", "Lr", "--epochs", "1", "--jobs", "1"]
+    command += ["--ckpt", str(tmp_path / "ckpt"), "--results", str(tmp_path)]
+    command += ["--", "--dataset", "imagefolder", "--data-root", str(data), "--batch-size", "9", "--device", "cpu"]
+    assert table1.main(command) == 0
+    out = capfd.readouterr().out
+    assert f"| Base-Lr | {data.name} | " in out and "| Base-L |" not in out
+    assert table1.main(command) == 0
+    assert "2 runs, 2 done" in capfd.readouterr().out
