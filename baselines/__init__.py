@@ -76,7 +76,7 @@ class Baseline(Variant):
             return to_octave(network(**arguments), self.alpha)
         model = super().build(network, **arguments)
         if not any(isinstance(layer, (BasisConv, FactorisedConv, GhostConv)) for layer in model.modules()):
-            layers = "all too thin for it, or grouped"
+            layers = "all are grouped, or too thin or too small for it"
             raise ValueError(f"{self.type} goes with no convolution of this {type(model).__name__}: {layers}")
         return model
 

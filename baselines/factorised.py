@@ -2,7 +2,7 @@
 
     FactorisedConv(nn.Conv2d(64, 128, 3, padding=1), alpha=0.5)       # to 58 channels by 3x3, to 128 by 1x1
 
-The usual factorised layer. It gets no more weights than full-rank LinearConv of the same alpha has,
+The usual factorised layer. Above rank 1 it gets no more weights than full-rank LinearConv of the same alpha has,
 r (K + F) <= P K + (F - P) P with K = C kh kw and P = max(1, int(alpha * F)): its rank r is lower than LinearConv's P.
 """
 

@@ -1,0 +1,110 @@
+"""A baseline stands where a variant of LinearConv can: its settings, its networks, and what these count."""
+
+import pickle
+from argparse import Namespace
+from dataclasses import asdict, fields
+
+import pytest
+import torch
+import torch.nn as nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from baselines import BASELINES, HELP, Baseline
+from baselines.ghost import GhostConv
+from linearconv import LinearConv
+from linearconv_variants import Variant
+from models.base_xcnn import Base
+from models.mobilenetv2_xcnn import MobileNetV2
+from models.resnet_xcnn import ResNet18
+from models.resnext_xcnn import ResNeXt29_2x64d
+from models.vgg_xcnn import VGG11
+from training import counting
+
+IMAGE = (3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    "type, parameters, flops",
+    [
+        ("octave", 9_233_802, 77_122_294),  # the paper: 9.23 M, 0.077 B
+        ("basis", 1_994_506, 105_761_782),  # 1.99 M, 0.101 B
+        ("ghost", 4_631_882, 77_894_646),
+    ],
+)
+def test_vgg11_counts_what_the_methods_were_counted_at(type, parameters, flops):
+    model = Baseline(type).build(VGG11)
+    assert (counting.count_parameters(model), counting.flops_paper(model, IMAGE)) == (parameters, flops)
+
+
+@pytest.mark.parametrize("type", BASELINES)
+def test_inference_macs_are_half_of_what_torch_counts(type):
+    model = Baseline(type).build(Base).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, *IMAGE))
+    assert counting.macs_inference(model, IMAGE) == counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize(
+    "network, type",
+    [
+        (ResNet18, "basis"),
+        *((network, type) for network in (ResNet18, ResNeXt29_2x64d, MobileNetV2) for type in ("ghost", "svd")),
+    ],
+)
+def test_networks_with_shortcuts_and_groups_are_built_by_the_layers(network, type):
+    with torch.device("meta"):
+        model, dense = Baseline(type).build(network, num_classes=7), network(num_classes=7)
+    assert 0.1 < counting.count_parameters(model) / counting.count_parameters(dense) < 1
+    assert model(torch.empty(2, *IMAGE, device="meta")).shape == (2, 7)
+
+
+def test_alpha_is_the_share_of_the_method():
+    assert Baseline("ghost", alpha=0.25).conv(16, 32, 3).intrinsic.out_channels == 8
+    small, large = (counting.count_parameters(Baseline("svd", alpha=alpha).build(Base)) for alpha in (0.25, 0.5))
+    assert small < large
+    network = Baseline("octave", alpha=0.25).build(Base, width=0.25, in_channels=1)
+    assert network.feat[0][0].high_to_low.weight.shape == (2, 1, 3, 3)
+
+
+@pytest.mark.parametrize("type", BASELINES)
+def test_a_baseline_has_the_interface_of_a_variant(type):
+    baseline = Baseline(type, alpha=0.4)
+    assert baseline.label == type and "\n" not in str(baseline) and HELP[type].startswith(f"{type}: ")
+    assert [field.name for field in fields(baseline)] == [field.name for field in fields(Variant)]
+    assert Baseline(**asdict(baseline)) == baseline == pickle.loads(pickle.dumps(baseline))
+    assert Baseline.of(Namespace(type=type, alpha=0.4, rank=None, device="cpu")) == baseline
+
+
+@pytest.mark.parametrize(
+    "setting, told",
+    [
+        (dict(type="rank"), "type must be one of octave, basis, ghost, svd, got 'rank'"),
+        (dict(type="basis", rank=10), "rank has no meaning with type basis: it belongs to rank and lowrank"),
+        (dict(type="ghost", sparsity=0.5), "sparsity has no meaning with type ghost: it belongs to sparse"),
+        (dict(type="svd", alpha=0), "alpha must lie in (0, 1] with type svd, got 0"),
+        (dict(type="ghost", alpha=1.5), "alpha must lie in (0, 1]"),
+        (dict(type="basis", alpha=float("nan")), "alpha must lie in (0, 1]"),
+        (dict(type="octave", alpha=1), "alpha must lie in (0, 1) with type octave, got 1"),
+    ],
+)
+def test_a_setting_that_is_wrong_is_refused_in_one_line(setting, told):
+    with pytest.raises(ValueError) as error:
+        Baseline(**setting)
+    assert told in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_network_that_would_stay_plain_is_refused():
+    with pytest.raises(ValueError, match="^basis goes with no convolution of this VGG11: "):
+        Baseline("basis").build(VGG11, width=0.125)
+    with pytest.raises(ValueError, match="^basis goes with no convolution of this MobileNetV2: "):
+        Baseline("basis").build(MobileNetV2)
+    with pytest.raises(ValueError, match="^octave goes with networks of .*, not with ResNet18$"):
+        Baseline("octave").build(ResNet18, width=0.125)
+    with pytest.raises(ValueError, match="^octave is no layer"):
+        Baseline("octave").conv  # noqa: B018
+
+
+def test_variants_build_networks_too():
+    assert type(Variant("rank").build(Base, width=0.25).feat[0][0]) is LinearConv
+    assert type(Variant("dense").build(Base, width=0.25).feat[0][0]) is nn.Conv2d
+    assert type(Baseline("ghost").build(Base, width=0.25).feat[0][0]) is GhostConv

@@ -1,0 +1,120 @@
+"""Filter basis, Ghost module and SVD pair against plain F.conv2d, and the convolutions that they leave alone."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from baselines.basis import BasisConv, to_basis
+from baselines.drop_in import drop_in
+from baselines.factorised import FactorisedConv
+from baselines.ghost import GhostConv, to_ghost
+from linearconv import LinearConv
+
+GEOMETRY = {"stride": 2, "padding": 2, "dilation": 2, "padding_mode": "circular"}
+MADE = (BasisConv, FactorisedConv, GhostConv)
+CONVS = {
+    name: partial(drop_in, make) for name, make in (("basis", to_basis), ("ghost", to_ghost), ("svd", FactorisedConv))
+}
+
+
+def convolve(layer, input):
+    """What a convolution gives in float64, its padding made beforehand."""
+    input = F.pad(input.double(), (2, 2, 2, 2), mode="circular") if layer.kernel_size == (3, 3) else input.double()
+    bias = None if layer.bias is None else layer.bias.double()
+    return F.conv2d(input, layer.weight.double(), bias, layer.stride, 0, layer.dilation, layer.groups)
+
+
+@torch.no_grad()
+def test_basis_is_a_loop_over_groups_of_channels():
+    layer = BasisConv(nn.Conv2d(12, 7, 3, **GEOMETRY), basis_size=4, n_basis=5).eval()
+    nn.init.normal_(layer.norm.running_mean)
+    nn.init.uniform_(layer.norm.running_var, 0.5, 2)
+    input = torch.randn(2, 12, 9, 9)
+    maps = torch.cat([convolve(layer.basis, input[:, start : start + 4]) for start in (0, 4, 8)], 1)
+    mean, deviation = layer.norm.running_mean, (layer.norm.running_var + layer.norm.eps).sqrt()
+    maps = ((maps - mean[:, None, None]) / deviation[:, None, None]).clamp(min=0)
+    torch.testing.assert_close(layer(input).double(), convolve(layer.combine, maps), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "filters, alpha, intrinsic", [(8, 0.5, 4), (7, 0.5, 3), (8, 0.75, 6), (8, 0.2, 1), (3, 0.1, 1)]
+)
+def test_ghosts_are_filters_of_the_intrinsic_maps_in_turn(filters, alpha, intrinsic):
+    layer = GhostConv(nn.Conv2d(6, filters, 3, **GEOMETRY), alpha)
+    input = torch.randn(2, 6, 9, 9)
+    maps = convolve(layer.intrinsic, input)
+    ghosts = [
+        F.conv2d(maps[:, [index % intrinsic]], layer.cheap.weight[[index]].double(), padding=1)
+        for index in range(filters - intrinsic)
+    ]
+    assert maps.shape[1] == intrinsic
+    torch.testing.assert_close(layer(input).double(), torch.cat([maps, *ghosts], 1), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_pair_is_the_convolution_with_the_product_of_its_factors():
+    layer = FactorisedConv(nn.Conv2d(6, 16, 3, **GEOMETRY))
+    first, last = layer
+    filters = torch.einsum("fr,rchw->fchw", last.weight[:, :, 0, 0].double(), first.weight.double())
+    input = torch.randn(2, 6, 9, 9)
+    padded = F.pad(input.double(), (2, 2, 2, 2), mode="circular")
+    expected = F.conv2d(padded, filters, last.bias.double(), stride=2, dilation=2)
+    torch.testing.assert_close(layer(input).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kernel_size", [1, 3])
+@pytest.mark.parametrize("channels", [(3, 64), (64, 128), (512, 512), (16, 4), (5, 1)])
+@pytest.mark.parametrize("alpha", [0.25, 0.5, 0.8, 1.0])
+def test_a_pair_has_the_most_parameters_that_linearconv_has(channels, kernel_size, alpha, bias):
+    def size(layer):
+        return sum(parameter.numel() for parameter in layer.parameters())
+
+    with torch.device("meta"):
+        ours = size(LinearConv(*channels, kernel_size, bias=bias, alpha=alpha))
+        plain = nn.Conv2d(*channels, kernel_size, bias=bias)
+        pair = FactorisedConv(plain, alpha)
+        made = drop_in(partial(FactorisedConv, alpha=alpha), *channels, kernel_size, bias=bias)
+    one_more = plain.weight[0].numel() + plain.out_channels
+    assert size(pair) <= ours < size(pair) + one_more or pair[0].out_channels == 1
+    assert size(made) <= ours + (pair[0].out_channels == 1)  # of rank 1 it has one weight more than LinearConv
+
+
+@pytest.mark.parametrize("name", CONVS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_stands_in_for_conv2d(name, bias):
+    layer = CONVS[name](128, 256, 3, 2, 1, bias=bias, dtype=torch.float64)
+    input = torch.randn(2, 128, 9, 9, dtype=torch.float64)
+    assert isinstance(layer, MADE)
+    assert layer(input).shape == F.conv2d(input, torch.zeros(256, 128, 3, 3).double(), stride=2, padding=1).shape
+    plain = [module for module in layer.modules() if isinstance(module, nn.Conv2d)]
+    assert sum(module.weight.numel() for module in plain) < 256 * 128 * 9
+    has_biases = bias and name != "ghost"
+    assert any(module.bias is not None for module in plain) == has_biases
+
+
+@pytest.mark.parametrize(
+    "name, arguments",
+    [
+        ("basis", dict(in_channels=96, out_channels=256, kernel_size=3)),  # no groups of 128
+        ("basis", dict(in_channels=128, out_channels=128, kernel_size=1)),  # saves nothing
+        ("ghost", dict(in_channels=16, out_channels=1, kernel_size=3)),
+        ("ghost", dict(in_channels=4, out_channels=16, kernel_size=1)),
+        ("svd", dict(in_channels=3, out_channels=64, kernel_size=3)),
+        *(
+            (name, dict(in_channels=256, out_channels=256, kernel_size=3, groups=groups))
+            for name in CONVS
+            for groups in (2, 256)
+        ),
+    ],
+)
+def test_a_convolution_stays_where_a_method_does_not_suit_or_saves_nothing(name, arguments):
+    layer = CONVS[name](**arguments)
+    assert type(layer) is nn.Conv2d
+    assert {key: getattr(layer, key) for key in arguments} == arguments | {
+        "kernel_size": (arguments["kernel_size"],) * 2
+    }

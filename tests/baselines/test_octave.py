@@ -1,0 +1,107 @@
+"""Octave convolution: numbers worked out by hand, and which networks become octave ones."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn as nn
+
+from baselines.octave import EachPart, LastOctaveConv, OctaveConv, to_octave
+from models.base_xcnn import Base
+from models.resnet_xcnn import ResNet18
+from models.squeezenet_xcnn import SqueezeNet
+from models.vgg_xcnn import VGG11
+
+THIN = 0.125
+
+
+def pointwise(in_channels, out_channels, low_in, low_out, weights):
+    """An octave 1x1 convolution whose paths each have one weight and bias: {path: (weight, bias)}."""
+    layer = OctaveConv(nn.Conv2d(in_channels, out_channels, 1), low_in, low_out)
+    for path, (weight, bias) in weights.items():
+        nn.init.constant_(getattr(layer, path).weight, weight)
+        nn.init.constant_(getattr(layer, path).bias, bias)
+    return layer
+
+
+def test_parts_mix_as_worked_out_by_hand():
+    weights = {"high_to_high": (2, 1), "high_to_low": (3, 0), "low_to_high": (10, 0), "low_to_low": (100, 7)}
+    layer = pointwise(2, 2, 1, 1, weights)
+    high, low = layer((torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]]), torch.tensor([[[[5.0]]]])))
+    assert high.tolist() == [[[[2 + 1 + 50, 4 + 1 + 50], [6 + 1 + 50, 12 + 1 + 50]]]]
+    assert low.tolist() == [[[[3 * (1 + 2 + 3 + 6) / 4 + 500 + 7]]]]
+
+
+def test_low_maps_are_repeated_not_interpolated():
+    layer = pointwise(2, 1, 1, 0, {"high_to_high": (0, 0), "low_to_high": (1, 0)})
+    high, low = layer((torch.zeros(1, 1, 4, 4), torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])))
+    assert low is None
+    assert high[0, 0].tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]]
+
+
+def test_images_of_odd_size_pass():
+    layer = OctaveConv(nn.Conv2d(8, 6, 3, padding=1), 4, 3)
+    high, low = layer((torch.randn(2, 4, 9, 9), torch.randn(2, 4, 4, 4)))
+    assert high.shape == (2, 3, 9, 9) and low.shape == (2, 3, 4, 4)
+
+
+@pytest.mark.parametrize("low_in, low_out", [(0, 0), (0, 4), (4, 0), (4, 4)])
+def test_paths_have_the_geometry_and_the_parameters_of_the_plain_convolution(low_in, low_out):
+    plain = nn.Conv2d(8, 12, 3, padding=2, dilation=2, padding_mode="reflect", bias=False)
+    layer = OctaveConv(plain, low_in, low_out)
+    paths = list(layer.children())
+    assert len(paths) == (1 + bool(low_in)) * (1 + bool(low_out))
+    assert sum(path.weight.numel() for path in paths) == plain.weight.numel()
+    for path in paths:
+        assert (path.padding, path.dilation, path.padding_mode, path.bias) == ((2, 2), (2, 2), "reflect", None)
+
+
+def test_a_network_without_low_channels_computes_what_the_plain_one_does():
+    plain = Base(width=THIN).eval()  # 4, 8, 16 and 32 channels
+    octave = to_octave(copy.deepcopy(plain), alpha=0.01).eval()
+    renamed = {
+        key.replace("high_to_high.", "").replace("high.", ""): value for key, value in octave.state_dict().items()
+    }
+    plain.load_state_dict(renamed)
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(octave(images), plain(images), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("alpha", [0.25, 0.5, 0.75])
+@pytest.mark.parametrize("network", [Base, VGG11])
+def test_half_resolution_is_used_between_the_first_and_the_last_convolution(network, alpha):
+    model = to_octave(network(width=0.25), alpha)
+    shapes = []
+    for layer in model.modules():
+        if isinstance(layer, OctaveConv):
+            layer.register_forward_hook(lambda layer, input, output: shapes.append((input[0], output)))
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    assert isinstance(shapes[0][0], torch.Tensor) and isinstance(shapes[-1][1], torch.Tensor)
+    channels = [layer.out_channels for layer in network(width=0.25).modules() if isinstance(layer, nn.Conv2d)]
+    for (_, (high, low)), expected in zip(shapes[:-1], channels[:-1], strict=True):
+        assert low.shape[1] == int(alpha * expected) and high.shape[1] + low.shape[1] == expected
+        assert (low.shape[2], low.shape[3]) == (high.shape[2] // 2, high.shape[3] // 2)
+    assert not any(isinstance(layer, (EachPart, LastOctaveConv)) for layer in list(model.feat[-1])[-3:])
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.75])
+def test_every_parameter_has_a_gradient(alpha):
+    torch.manual_seed(0)
+    model = to_octave(VGG11(width=THIN), alpha)
+    model(torch.randn(4, 3, 32, 32)).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and (parameter.dim() == 1 or parameter.grad.any()), name
+
+
+def test_norms_keep_their_settings():
+    norm = nn.BatchNorm2d(4, eps=0.5, momentum=0.2, affine=False)
+    network = to_octave(nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Conv2d(4, 5, 3)), 0.25)
+    assert (network[1].high.num_features, network[1].low.num_features) == (3, 1)
+    for part in (network[1].high, network[1].low):
+        assert (part.eps, part.momentum, part.affine) == (0.5, 0.2, False)
+
+
+@pytest.mark.parametrize("network", [ResNet18, SqueezeNet, lambda **_: nn.Sequential(nn.Conv2d(4, 4, 3, groups=2))])
+def test_other_networks_are_refused_in_one_line(network):
+    with pytest.raises(ValueError, match=r"^octave goes with networks of .* \(Base, VGG11\), not with \w+$"):
+        to_octave(network(width=THIN))
