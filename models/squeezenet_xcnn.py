@@ -15,8 +15,9 @@ Expected counts for 3x32x32 images and 10 classes, FLOPs by the paper's conventi
     rank 1                513,994       127,343,616
     lowrank 10            465,354        79,391,616
 
-The table prints 0.49 M for the last, with the same FLOPs: no choice of 3x3 convolutions gives both. `conv` makes the
-eight 3x3 ones of the fire modules. The paper prints no recipe: weights, dropout and recipe below are this project's.
+The table prints 0.49 M for the last, with the same FLOPs. `conv` makes the 3x3 convolutions of all eight fire modules;
+both figures would come out only with two of them and not with the stem left plain (experiments/table2_counts.py). The
+paper prints no recipe: initial weights, dropout and recipe below are this project's.
 """
 
 import sys
