@@ -3,12 +3,13 @@
 import gc
 from argparse import Namespace
 
+from benchmarks import contenders
 from benchmarks.measuring import compare
 from benchmarks.speed import make_step
 from experiments.table2_counts import Row, table
 from training.report import origin
 
-TASKS = {"train 50": 50, "infer 50": 50, "infer 1": 1}  # images at once
+TASKS = {task: contenders.TASKS[task] for task in ("train 50", "infer 50", "infer 1")}  # images at once
 PLAIN = "dense"  # what measuring.compare has the others compared with
 
 
@@ -29,8 +30,8 @@ def measure(seconds: float, device: str) -> dict[str, object]:
         same = {PLAIN if row.is_plain else row.name: row for row in table() if row.network is network}
         for task, images in TASKS.items():
             gc.collect()  # the networks before
-            steps = {key: _step(row, task, options) for key, row in same.items()}
-            for key, compared in compare(steps, seconds, device).items():
+            timed = compare({key: _step(row, task, options) for key, row in same.items()}, seconds, device)
+            for key, compared in timed.items():
                 speed = {"images_per_second": 1e3 * images / compared["milliseconds"]}
                 rows.append({"network": same[key].name, "task": task, **compared, **speed})
     made_by = origin(device)
