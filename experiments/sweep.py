@@ -32,7 +32,7 @@ from experiments.command_line import split_arguments
 from experiments.sweep_command import add_sweep_options, carry_out, check_sweep_options
 from experiments.sweep_plan import plan
 from experiments.sweep_results import Results
-from experiments.sweep_table import COLUMNS, USUAL_COLUMNS, markdown, plot
+from experiments.sweep_table import COLUMNS, USUAL_COLUMNS, markdown
 from linearconv_variants import OneLineParser, add_options
 from training.errors import EXPECTED, report_failure
 
@@ -73,13 +73,16 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
 
 def show(results: Results, columns: Sequence[str]) -> None:
     """Print the table and draw the plot of all runs in the result file."""
-    path = results.path.with_suffix(".png")
-    with results.locked():  # two shards may end at the same time
-        drawn = plot(results.runs, path)
     print("\n".join(markdown(results.runs, columns)))
-    print(f"written: {results.path}" + (f", {path.name}" if drawn else ""))
-    if not drawn:
-        print("no plot: matplotlib is not installed (pip install matplotlib)")
+    path = results.path.with_suffix(".png")
+    try:
+        from experiments.sweep_plot import plot
+    except ImportError:
+        print(f"written: {results.path}\nno plot: matplotlib is not installed (pip install matplotlib)")
+        return
+    with results.locked():  # two shards may end at the same time
+        plot(results.runs, path)
+    print(f"written: {results.path}, {path.name}")
 
 
 if __name__ == "__main__":

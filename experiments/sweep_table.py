@@ -1,25 +1,19 @@
-"""What a sweep ends in: a table and a plot of accuracy against parameters and FLOPs, over seeds.
+"""What a sweep ends in: a table of accuracy, parameters and FLOPs, over seeds.
 
     python -m experiments.sweep ... --table
 
-Both are made from the runs in results/<name>.json. Accuracy is that after the last epoch, not the best one, which would
+It is made from the runs in results/<name>.json. Accuracy is that after the last epoch, not the best one, which would
 be chosen on the test images. Mean and sample standard deviation (divided by n - 1) are over the seeds of a setting.
 """
 
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
-
-from training.files import write_whole
 
 COUNTS = {
     "parameters": "parameters",
     "nonzero_parameters": "of them not pruned",
     "flops_paper": "FLOPs, the paper's convention",
     "macs_inference": "multiply-adds at inference",
-}
-AXES = {"nonzero_parameters": "parameters that are not pruned"} | {
-    key: COUNTS[key] for key in ("flops_paper", "macs_inference")
 }
 COLUMNS = {  # of the table: title
     "dataset": "data",
@@ -110,60 +104,3 @@ def _cell(row, key):
         shown = f"{mean:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}") + " %"
         return shown + (f" ({', '.join(map(str, row['best_epochs']))})" if key == "best" else "")
     return f"{value:,}" if isinstance(value, int) else value
-
-
-def plot(runs: Sequence[dict], path: Path) -> bool:
-    """Draw a row of plots per data set, error bars being the deviation; return False where matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import EngFormatter
-    except ImportError:
-        return False
-    rows = over_seeds(runs)
-    datasets = list(dict.fromkeys(row["dataset"] for row in rows))
-    networks = {row["network"] for row in rows}
-    figure = Figure(figsize=(15, 4.5 * len(datasets)), layout="constrained")
-    for dataset, line in zip(datasets, figure.subplots(len(datasets), len(AXES), squeeze=False), strict=True):
-        here = [row for row in rows if row["dataset"] == dataset]
-        for axes, (key, label) in zip(line, AXES.items(), strict=True):
-            _draw(axes, here, key, several=len(networks) > 1)
-            axes.set(xlabel=label, ylabel="test accuracy, %", title=dataset)
-            axes.xaxis.set_major_formatter(EngFormatter())
-            axes.tick_params(axis="x", labelrotation=20)
-            axes.grid(alpha=0.3)
-        line[0].legend(fontsize="small")
-    write_whole(path, lambda file: figure.savefig(file, dpi=110, format="png"))
-    return True
-
-
-def _draw(axes, rows, key, several):
-    """One line per network, type and alpha, its points named by rank or sparsity; dense as a star and a dashed line."""
-    series = {}
-    for row in rows:
-        name = row["type"]
-        if name != "dense" and row["alpha"] != 0.5:
-            name = f"{name}, alpha {row['alpha']:g}"
-        name = f"{name} {row['varied']}".rstrip()
-        series.setdefault(f"{row['network']} {name}" if several else name, []).append(row)
-    for name, points in series.items():
-        points = sorted(points, key=lambda row: row[key])
-        dense = points[0]["type"] == "dense"
-        means, deviations = zip(*(row["accuracy"] for row in points), strict=True)
-        bars = axes.errorbar(
-            [row[key] for row in points],
-            means,
-            yerr=[deviation or 0 for deviation in deviations],
-            marker="*" if dense else "o",
-            markersize=12 if dense else 5,
-            capsize=3,
-            label=name,
-        )
-        if dense:
-            axes.axhline(means[0], linestyle="--", linewidth=1, color=bars[0].get_color())
-            continue
-        for row, mean in zip(points, means, strict=True):
-            value = row["sparsity"] if row["type"] == "sparse" else row["rank"]
-            axes.annotate(f"{value:g}", (row[key], mean), (4, 4), textcoords="offset points", fontsize="small")
-    values = [row[key] for row in rows]
-    if max(values) > 10 * min(values):
-        axes.set_xscale("log")

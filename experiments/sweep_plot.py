@@ -1,0 +1,91 @@
+"""Accuracy against parameters and operations, as a sweep draws it: a row of plots for each data set and network.
+
+Each type of layer, with its alpha and what else was varied, has its own marker and colour; its points are named by rank
+or sparsity, and error bars are the standard deviation over seeds. The dense network's accuracy is a dashed line too.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from experiments.drawing.labels import label
+from experiments.drawing.style import DASHED, INK, LOOKS, Look, fill, look, make, save, styled
+from experiments.sweep_table import COUNTS, over_seeds
+
+AXES = {"nonzero_parameters": "parameters that are not pruned"} | {
+    key: COUNTS[key] for key in ("flops_paper", "macs_inference")
+}
+METHODS = {"dense": "Conv", "rank": "-Lr", "lowrank": "-LRr", "basis": "filter basis", "ghost": "Ghost", "svd": "SVD"}
+WIDTH, HEIGHT = 14, 4.2  # inches, of a row
+
+
+def plot(runs: Sequence[dict], path: Path) -> None:
+    """Draw the runs of a result file to a PNG file."""
+    panels = {}
+    for row in over_seeds(runs):
+        panels.setdefault((row["network"], row["dataset"]), []).append(row)
+    with styled():
+        figure, todo = make(HEIGHT * len(panels), WIDTH), []
+        grid = figure.subplots(len(panels), len(AXES) + 1, squeeze=False, width_ratios=[1] * len(AXES) + [0.5])
+        for (*plots, beside), (title, rows) in zip(grid, panels.items(), strict=True):
+            series = _series(rows)
+            for axes, (key, name) in zip(plots, AXES.items(), strict=True):
+                todo.append((axes, _draw(axes, series, key)))
+                axes.set(xlabel=name, ylabel="test accuracy, %")
+            plots[0].set_title(", ".join(title), loc="left", fontweight="bold")
+            beside.axis("off")
+            beside.legend(*plots[0].get_legend_handles_labels(), loc="center left")
+        for axes, told in todo:  # last, when the layout is that of the file
+            label(axes, *told)
+        save(figure, path.with_suffix(""), ["png"])
+
+
+def _series(rows: Sequence[dict]) -> list[tuple[str, Look, list[dict]]]:
+    """Rows that differ by rank or sparsity alone, with their name in the legend and a look that no others have."""
+    found = {}
+    for row in rows:
+        alpha = [f"alpha {row['alpha']:g}"] if row["alpha"] != 0.5 and row["type"] != "dense" else []
+        varied = [row["varied"].replace(" --", ", ").removeprefix("--")] if row["varied"] else []
+        found.setdefault((row["type"], ", ".join([row["type"], *alpha, *varied])), []).append(row)
+    free, series = list(LOOKS.values()), []
+    for (kind, name), same in found.items():
+        free = free or list(LOOKS.values())
+        usual = look(METHODS.get(kind, kind))
+        chosen = usual if usual in free else free[0]
+        free.remove(chosen)
+        series.append((name, chosen, same))
+    return series
+
+
+def _draw(axes: Axes, series, key: str) -> tuple[list[tuple[float, float]], list[str], list[str]]:
+    """Draw all series over a count; return what is to be labelled: points, texts and colours."""
+    points, texts, colors, ends, every = [], [], [], [], []
+    for name, style, rows in series:
+        rows = sorted(rows, key=lambda row: row[key])
+        means, deviations = zip(*(row["accuracy"] for row in rows), strict=True)
+        deviations = [deviation or 0 for deviation in deviations]
+        counts = [row[key] for row in rows]
+        axes.errorbar(counts, means, deviations, label=name, capsize=3, **style.line() | style.dot())
+        ends += [mean + sign * deviation for mean, deviation in zip(means, deviations, strict=True) for sign in (-1, 1)]
+        for row, point in zip(rows, zip(counts, means, strict=True), strict=True):
+            value = row["sparsity"] if row["type"] == "sparse" else row["rank"]
+            every.append(point[0])
+            if value is not None:
+                points.append(point)
+                texts.append(f"{value:g}")
+                colors.append(style.color)
+    fill(axes, ends)
+    if max(every) > 10 * min(every):
+        axes.set_xscale("log")
+        axes.set_xlim(min(every) / 1.3, max(every) * 1.3)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        fill(axes, every, "x")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(EngFormatter())
+    dense = [rows[0]["accuracy"][0] for name, _, rows in series if name == "dense"]
+    axes.hlines(dense, *axes.get_xlim(), linestyle=DASHED, linewidth=1, color=INK, zorder=0.5)
+    return points, texts, colors
