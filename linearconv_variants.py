@@ -79,6 +79,15 @@ class Variant:
             return partial(LinearConv, **shared)
         return partial(LinearConvRankRatio, rank=self.rank, **shared)
 
+    def build(self, network: Callable[..., nn.Module], **arguments: object) -> nn.Module:
+        """Return a network with this layer for its convolutions.
+
+        Args:
+            network: constructor that takes `conv`.
+            arguments: others of it.
+        """
+        return network(conv=self.conv, **arguments)
+
     @property
     def label(self) -> str:
         """Type and setting in a word, for the names of runs: `rank0.5`, `lowrank10`, `sparse0.25`, `dense`."""
