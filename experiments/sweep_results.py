@@ -1,9 +1,10 @@
 """The result file of a sweep: settings, report and log of every run that is done, added to as runs end.
 
-    results/<name>.json: {"note": ..., "runs": [{"run", "setting", "settings", "report", "log"}, ...]}
+    results/<name>.json: {"note", "runs": [{"run", "setting", "varied", "dataset", "settings", "report", "log"}, ...]}
 
-A run that stands there with the same settings is done, also when its folder is gone. Runs without settings are of
-earlier programs: they are shown in tables, and never taken for a run that is asked for.
+A run that stands there with the same settings is done, also when its folder is gone; an option that it lacks, being
+older than that option, counts as left at its default. Runs without settings are of earlier programs: they are shown in
+tables, and never taken for a run that is asked for.
 """
 
 import fcntl
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from experiments.sweep_runs import Run, check_settings
+from experiments.sweep_runs import Run
 from training.errors import UsageError
 from training.files import write_json
 
@@ -52,7 +53,7 @@ class Results:
         """
         found = next((kept for kept in self.runs if kept["run"] == run.name and "settings" in kept), None)
         if found:
-            check_settings(run.settings, found["settings"], self.path)
+            run.check(found["settings"], self.path)
         return found is not None
 
     def add(self, done: Sequence[Run], note: str | None = None) -> None:

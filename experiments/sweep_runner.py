@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TextIO
 
 from experiments.sweep_results import Results
@@ -38,15 +37,14 @@ class Runner:
     A run's process inherits the lock: should this process be killed, the run goes on and is not started again.
 
     Args:
-        script: of models/.
         runs: in the order in which they start.
         results: says which are done (`holds`), and is told of those that end (`add`).
         jobs: how many go side by side.
         gpus: to spread them over, as CUDA_VISIBLE_DEVICES names them.
     """
 
-    def __init__(self, script: Path, runs: Sequence[Run], results: Results, jobs: int, gpus: Sequence[str]) -> None:
-        self.script, self.runs, self.results, self.jobs, self.gpus = script, runs, results, jobs, gpus
+    def __init__(self, runs: Sequence[Run], results: Results, jobs: int, gpus: Sequence[str]) -> None:
+        self.runs, self.results, self.jobs, self.gpus = runs, results, jobs, gpus
         self.threads = max(1, cores() // jobs)
         if os.environ.get("OMP_NUM_THREADS", "").isdigit():
             self.threads = min(self.threads, int(os.environ["OMP_NUM_THREADS"]) or 1)
@@ -110,7 +108,7 @@ class Runner:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
         with open(run.folder / OUTPUT, "ab") as output:
             process = subprocess.Popen(
-                [sys.executable, self.script.resolve(), *run.arguments, *places],
+                [sys.executable, run.script, *run.arguments, *places],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

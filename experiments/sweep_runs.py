@@ -22,18 +22,26 @@ class Run:
 
     Args:
         name: of the run and its folder.
-        setting: the variant, as options.
+        script: of models/.
+        setting: the variant and what else sets the run apart from its neighbours, as options.
+        varied: the latter alone.
+        dataset: its name, of an imagefolder that of the folder; None where the script chooses.
         arguments: of the script.
         settings: all options that the result depends on.
+        defaults: what those are that a result does not have, as it was made before the script had them.
         folder: for report, log and checkpoints.
         command: the call without this machine's paths.
         device: that the run asks for.
     """
 
     name: str
+    script: Path
     setting: str
+    varied: str
+    dataset: str | None
     arguments: list[str]
     settings: dict[str, object]
+    defaults: dict[str, object]
     folder: Path
     command: str
     device: str
@@ -55,27 +63,27 @@ class Run:
         elif holds_checkpoint(self.folder):
             state = "interrupted"
         if (self.folder / SETTINGS).exists():
-            check_settings(self.settings, json.loads((self.folder / SETTINGS).read_text()), self.folder)
+            self.check(json.loads((self.folder / SETTINGS).read_text()), self.folder)
         elif state != "to do":
             raise UsageError(f"{self.folder} holds a run of no sweep: give another --name")
         return state
 
+    def check(self, saved: dict[str, object], where: Path) -> None:
+        """Compare the settings with those that were saved.
+
+        Raises:
+            UsageError: naming those that differ.
+        """
+        saved = self.defaults | saved
+        if different := [key for key in self.settings if saved[key] != self.settings[key]]:
+            changes = ", ".join(f"{key} {saved[key]} there, {self.settings[key]} here" for key in different)
+            raise UsageError(f"{where} holds a run of other settings ({changes}): give another --name")
+
     def entry(self) -> dict[str, object]:
         """Return what the result file keeps of a run that is done."""
         report = json.loads((self.folder / REPORT).read_text()) | {"command": self.command}
-        names = {"run": self.name, "setting": self.setting, "settings": self.settings}
-        return names | {"report": report, "log": read_log(self.folder)}
-
-
-def check_settings(settings: dict[str, object], saved: dict[str, object], where: Path) -> None:
-    """Compare the settings of a run with those that were saved.
-
-    Raises:
-        UsageError: naming those that differ.
-    """
-    if different := [key for key in settings if saved.get(key) != settings[key]]:
-        changes = ", ".join(f"{key} {saved.get(key)} there, {settings[key]} here" for key in different)
-        raise UsageError(f"{where} holds a run of other settings ({changes}): give another --name")
+        kept = {"run": self.name, "setting": self.setting, "varied": self.varied, "dataset": self.dataset}
+        return kept | {"settings": self.settings, "report": report, "log": read_log(self.folder)}
 
 
 def take_lock(path: Path) -> TextIO | None:

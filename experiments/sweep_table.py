@@ -43,16 +43,18 @@ def over_seeds(runs: Sequence[dict]) -> list[dict]:
         A row per data set, network and setting: the counts, the number of `seeds`, and as (mean, deviation), in per
         cent, `accuracy` after the last epoch, `last_ten`, the mean of the last ten epochs (None after fewer),
         and `best`; a deviation of one seed is None. `against_dense` is the difference of mean accuracies to the dense
-        network's, None where there is none.
+        network's, None where there is none: to the one with the same further options, else to the one without any.
     """
     groups = {}
     for run in runs:
         report = run["report"]
-        groups.setdefault((report["dataset"], report["architecture"], run["setting"]), []).append(run)
+        dataset = run.get("dataset") or report["dataset"]
+        groups.setdefault((dataset, report["architecture"], run["setting"]), []).append(run)
     rows = []
     for (dataset, network, setting), same in groups.items():
         reports, logs = [run["report"] for run in same], [run["log"][-10:] for run in same]
         row = {"dataset": dataset, "network": network, "setting": setting, "seeds": len(same)}
+        row["varied"] = same[0].get("varied", "")
         row |= {key: reports[0][key] for key in ("type", "rank", "sparsity", "alpha")}
         row |= {key: round(statistics.fmean(report[key] for report in reports)) for key in COUNTS}
         row["accuracy"] = _mean_and_deviation([report["test_accuracy"] for report in reports])
@@ -61,10 +63,11 @@ def over_seeds(runs: Sequence[dict]) -> list[dict]:
         last_ten = [statistics.fmean(record["test_accuracy"] for record in log) for log in logs if len(log) == 10]
         row["last_ten"] = _mean_and_deviation(last_ten) if len(last_ten) == len(same) else None
         rows.append(row)
-    dense = {(row["dataset"], row["network"]): row["accuracy"][0] for row in rows if row["type"] == "dense"}
+    dense = {(row["dataset"], row["network"], row["varied"]): row for row in rows if row["type"] == "dense"}
     for row in rows:
-        reference = dense.get((row["dataset"], row["network"]))
-        row["against_dense"] = None if reference is None else row["accuracy"][0] - reference
+        plain, same = (dense.get((row["dataset"], row["network"], varied)) for varied in ("", row["varied"]))
+        reference = (plain or same) if row["type"] == "dense" else (same or plain)
+        row["against_dense"] = None if reference is None else row["accuracy"][0] - reference["accuracy"][0]
     return sorted(rows, key=lambda row: (row["dataset"], row["network"]))  # settings stay in the sweep's order
 
 
@@ -131,6 +134,7 @@ def _draw(axes, rows, key, several):
         name = row["type"]
         if name != "dense" and row["alpha"] != 0.5:
             name = f"{name}, alpha {row['alpha']:g}"
+        name = f"{name} {row['varied']}".rstrip()
         series.setdefault(f"{row['network']} {name}" if several else name, []).append(row)
     for name, points in series.items():
         points = sorted(points, key=lambda row: row[key])

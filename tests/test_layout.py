@@ -14,6 +14,7 @@ FLOORS = (  # from the ground up; what stands on one floor may import from it an
     {"linearconv"},
     VARIANTS,
     {"corr_reg", "linearconv_variants"},
+    {"baselines"},
     {"images"},
     {"dataloaders"},
     {"linearconv_convert"},
@@ -24,8 +25,9 @@ FLOORS = (  # from the ground up; what stands on one floor may import from it an
 )
 OURS = set().union(*FLOORS)
 NEVER = {  # room: what it does without, though it stands on a lower floor
-    "linearconv_convert": {"images", "dataloaders", "corr_reg"},
-    "images": {"linearconv", "linearconv_features", "linearconv_variants", "corr_reg", *VARIANTS},
+    "baselines": {"corr_reg"},
+    "linearconv_convert": {"images", "dataloaders", "corr_reg", "baselines"},
+    "images": {"baselines", "linearconv", "linearconv_features", "linearconv_variants", "corr_reg", *VARIANTS},
 }
 
 

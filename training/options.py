@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from baselines import HELP as BASELINES_HELP
+from baselines import method_of
 from dataloaders import DATASETS
 from linearconv_sparse import SCHEDULES
 from linearconv_variants import OneLineParser, Variant, add_options
@@ -52,7 +54,7 @@ def parse_arguments(parser: OneLineParser, argv: Sequence[str] | None = None) ->
     """
     given = vars(parser.parse_args(argv))
     try:
-        variant = Variant.of(argparse.Namespace(**given))
+        variant = method_of(argparse.Namespace(**given))
         for field in fields(Variant):
             del given[field.name]
         device = _check_device(given["device"])
@@ -75,7 +77,7 @@ def make_parser(networks: dict[str, Callable], recipe: Recipe, digits_recipe: Re
     on_digits = f"; on digits: {digits_recipe}" if digits_recipe else ""
     parser = OneLineParser(description=f"recipe: {recipe}{on_digits}; fast: {FAST}")
     group = parser.add_argument_group("network")
-    add_options(group)
+    add_options(group, others=BASELINES_HELP)
     add = group.add_argument
     add("--pruning", choices=SCHEDULES, default="gradual", help="controller of the sparse type (default: gradual)")
     add("--width", type=positive_float, default=1.0, help="multiplies every channel count (default: 1)")

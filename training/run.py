@@ -125,7 +125,7 @@ def _build_and_count(network, options, recipe, input_size, num_classes):
         raise UsageError(f"{options.network} does not take {size} images: {error}") from None
 
 
-def _with_dense_stem(network, conv, in_channels, **arguments):
+def _with_dense_stem(network, conv=nn.Conv2d, *, in_channels, **arguments):
     """The network with nn.Conv2d for what convolves the images themselves."""
 
     def layer(channels, *rest, **more):

@@ -1,5 +1,6 @@
 """Sweeps: every run is done once, whatever interrupts them, and the table says what the runs measured."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -14,7 +15,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from experiments import sweep
+from experiments import sweep, sweep_command
 from experiments.sweep_plan import plan
 from experiments.sweep_runs import take_lock
 from experiments.sweep_table import markdown, over_seeds, plot
@@ -250,16 +251,16 @@ def test_jobs_run_side_by_side_and_share_the_cores(folder, monkeypatch):
 
 
 def test_runs_are_spread_over_the_gpus(folder, monkeypatch):
-    monkeypatch.setattr(sweep.torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(sweep_command.torch.cuda, "device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert sweep.gpus_for("cuda") == ["0", "1", "2"]
+    assert sweep_command.gpus_for("cuda") == ["0", "1", "2"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
-    assert sweep.gpus_for("cuda") == ["4", "6", "7"]
-    assert sweep.gpus_for("cuda:1") == sweep.gpus_for("cpu") == []
+    assert sweep_command.gpus_for("cuda") == ["4", "6", "7"]
+    assert sweep_command.gpus_for("cuda:1") == sweep_command.gpus_for("cpu") == []
 
     folder.script.write_text(STAND_IN.replace("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"))
     monkeypatch.setenv("NAP", "0.3")
-    monkeypatch.setattr(sweep, "gpus_for", lambda device: ["4", "6"])
+    monkeypatch.setattr(sweep_command, "gpus_for", lambda device: ["4", "6"])
     assert folder.run("--seeds 0 1") == 0
     assert {gpu for event, _, _, gpu in folder.events() if event == "fresh"} == {"4", "6"}
 
@@ -313,9 +314,49 @@ def test_values_go_with_the_types_they_belong_to(folder, values, settings):
             assert [run.setting for run in runs if run.command.endswith(tail)] == settings
 
 
+def test_any_option_can_be_varied_and_stands_in_name_setting_and_command(folder):
+    values = "-t dense rank -r 0.5 --alpha 0.25 --vary reg-weight 0 1e-3 --vary pruning published --datasets digits"
+    runs = plan(*sweep.parse(folder.command(values)))
+    name, tail = "nap-{}-digits-seed0-reg-weight{}-pruningpublished", "--pruning published --dataset digits"
+    assert [run.name for run in runs] == [
+        name.format(*values) for values in itertools.product(("dense", "rank0.5-alpha0.25"), ("0", "0.001"))
+    ]
+    assert runs[3].setting == "-t rank -r 0.5 --alpha 0.25 --reg-weight 0.001 --pruning published"
+    assert runs[3].varied == "--reg-weight 0.001 --pruning published"
+    assert runs[3].command.endswith(f"-t rank -r 0.5 --alpha 0.25 --reg-weight 1e-3 {tail}")
+    assert [run.settings["reg_weight"] for run in runs] == [0, 0.001] * 2
+
+
+def test_lists_are_varied_in_quotes_and_what_a_name_has_is_not_said_twice(folder):
+    command = [*folder.command("--vary width 0.50 2 --vary milestones"), "", "75 150"]
+    runs = plan(*sweep.parse(command))
+    assert [run.name for run in runs] == [
+        f"nap-width{width}-rank1-default-seed0-milestones{milestones}"
+        for width, milestones in itertools.product(("0.5", "2"), ("", "75_150"))
+    ]
+    assert [run.settings["milestones"] for run in runs] == [[], [75, 150]] * 2
+
+
+def test_values_that_are_written_differently_are_one(folder):
+    runs = plan(*sweep.parse(folder.command("--vary lr 0.001 1e-3 --vary lr 0.0010 0.01")))
+    assert [run.varied for run in runs] == ["--lr 0.001", "--lr 0.01"]
+
+
 @pytest.mark.parametrize(
     "values, told",
     (
+        ("--vary depth 1 2", "--vary depth: the training scripts have no option --depth"),
+        ("--vary -1 2", "no option ---1"),
+        ("--vary seed 1 2", "give a list to the sweep's own --seeds"),
+        ("--vary rank 1 2", "give a list to the sweep's own --rank"),
+        ("--vary data-root a b", "results do not depend on --data-root"),
+        ("--vary amp", "--amp is a switch without values"),
+        ("--vary deterministic 1", "--deterministic is a switch without values"),
+        ("--vary lr", "--vary lr: give values"),
+        ("--vary lr 0", "--lr"),
+        ("--vary lr 0.1 -- --lr 0.1", "--lr is given for all runs already"),
+        ("--vary epochs 1 2 --epochs 3", "--epochs is given for all runs already"),
+        ("--vary", "--vary"),
         ("-t sparse -r 0.5", "-r has no meaning"),
         ("-t dense rank -s 0.5", "-s has no meaning"),
         ("-t rank -r 0.5 10", "(0, 1]"),
@@ -378,6 +419,23 @@ def test_runs_of_other_settings_are_not_taken_for_those_asked_for(folder, capsys
     assert "holds a run of no sweep" in capsys.readouterr().err
 
 
+def test_a_result_from_before_an_option_counts_as_made_with_its_default(folder, capfd):
+    assert folder.run("--epochs 2") == 0
+    path = folder.results / "nap.json"
+    record = json.loads(path.read_text())
+    for option in ("reg_weight", "image_size", "pruning"):
+        del record["runs"][0]["settings"][option]
+    path.write_text(json.dumps(record))
+    (folder.runs / "nap-rank1-default-seed0" / "settings.json").write_text(json.dumps(record["runs"][0]["settings"]))
+    assert folder.run("--epochs 2") == 0
+    assert "1 runs, 1 done" in capfd.readouterr().out
+    assert folder.run("--epochs 2 -- --pruning published") == 2
+    assert "pruning gradual there, published here" in capfd.readouterr().err
+    path.unlink()
+    assert folder.run("--epochs 2") == 0
+    assert folder.count("finish").total() == 1
+
+
 # ---- table and plot -------------------------------------------------------------------------------------------------
 
 
@@ -394,6 +452,18 @@ def test_the_table_holds_mean_and_standard_deviation_over_seeds(folder, capfd):
     accuracies = 80.5 + np.array([0, 1, 16]) / 7
     shown = f"{accuracies.mean():.2f} ± {accuracies.std(ddof=1):.2f} %"
     assert f"| digits | Nap | `-t rank -r 0.5` | 500 | 500 | 10,000 | 5,000 | {shown} | 3 |" in out
+
+
+def test_each_run_is_compared_with_the_dense_one_of_the_same_options_or_else_of_none(folder):
+    assert folder.run("-t rank -r 0.5 --vary epochs 1 2") == 0
+    assert {row["against_dense"] for row in over_seeds(folder.reports())} == {None}
+    assert folder.run("-t dense --seeds 3") == 0
+    plain = {row["setting"]: row["against_dense"] for row in over_seeds(folder.reports())}
+    expected = 80.5 - (82 + 9 / 7)
+    assert plain == pytest.approx({f"-t rank -r 0.5 --epochs {n}": expected for n in (1, 2)} | {"-t dense": 0})
+    assert folder.run("-t dense --vary epochs 2") == 0
+    same = {row["setting"]: row["against_dense"] for row in over_seeds(folder.reports())}
+    assert same == pytest.approx(plain | {"-t rank -r 0.5 --epochs 2": 80.5 - 82, "-t dense --epochs 2": -9 / 7})
 
 
 def test_one_seed_has_no_deviation_and_sets_have_rows_of_their_own(folder):
@@ -442,7 +512,7 @@ def test_a_sweep_of_a_training_script(folder, data, capfd):
     out = capfd.readouterr().out
     dense, lowrank = (run["report"] for run in folder.reports())
     assert dense["parameters"] == dense["dense_parameters"] == lowrank["dense_parameters"] > lowrank["parameters"]
-    assert f"| imagefolder | Base | `-t lowrank -r 2` | {lowrank['parameters']:,} |" in out
+    assert f"| {data.name} | Base | `-t lowrank -r 2` | {lowrank['parameters']:,} |" in out
     assert dense["command"].startswith("python models/base_xcnn.py --width 0.125 --device cpu --data-root DIR")
     result = (folder.results / "nap.json").read_text()
     assert str(folder.path) not in result and str(data) not in result

@@ -18,9 +18,10 @@ from models.base_xcnn import Base
 from models.mobilenetv2_xcnn import MobileNetV2
 from models.resnet_xcnn import ResNet18, ResNet34, ResNet50, ResNet101, ResNet152
 from models.resnext_xcnn import ResNeXt29_2x64d, ResNeXt29_4x64d, ResNeXt29_8x64d, ResNeXt29_32x4d
+from models.squeezenet_xcnn import SqueezeNet
 from models.vgg_xcnn import VGG11
 
-PAPER_NETWORKS = [Base, VGG11, AllConv, ResNet18, ResNeXt29_2x64d, MobileNetV2]
+PAPER_NETWORKS = [Base, VGG11, AllConv, ResNet18, ResNeXt29_2x64d, MobileNetV2, SqueezeNet]
 THIN = 0.125  # a width at which a forward pass takes milliseconds
 
 
@@ -52,6 +53,7 @@ def published_counts(network):
         (ResNeXt29_8x64d, 89_598_282),
         (ResNeXt29_32x4d, 4_774_218),
         (MobileNetV2, 2_296_922),
+        (SqueezeNet, 729_034),
     ],
 )
 def test_the_dense_network_has_the_published_number_of_parameters(network, parameters):
@@ -76,6 +78,7 @@ def test_the_docstring_states_the_numbers_of_parameters(network):
         (ResNet18, 555_422_720),
         (ResNeXt29_2x64d, 1_409_492_992),
         (MobileNetV2, 91_154_944),
+        (SqueezeNet, 52_543_488),
     ],
 )
 def test_the_dense_network_costs_the_multiply_adds_summed_by_hand(network, multiply_adds):
@@ -114,6 +117,7 @@ RESNET = {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "linear"}
         (ResNet50, RESNET, "layer2.0", BOTTLENECK),
         (ResNeXt29_2x64d, RESNET - {"layer4"}, "layer2.0", BOTTLENECK),
         (MobileNetV2, {"conv1", "bn1", "layers", "conv2", "bn2", "linear"}, "layers.0", BOTTLENECK),
+        (SqueezeNet, {"conv1", "fires", "class_conv"}, "fires.1", {"squeeze", "expand1x1", "expand3x3"}),
     ],
 )
 def test_the_state_dict_has_the_published_names(network, names, first_block, block_names):
@@ -127,6 +131,10 @@ def test_feat_starts_a_new_sequential_after_each_pool():
     layers = [[type(layer).__name__ for layer in stage] for stage in VGG11(width=THIN).feat]
     unit = ["Conv2d", "BatchNorm2d", "ReLU"]
     assert layers == [[*unit * depth, "MaxPool2d"] for depth in (1, 1, 2, 2, 2)]
+
+
+FIRES = (1, 2, 3, 5, 6, 7, 8, 10)  # their places between max-pools
+SQUEEZENET_1X1 = [f"fires.{place}.{name}" for place in FIRES for name in ("squeeze", "expand1x1")]
 
 
 class Marked(nn.Conv2d):
@@ -143,6 +151,7 @@ class Marked(nn.Conv2d):
         (ResNet50, 1 + 16 * 3 + 4, [], False),
         (ResNeXt29_2x64d, 9 * 3 + 3, ["conv1"], False),
         (MobileNetV2, 1 + 17 * 3 + 4 + 1, [], False),  # the last is the head
+        (SqueezeNet, 8, ["conv1", *SQUEEZENET_1X1, "class_conv"], True),
     ],
 )
 def test_conv_builds_all_convolutions_but_the_plain_ones(network, convolutions, plain, bias):
@@ -202,6 +211,7 @@ def test_every_parameter_has_a_gradient(network, conv):
         ("resnet", 0.1, 250, 50, (75, 150, 200)),
         ("resnext", 1e-3, 250, 32, (75, 150, 200)),
         ("mobilenetv2", 1e-3, 250, 32, (75, 150, 200)),
+        ("squeezenet", 3e-4, 250, 50, ()),  # ours: none is published
     ],
 )
 def test_the_recipe_is_the_published_one(script, lr, epochs, batch_size, milestones):

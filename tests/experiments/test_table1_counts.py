@@ -1,8 +1,8 @@
-"""Table 1 of the paper, counted again."""
+"""Counts of Table 1 of the paper, made again."""
 
 import json
 
-from experiments.table1 import RESULT, count_rows, markdown
+from experiments.table1_counts import RESULT, count_rows, markdown
 
 
 def test_table_1_comes_out_as_printed_but_for_five_explained_figures():

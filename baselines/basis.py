@@ -1,0 +1,51 @@
+"""Learned filter basis: all groups of input channels share one small set of filters, and a 1x1 convolution combines.
+
+Li, Gu, Van Gool & Timofte, "Learning Filter Basis for Convolutional Neural Network Compression", ICCV 2019
+(arXiv 1908.08932).
+
+    BasisConv(nn.Conv2d(256, 512, 3, padding=1))        # 2 groups of 128 channels, 128 filters; 256 maps to 512
+
+Of the C F kh kw weights of a convolution S B kh kw + (C / S) B F are left, with B filters of depth S. As published,
+BatchNorm and ReLU stand between the two factors: no convolution is equal to the whole.
+"""
+
+import torch.nn as nn
+from torch import Tensor
+
+from baselines.drop_in import factory, like
+
+BASIS_SIZE = 128  # S, channels of a group
+N_BASIS = 128  # B, filters
+
+
+class BasisConv(nn.Module):
+    """A filter basis in the place of a convolution.
+
+    Args:
+        plain: the convolution whose channels, geometry, bias, device and dtype are taken; `groups` must be 1.
+        basis_size: S, channels of a group; a divisor of `in_channels`.
+        n_basis: B, filters that all groups share.
+
+    Shapes:
+        - input: (N, in_channels, H, W)
+        - output: (N, out_channels, H', W'), as of `plain`
+    """
+
+    def __init__(self, plain: nn.Conv2d, basis_size: int = BASIS_SIZE, n_basis: int = N_BASIS) -> None:
+        super().__init__()
+        self.groups = plain.in_channels // basis_size
+        maps = self.groups * n_basis
+        self.basis = like(plain, basis_size, n_basis)
+        self.norm = nn.BatchNorm2d(maps, **factory(plain))
+        self.relu = nn.ReLU(inplace=True)
+        self.combine = nn.Conv2d(maps, plain.out_channels, 1, bias=plain.bias is not None, **factory(plain))
+
+    def forward(self, input: Tensor) -> Tensor:
+        of_groups = input.unflatten(1, (self.groups, -1)).flatten(0, 1)  # (N G, S, H, W)
+        maps = self.basis(of_groups).unflatten(0, (-1, self.groups)).flatten(1, 2)  # (N, G B, H', W')
+        return self.combine(self.relu(self.norm(maps)))
+
+
+def to_basis(plain: nn.Conv2d) -> nn.Module:
+    """Return a :class:`BasisConv` in a convolution's place, or itself where no groups of 128 channels come out."""
+    return plain if plain.in_channels % BASIS_SIZE else BasisConv(plain)

@@ -1,0 +1,49 @@
+"""Ghost module: a convolution makes part of the feature maps, a cheap depthwise one derives the others from them.
+
+Han et al., "GhostNet: More Features from Cheap Operations", CVPR 2020 (arXiv 1911.11907).
+
+    GhostConv(nn.Conv2d(64, 128, 3, padding=1))         # 64 intrinsic maps, and a ghost of each by 3x3 filters
+
+Intrinsic maps are to it what primary filters are to LinearConv, with a filter of their own in place of a combination.
+Neither convolution has a bias, as published, and nothing stands between them, as in the paper's formula: the network's
+BatchNorm and ReLU follow on all maps, where the published code has some behind the intrinsic ones already.
+"""
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from baselines.drop_in import factory, like
+
+
+class GhostConv(nn.Module):
+    """A Ghost module in the place of a convolution.
+
+    Args:
+        plain: the convolution whose channels, geometry, device and dtype are taken.
+        alpha: share of intrinsic maps; there are `max(1, int(alpha * out_channels))`, and a ghost for each of the
+            other channels, of the intrinsic maps in turn. 1/2 is the published s = 2. Some channel must be left.
+
+    Shapes:
+        - input: (N, in_channels, H, W)
+        - output: (N, out_channels, H', W'), as of `plain`; intrinsic maps before their ghosts
+    """
+
+    def __init__(self, plain: nn.Conv2d, alpha: float = 0.5) -> None:
+        super().__init__()
+        intrinsic = max(1, int(alpha * plain.out_channels))
+        self.ghosts = plain.out_channels - intrinsic
+        self.rounds = -(-self.ghosts // intrinsic)  # ghosts of the first intrinsic map
+        self.intrinsic = like(plain, plain.in_channels, intrinsic, bias=False)
+        depthwise = {"padding": 1, "groups": self.ghosts, "bias": False}
+        self.cheap = nn.Conv2d(self.ghosts, self.ghosts, 3, **depthwise, **factory(plain))
+
+    def forward(self, input: Tensor) -> Tensor:
+        intrinsic = self.intrinsic(input)  # (N, m, H', W')
+        sources = torch.cat([intrinsic] * self.rounds, 1) if self.rounds > 1 else intrinsic
+        return torch.cat((intrinsic, self.cheap(sources[:, : self.ghosts])), 1)
+
+
+def to_ghost(plain: nn.Conv2d, alpha: float = 0.5) -> nn.Module:
+    """Return a :class:`GhostConv` in a convolution's place, or itself where no channel is left for a ghost."""
+    return plain if max(1, int(alpha * plain.out_channels)) == plain.out_channels else GhostConv(plain, alpha)

@@ -1,0 +1,155 @@
+"""The dense network made thinner until it costs what another one does: what the other one must be better than.
+
+    python -m experiments.thinner models/base_xcnn.py -t rank -r 1
+    python -m experiments.thinner models/resnet_xcnn.py --network ResNet34 -t lowrank -r 10 --num-classes 100
+
+Prints the width multipliers (--width of the scripts) with which the dense network has as many parameters, and as many
+multiply-adds at inference, as the network of the options, and its channels with each. Images are 32x32.
+"""
+
+import importlib.util
+import inspect
+import math
+import sys
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import count as count_from
+from itertools import groupby
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+
+from linearconv_variants import OneLineParser
+from training.counting import count_parameters, macs_inference
+from training.errors import EXPECTED, UsageError, report_failure
+from training.options import make_parser, parse_arguments
+from training.settings import Recipe
+
+STEP = 2.0**-24  # widths closer than this give one network
+SIDE = 32  # of the images, in pixels
+Count = Callable[[nn.Module], int]
+
+
+def width_for(
+    network: Callable[..., nn.Module],
+    target: int,
+    count: Count = count_parameters,
+    tolerance: float = 0.01,
+    **shape: int,
+) -> float:
+    """Return the width of the dense network whose count comes closest to a target.
+
+    Channel counts are rounded, so that counts are steps over the width. They only rise, and two networks come into
+    question: the largest that does not exceed the target, and the next one.
+
+    Args:
+        network: its constructor, of `width` and the shape.
+        target: of the count.
+        count: of parameters, or of anything else that grows with the width. The network has no memory (meta device).
+        tolerance: share of the target by which the count may exceed it.
+        shape: `in_channels`, `num_classes`, as the constructor takes them.
+
+    Returns:
+        The width in as few decimals as give the network.
+
+    Raises:
+        UsageError: where even one channel a layer is too much.
+    """
+
+    def at(width):
+        with torch.device("meta"):
+            model = network(width=width, **shape)
+        return count(model)
+
+    low, high = 0.0, 1.0
+    if at(low) > target:
+        raise UsageError(f"with one channel a layer the network counts {at(low):,} already, more than {target:,}")
+    while at(high) <= target:
+        low, high = high, 2 * high
+    while high - low > STEP:
+        middle = (low + high) / 2
+        low, high = (middle, high) if at(middle) <= target else (low, middle)
+    below, above = at(low), at(high)
+    is_above = above - target < target - below and above <= (1 + tolerance) * target
+    width, counted, towards = (high, above, math.ceil) if is_above else (low, below, math.floor)
+    for digits in count_from(1):
+        rounded = towards(width * 10**digits) / 10**digits
+        if rounded > 0 and at(rounded) == counted:
+            return rounded
+
+
+def macs_of(in_channels: int = 3) -> Count:
+    """Return the count of multiply-adds at inference for an image of so many channels."""
+    return partial(macs_inference, input_size=(in_channels, SIDE, SIDE))
+
+
+def channels(model: nn.Module) -> str:
+    """Return the output channels of a dense network's convolutions in their order: `24-48-96`, repeated ones `4x64`."""
+    runs = groupby(layer.out_channels for layer in model.modules() if isinstance(layer, nn.Conv2d))
+    lengths = [(len(list(same)), number) for number, same in runs]
+    return "-".join(f"{length}x{number}" if length > 1 else str(number) for length, number in lengths)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the command line says; return the exit code."""
+    parser = OneLineParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("script", type=Path, help="of models/; the options behind are the script's")
+    own, rest = parser.parse_known_args(argv)
+    try:
+        compare(networks_of(own.script), rest)
+    except EXPECTED as error:
+        return report_failure(error, "thinner")
+    return 0
+
+
+def compare(networks: dict[str, Callable[..., nn.Module]], arguments: Sequence[str]) -> None:
+    """Print the network of the options, and the dense ones of equal parameters and of equal multiply-adds.
+
+    Args:
+        networks: of a script, constructors by name.
+        arguments: of the script; of them the network's own matter, --num-classes and --in-channels.
+
+    Raises:
+        UsageError, SystemExit: for options that the script refuses.
+    """
+    parser = make_parser(networks, Recipe(lr=1e-3, epochs=1))
+    options = parse_arguments(parser, ["--count-only", *arguments])
+    network, shape = networks[options.network], {"in_channels": options.in_channels or 3}
+    shape |= {"num_classes": options.num_classes or 10}
+    macs = macs_of(shape["in_channels"])
+    try:
+        model = options.variant.build(network, width=options.width, **shape)
+    except ValueError as error:
+        raise UsageError(f"the network cannot be built: {error}") from None
+
+    def show(title, model, *more):
+        print(f"{title:28s}{count_parameters(model):12,} parameters {macs(model):16,} multiply-adds", *more)
+
+    show(f"{options.network}, {options.variant.label}", model)
+    for title, count in (("dense, equal parameters", count_parameters), ("dense, equal multiply-adds", macs)):
+        width = width_for(network, count(model), count, **shape)
+        thin = network(width=width, **shape)
+        show(title, thin, f"  --width {width:<8g} {channels(thin)}")
+
+
+def networks_of(script: Path) -> dict[str, Callable[..., nn.Module]]:
+    """Return the networks of a script of models/ by name, in its order: constructors of a width that none derives from.
+
+    Raises:
+        UsageError: where there are none.
+    """
+    name = f"models.{script.stem}"
+    if not script.is_file() or importlib.util.find_spec(name) is None:
+        raise UsageError(f"there is no script {script} of models/")
+    own = [kind for kind in vars(importlib.import_module(name)).values() if getattr(kind, "__module__", "") == name]
+    networks = [kind for kind in own if inspect.isclass(kind) and "width" in inspect.signature(kind).parameters]
+    bases = {base for network in networks for base in network.__mro__[1:]}
+    if not set(networks) - bases:
+        raise UsageError(f"{script} has no networks")
+    return {network.__name__: network for network in networks if network not in bases}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

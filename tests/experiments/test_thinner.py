@@ -1,0 +1,102 @@
+"""The thinner dense network is the closest there is to the target."""
+
+import pytest
+import torch.nn as nn
+
+from experiments import thinner
+from experiments.thinner import channels, macs_of, width_for
+from linearconv import LinearConv
+from models.base_xcnn import Base
+from models.mobilenetv2_xcnn import MobileNetV2
+from models.resnet_xcnn import ResNet18
+from training.counting import count_parameters
+from training.errors import UsageError
+
+SHAPE = {"in_channels": 3, "num_classes": 10}
+
+
+def test_base_with_the_parameters_of_full_rank_has_three_quarters_of_the_channels():
+    target = count_parameters(Base(conv=LinearConv))
+    width = width_for(Base, target, **SHAPE)
+    assert (target, width, channels(Base(width=width))) == (227_418, 0.75, "24-48-96-192")
+
+
+@pytest.mark.parametrize("target", (61_000, 227_418, 300_000, 500_000))
+def test_no_width_of_a_fine_grid_comes_closer(target):
+    counts = {step / 512: count_parameters(Base(width=step / 512)) for step in range(128, 640)}
+    allowed = [count for count in counts.values() if count <= 1.01 * target]
+    found = count_parameters(Base(width=width_for(Base, target, **SHAPE)))
+    assert abs(found - target) <= min(abs(count - target) for count in allowed)
+
+
+@pytest.mark.parametrize("network", (Base, ResNet18))
+def test_the_exact_count_of_a_network_leads_back_to_it_in_few_decimals(network):
+    thin = network(width=0.623)
+    for count in (count_parameters, macs_of()):
+        width = width_for(network, count(thin), count, **SHAPE)
+        assert channels(network(width=width)) == channels(thin) and len(str(width)) <= len("0.623")
+
+
+def test_a_target_above_the_dense_network_gives_a_wider_one():
+    target = count_parameters(MobileNetV2(conv=LinearConv))
+    width = width_for(MobileNetV2, target, **SHAPE)
+    assert width > 1 and count_parameters(MobileNetV2(width=width)) == pytest.approx(target, rel=0.01)
+
+
+def test_the_target_is_exceeded_within_the_tolerance_only():
+    target = count_parameters(Base(width=0.75)) - 100
+    assert width_for(Base, target, tolerance=0.01, **SHAPE) == 0.75
+    below = width_for(Base, target, tolerance=0, **SHAPE)
+    assert count_parameters(Base(width=below)) < target
+
+
+def test_the_shape_of_images_and_classes_is_counted():
+    target = count_parameters(Base(in_channels=1, num_classes=100, width=0.5))
+    assert width_for(Base, target, in_channels=1, num_classes=100) == 0.5
+
+
+def test_a_target_that_no_network_reaches_is_refused():
+    with pytest.raises(UsageError, match="one channel a layer"):
+        width_for(Base, 10, **SHAPE)
+
+
+def test_repeated_channels_are_counted():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 1))
+    assert channels(model) == "2x8-4"
+
+
+# ---- the command ----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_both_thinner_networks(capsys):
+    assert thinner.main(["models/base_xcnn.py", "-t", "rank", "-r", "1"]) == 0
+    linear, parameters, macs = capsys.readouterr().out.splitlines()
+    assert linear.split() == "Base, rank1 227,418 parameters 8,759,296 multiply-adds".split()
+    assert "227,146 parameters" in parameters and parameters.endswith("--width 0.75     24-48-96-192")
+    assert "8,717,168 multiply-adds" in macs
+
+
+def test_a_script_offers_its_own_networks_the_first_by_default(capsys):
+    for name, options in (("ResNet18", []), ("ResNet34", ["--network", "ResNet34"])):
+        assert thinner.main(["models/resnet_xcnn.py", *options, "--num-classes", "5"]) == 0
+        assert capsys.readouterr().out.startswith(f"{name}, rank1 ")
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    (
+        ("", "script"),
+        ("models/none_xcnn.py", "there is no script"),
+        ("models/__init__.py", "has no networks"),
+        ("models/resnet_xcnn.py --network ResNet", "invalid choice: 'ResNet'"),
+        ("models/base_xcnn.py -r 2", "rank must be"),
+        ("models/base_xcnn.py --thin", "--thin"),
+    ),
+)
+def test_bad_input_is_refused_in_one_line(arguments, told, capsys):
+    try:
+        code = thinner.main(arguments.split())
+    except SystemExit as stop:
+        code = stop.code
+    lines = capsys.readouterr().err.splitlines()
+    assert code == 2 and len(lines) == 1 and told in lines[0]
