@@ -1,1 +1,1 @@
-"""Pages that README points to, and the modules that make their figure and their tables."""
+"""Pages that README points to, and the module that makes their tables."""

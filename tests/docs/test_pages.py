@@ -5,7 +5,6 @@ import re
 import shlex
 
 import pytest
-import torch
 
 from docs.tables import MARKED, PAGES, ROOT, TABLES, fill
 from experiments import sweep
@@ -102,15 +101,3 @@ def test_options_that_are_shown_exist(words):
     elif scripts := [word for word in words if re.fullmatch(r"models/\w+_xcnn.py", word)]:
         networks, *recipes = SCRIPTS[scripts[0].removeprefix("models/").removesuffix("_xcnn.py")]
         parse_arguments(make_parser(networks, *recipes), words[words.index(scripts[0]) + 1 :])
-
-
-def test_the_figure_is_drawn_from_the_maps_of_a_layer():
-    pytest.importorskip("matplotlib")
-    from docs import operation
-
-    layer = operation.layer()
-    primary, secondary = layer(operation.picture())[0].split((4, 4))
-    combined = torch.einsum("sp,phw->shw", layer.linear_weights, primary)
-    torch.testing.assert_close(secondary, combined)
-    shown = [axes.images[0].get_array() for axes in operation.draw().axes if axes.images]
-    assert len(shown) == 1 + 4 + 8 + 1  # input, primary filters, maps, A

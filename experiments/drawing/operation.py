@@ -1,19 +1,17 @@
 """The figure of the operation, made by the layer itself: P primary maps convolved, the other F - P combined from them.
 
-python -m docs.operation        # writes docs/operation.svg and docs/operation.png; needs matplotlib
+python -m experiments.figures operation
 """
 
 from pathlib import Path
 
-import matplotlib
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
+from experiments.drawing.style import PRIMARY, SECONDARY, SIGNED, make
 from linearconv import LinearConv
 
-FOLDER = Path(__file__).resolve().parent
-PRIMARY, SECONDARY = "#1f6fb4", "#d9660a"
 ARROW = {"arrowstyle": "-|>", "mutation_scale": 13, "linewidth": 1.4, "shrinkA": 0, "shrinkB": 0}
 
 
@@ -37,9 +35,9 @@ def layer() -> LinearConv:
     return made
 
 
-def draw() -> Figure:
-    """Return the figure, 9 inches wide, in units of a hundredth of its width."""
-    figure = Figure(figsize=(9, 4.2), facecolor="white")
+def draw(results: Path | None = None) -> Figure:
+    """Return the figure, 9 inches wide, in units of a hundredth of its width; it needs no results."""
+    figure = make(4.2, 9, layout=None)
     height = 100 * 4.2 / 9
     canvas = figure.add_axes((0, 0, 1, 1), xlim=(0, 100), ylim=(0, height))
     canvas.axis("off")
@@ -47,9 +45,9 @@ def draw() -> Figure:
     def show(tensor, x, y, width, colour="black", **how):
         tall = width * tensor.shape[0] / tensor.shape[1]
         axes = figure.add_axes((x / 100, y / height, width / 100, tall / height), xticks=[], yticks=[])
-        axes.imshow(tensor.detach().numpy(), interpolation="nearest", **how)
+        axes.imshow(tensor.detach().numpy(), interpolation="none", **how)
         for spine in axes.spines.values():
-            spine.set(color=colour, linewidth=1.6)
+            spine.set(color=colour, linewidth=1.6, visible=True)
 
     def write(x, y, text, colour="black"):
         canvas.text(x, y, text, color=colour, ha="center", va="center", fontsize=12.5, linespacing=1.3)
@@ -60,13 +58,13 @@ def draw() -> Figure:
     image, operation = picture(), layer()
     with torch.no_grad():
         maps = operation(image)[0]  # (F, H, W)
-    signed = {"cmap": "RdBu_r", "vmin": -6, "vmax": 6}
+    signed = {"cmap": SIGNED, "vmin": -6, "vmax": 6}
     top, low = 31.6, 11  # rows of primary and secondary maps
 
     show(image[0, 0], 2, top - 2, 13, cmap="gray_r")
     write(8.5, top - 4.5, "input $x$")
     for index, kernel in enumerate(operation.conv_weights[:, 0]):
-        show(kernel, 24 + 6 * (index % 2), top + 4.5 - 6 * (index // 2), 5, PRIMARY, cmap="RdBu_r", vmin=-2.5, vmax=2.5)
+        show(kernel, 24 + 6 * (index % 2), top + 4.5 - 6 * (index // 2), 5, PRIMARY, cmap=SIGNED, vmin=-2.5, vmax=2.5)
     write(29.5, top + 12.5, "$P$ primary filters $W_p$", PRIMARY)
     point((15.8, top + 4.5), (22.8, top + 4.5), PRIMARY)
     point((36.2, top + 4.5), (44.2, top + 4.5), PRIMARY)
@@ -78,7 +76,7 @@ def draw() -> Figure:
     write(66, top + 12.5, "$P$ primary maps  $W_p * x$", PRIMARY)
     write(66, low - 2.8, "$F - P$ secondary maps  $A\\,(W_p * x)$", SECONDARY)
 
-    show(operation.linear_weights, 24.5, low - 0.5, 10.5, SECONDARY, cmap="RdBu_r", vmin=-1, vmax=1)
+    show(operation.linear_weights, 24.5, low - 0.5, 10.5, SECONDARY, cmap=SIGNED, vmin=-1, vmax=1)
     write(29.5, low - 2.8, "coefficients $A$", SECONDARY)
     canvas.plot([86.5, 86.5, 40.2, 40.2], [top - 1, top - 2.2, top - 2.2, low + 4.7], color=SECONDARY, linewidth=1.4)
     write(66, 25.8, "each a weighted sum of all primary maps", SECONDARY)
@@ -89,10 +87,3 @@ def draw() -> Figure:
     write(94.5, (top + 9.5 + low) / 2, "output $y$\n$F$ maps")
     write(50, 3.2, "$W = [\\,W_p\\;;\\;A\\,W_p\\,]$      so      $y = W * x = [\\,W_p * x\\;;\\;A\\,(W_p * x)\\,]$")
     return figure
-
-
-if __name__ == "__main__":
-    matplotlib.rcParams |= {"svg.hashsalt": "linearconv", "mathtext.fontset": "cm", "font.family": "DejaVu Sans"}
-    drawn = draw()
-    drawn.savefig(FOLDER / "operation.svg", metadata={"Date": None})
-    drawn.savefig(FOLDER / "operation.png", dpi=180)

@@ -1,0 +1,137 @@
+"""How filters of trained networks correlate, layer by layer: corr_reg's matrices, read off the newest checkpoints.
+
+    python -m experiments.correlation --runs dense=ckpt/base/DENSE L=ckpt/base/L Lr=ckpt/base/LR
+    python -m experiments.figures correlation
+
+A run is a folder in which models/base_xcnn.py has trained Base; its filters are those that a layer convolves with, the
+primary ones first. Writes results/correlation_base.json: of every run its settings and, layer by layer, the matrix's
+elements above the diagonal in hundredths (a string per row), and means of their absolute values, over the primary block
+(the first P filters), the secondary block (the others) and all pairs; a dense layer has no blocks.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from corr_reg import filter_correlation
+from experiments.reading import RESULTS
+from linearconv import LinearConv
+from linearconv_variants import OneLineParser, Variant
+from models.base_xcnn import Base
+from training.checkpoints import holds_checkpoint, load_newest
+from training.errors import EXPECTED, UsageError, report_failure
+from training.files import write_json
+from training.options import positive_int
+from training.report import origin
+from training.run_folder import REPORT
+
+RESULT = RESULTS / "correlation_base.json"
+OF_REPORT = ("test_accuracy", "torch", "device", "git_commit")
+
+
+def measure(folder: Path, layers: Sequence[int] = (1, 2, 3)) -> dict:
+    """Return the settings of a run and the correlation of its filters, as the result file has them.
+
+    Args:
+        folder: of a run of Base.
+        layers: which convolutions, the first being 1.
+
+    Raises:
+        UsageError: where it holds no checkpoint of Base, or Base has no such layer.
+    """
+    if not holds_checkpoint(folder):
+        raise UsageError(f"there is no checkpoint in {folder}: give the folder of a run")
+    state, _ = load_newest(folder)
+    settings, weights = state["settings"], state["model"]
+    if settings["network"] != "Base":
+        raise UsageError(f"{folder} holds a run of {settings['network']}: give one of Base")
+    variant = Variant(**{name: settings[name] for name in ("type", "rank", "sparsity", "alpha")})
+    first = weights.get("feat.0.0.conv_weights", weights.get("feat.0.0.weight"))  # (P or F, C, 3, 3)
+    model = Base(variant.conv, first.shape[1], settings["num_classes"], settings["width"])
+    model.load_state_dict(weights)
+    convolutions = {name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Conv2d, LinearConv))}
+    if max(layers) > len(convolutions):
+        raise UsageError(f"Base has {len(convolutions)} convolutions: there is no layer {max(layers)}")
+    report = json.loads((folder / REPORT).read_text()) if (folder / REPORT).exists() else {}
+    found = list(convolutions.items())
+    return {
+        "folder": folder.resolve().name,
+        "epoch": state["epoch"],
+        "settings": settings,
+        **{key: report[key] for key in OF_REPORT if key in report},
+        "layers": [{"layer": number, **_describe(*found[number - 1])} for number in layers],
+    }
+
+
+def _describe(name, layer):
+    with torch.no_grad():
+        correlation = filter_correlation(layer.weight.double())  # (F, F)
+    primary = layer.primary_channels if isinstance(layer, LinearConv) else None
+    blocks = {"all": correlation}
+    if primary:
+        blocks |= {"primary": correlation[:primary, :primary], "secondary": correlation[primary:, primary:]}
+    means = {block: mean_absolute(values) for block, values in blocks.items()}
+    size = {"filters": len(correlation), "primary": primary, "elements": layer.weight[0].numel()}
+    return {"name": name, **size, "mean_absolute": means, "hundredths": pack(correlation)}
+
+
+def mean_absolute(correlation: Tensor) -> float | None:
+    """Return the mean of the absolute values off the diagonal of a matrix (n, n); None for a single filter."""
+    pairs = len(correlation) * (len(correlation) - 1)
+    return ((correlation.abs().sum() - correlation.diagonal().abs().sum()) / pairs).item() if pairs else None
+
+
+def pack(correlation: Tensor) -> list[str]:
+    """Return the elements above the diagonal of a symmetric matrix (n, n), in hundredths: n - 1 rows of integers."""
+    hundredths = (100 * correlation).round().int().tolist()
+    return [" ".join(map(str, row[start:])) for start, row in enumerate(hundredths[:-1], 1)]
+
+
+def unpack(rows: Sequence[str]) -> np.ndarray:
+    """Return the matrix (n, n) of which :func:`pack` made rows, to a hundredth; its diagonal is 1."""
+    size = len(rows) + 1
+    above = np.zeros((size, size))
+    above[np.triu_indices(size, 1)] = [int(number) / 100 for row in rows for number in row.split()]
+    return above + above.T + np.eye(size)
+
+
+def named_folder(text: str) -> tuple[str, Path]:
+    """Return (name, folder) of NAME=FOLDER, for argparse."""
+    name, equals, folder = text.partition("=")
+    if not (name and equals and folder):
+        raise argparse.ArgumentTypeError(f"must be NAME=FOLDER, got {text}")
+    return name, Path(folder)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the command line says; return the exit code."""
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    shown = "runs of Base, named as in the figure's columns: dense, L and Lr are the paper's Conv, -L and -Lr"
+    add("--runs", type=named_folder, nargs="+", required=True, metavar="NAME=FOLDER", help=shown)
+    add("--layers", type=positive_int, nargs="+", default=[1, 2, 3], help="which convolutions (default: 1 2 3)")
+    add("--output", type=Path, default=RESULT, help="the result file (default: results/correlation_base.json)")
+    options = parser.parse_args(argv)
+    try:
+        runs = [{"name": name, **measure(folder, options.layers)} for name, folder in options.runs]
+        made_by = origin() | {"command": None}  # its folders are this machine's
+        write_json(options.output, {"network": "Base", "origin": made_by, "runs": runs})
+    except EXPECTED as error:
+        return report_failure(error, "correlation")
+    for run in runs:
+        for layer in run["layers"]:
+            means = ", ".join(f"{block} {mean:.3f}" for block, mean in layer["mean_absolute"].items() if mean)
+            print(f"{run['name']}, layer {layer['layer']}, {layer['filters']} filters: mean |correlation| {means}")
+    print(f"written: {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

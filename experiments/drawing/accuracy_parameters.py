@@ -1,0 +1,84 @@
+"""The figure of accuracy against parameters: every method of one sweep, and the line of thinner dense networks.
+
+    python -m experiments.figures accuracy_parameters                          # of the sweep with the most methods
+    python -m experiments.figures accuracy_parameters --results base_cifar10
+
+Dots are means over seeds, bars their standard deviation; parameters are those that are not pruned.
+"""
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from experiments.drawing.labels import label
+from experiments.drawing.style import INK, fill, look, make
+from experiments.reading import NoResults, by_method, comparable, describe, every_run, over_seeds
+
+PREFERRED = "table1_base_fast"
+FEWEST = 4  # methods that make a figure
+
+
+def draw(results: Path, name: str | None = None) -> Figure:
+    """Return the figure of the runs in `<results>/<name>.json` that compare; of several groups the one of most methods.
+
+    Args:
+        results: the folder.
+        name: of the result; left out, `PREFERRED` where it is there, else the one with the most methods.
+
+    Raises:
+        NoResults: where no result has that many methods.
+    """
+    by_file = {}
+    for run in every_run(results, name or "*"):
+        by_file.setdefault(run["file"], []).append(run)
+    if not name and PREFERRED in by_file:
+        by_file = {PREFERRED: by_file[PREFERRED]}
+    groups = [
+        (conditions, by_method(same)) for file in by_file.values() for conditions, same in comparable(file).items()
+    ]
+    groups = [group for group in groups if len(group[1]) >= FEWEST and len(set(map(_size, group[1].values()))) > 2]
+    if not groups:
+        raise NoResults(f"there are not {FEWEST} methods of several sizes that compare in {name or 'any result'}")
+    conditions, runs = max(groups, key=lambda group: (len(group[1]), group[0][-1]))
+    points = {method: _point(same) for method, same in runs.items()}
+    figure = make(5.2)
+    axes = figure.subplots()
+    thin = sorted(point[:2] for method, point in points.items() if method.startswith("Conv"))
+    if len(thin) > 1:
+        axes.plot(*zip(*thin, strict=True), linewidth=1.2, **look("Conv").line())
+    for method, (parameters, accuracy, deviation) in points.items():
+        style, bar = look(method), {"capsize": 3, "elinewidth": 1}
+        axes.errorbar(parameters, accuracy, yerr=deviation, linestyle="none", **style.dot(), **bar)
+    ends = [accuracy + sign * deviation for _, accuracy, deviation in points.values() for sign in (-1, 1)]
+    fill(axes, ends, "y", 0.1)
+    counts = [parameters for parameters, *_ in points.values()]
+    if max(counts) > 5 * min(counts):
+        axes.set_xscale("log")
+        axes.set_xlim(min(counts) / 1.25, max(counts) * 1.25)
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        fill(axes, counts, "x", 0.14)
+    million = max(counts) >= 2e6
+    shown = FuncFormatter(lambda count, _: f"{count / 1e6:g} M" if million else f"{count / 1e3:g} k")
+    axes.xaxis.set_major_formatter(shown)
+    axes.set(xlabel="parameters", ylabel="test accuracy after the last epoch, %")
+    axes.set_title(describe(conditions, runs.values()), loc="left", color=INK)
+    names = [_name(method) for method in points]
+    label(axes, [point[:2] for point in points.values()], names, [look(method).color for method in points])
+    return figure
+
+
+def _size(runs: list[dict]) -> float:
+    return over_seeds(runs, "nonzero_parameters")[0]
+
+
+def _point(runs: list[dict]) -> tuple[float, float, float]:
+    """Parameters, mean accuracy and its deviation."""
+    mean, deviation = over_seeds(runs)
+    return _size(runs), mean, deviation or 0.0
+
+
+def _name(method: str) -> str:
+    """How the figure calls a method."""
+    return {"Conv": "Conv (dense)"}.get(method, method.replace("Conv, width", "thinner: width"))

@@ -1,0 +1,314 @@
+"""Figures: each is drawn from results alone, byte for byte the same again, and left out in a line where they lack."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+import torch
+
+from experiments import correlation, figures, paper
+from experiments.reading import NoResults, by_method, comparable, describe, every_run, load, method
+from linearconv import LinearConv
+from models.base_xcnn import Base
+from training.checkpoints import load_newest
+from training.report import ROOT
+
+needs_matplotlib = pytest.mark.skipif(
+    not figures.matplotlib_is_there(), reason="figures need matplotlib: pip install matplotlib"
+)
+PARAMETERS = {"dense": 399_626, "rank": 227_418, "lowrank": 210_458, "sparse": 227_418}
+
+
+def made_up(kind, seed=0, epochs=20, setting=None, **values):
+    """A run as result files hold it, its accuracies made up."""
+    report = {"architecture": "Base", "type": kind, "rank": None, "sparsity": None, "alpha": 0.5, "width": 1.0}
+    report |= {"dataset": "cifar10", "seed": seed, "epochs": epochs, "reg_weight": 0.01, "parameters": PARAMETERS[kind]}
+    report |= {"nonzero_parameters": PARAMETERS[kind], "rank": {"rank": 1, "lowrank": 10}.get(kind)} | values
+    height = 84 + len(kind) / 4 + seed / 10 + report["alpha"] + report["width"]
+    log = [{"epoch": epoch, "test_accuracy": height - 20 / epoch} for epoch in range(1, epochs + 1)]
+    report |= {"test_accuracy": log[-1]["test_accuracy"], "best_test_accuracy": height, "best_epoch": epochs}
+    name = f"Base-{kind}-seed{seed}"
+    return {"run": name, "setting": setting or f"-t {kind}", "report": report, "log": log}
+
+
+def write(folder, name, runs):
+    (folder / f"{name}.json").write_text(json.dumps({"note": "made up", "runs": runs}))
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A folder with made-up results for every figure."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    for name in ("table1_counts", "compress_base"):
+        (folder / f"{name}.json").write_text((ROOT / "results" / f"{name}.json").read_text())
+    four = [("dense", {}), ("rank", {"reg_weight": 0}), ("rank", {}), ("lowrank", {})]
+    write(folder, "base_paper_cifar10", [made_up(kind, **values) for kind, values in four])
+    thin = [made_up("dense", width=width, parameters=int(4e5 * width**2)) for width in (0.5, 0.75)]
+    write(folder, "table1_base_fast", thin + [made_up(kind, seed, **more) for kind, more in four for seed in (0, 1)])
+    dense = [made_up("dense")]
+    varied = {
+        "alpha": [made_up("rank", alpha=value, nonzero_parameters=int(1e6 * value)) for value in (0.25, 0.5)],
+        "rank": [made_up("rank", rank=0.5), made_up("rank"), made_up("lowrank", rank=4)],
+        "reg": [made_up("rank", reg_weight=value) for value in (0, 0.01)],
+        "sparsity": [made_up("sparse", sparsity=value) for value in (0.25, 0.5)],
+    }
+    for run in varied["reg"]:
+        run["log"][-1]["correlation"] = 0.3
+    for name, runs in varied.items():
+        write(folder, f"ablation_{name}", dense + runs)
+    layers = [{"layer": 1, "name": "feat.0.0", "elements": 27, "filters": 4, "primary": None}] * 2
+    packed = {"hundredths": ["50 -25 0", "0 0", "100"], "mean_absolute": {"all": 0.3}}
+    blocks = {"primary": 2, "mean_absolute": {"all": 0.3, "primary": 0.5, "secondary": 1.0}}
+    runs = [{"name": "dense", "layers": [layer | packed for layer in layers]}]
+    runs += [{"name": name, "layers": [layer | packed | blocks for layer in layers]} for name in ("L", "Lr")]
+    (folder / "correlation_base.json").write_text(json.dumps({"runs": runs}))
+    return folder
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------
+
+
+@needs_matplotlib
+def test_every_figure_is_drawn_and_drawn_again_to_the_same_bytes(results, capsys):
+    assert figures.main(["--results-folder", str(results)]) == 0
+    out = capsys.readouterr().out
+    assert "left out" not in out and out.count("written") == len(figures.FIGURES)
+    first = {path.name: path.read_bytes() for path in (results / "figures").iterdir()}
+    assert set(first) == {f"{name}.{kind}" for name in figures.FIGURES for kind in ("svg", "png")}
+    again = [sys.executable, "-m", "experiments.figures", "--results-folder", str(results)]  # with other hash seeds
+    subprocess.run(again, cwd=ROOT, check=True, capture_output=True, env=os.environ | {"PYTHONHASHSEED": "1"})
+    assert first == {path.name: path.read_bytes() for path in (results / "figures").iterdir()}
+
+
+@needs_matplotlib
+def test_figures_are_as_wide_as_readme_and_no_letter_is_small(results):
+    from experiments.drawing import style
+
+    assert figures.main(["--results-folder", str(results)]) == 0
+    for path in (results / "figures").glob("*.svg"):
+        width = float(ElementTree.parse(path).getroot().get("width").removesuffix("pt"))
+        assert 600 <= width <= 72 * style.WIDTH + 1 and path.stat().st_size < 300_000
+    sizes = [style.RC[key] for key in style.RC if key.endswith(("size", "titlesize"))]
+    assert min(*sizes, style.SMALL) >= 9
+
+
+@needs_matplotlib
+def test_a_figure_without_results_is_left_out_in_a_line(results, capsys):
+    for path in results.glob("ablation_*.json"):
+        path.unlink()
+    (results / "correlation_base.json").unlink()
+    write(results, "base_paper_cifar10", [made_up("rank")])
+    names = ["ablations", "correlation", "training_curves", "table1"]
+    assert figures.main([*names, "--results-folder", str(results)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["left out"] * 3 + ["written"]
+    assert "ablation_alpha.json" in lines[0] and "experiments.correlation" in lines[1] and "dense" in lines[2]
+    assert not (results / "figures" / "ablations.svg").exists()
+
+
+@needs_matplotlib
+def test_an_ablation_that_is_not_there_leaves_its_panel_out(results):
+    from experiments.drawing import ablations, style
+
+    (results / "ablation_rank.json").unlink()
+    with style.styled():
+        shown = [axes.get_xlabel() for axes in ablations.draw(results).axes]
+    assert sum(bool(text) for text in shown) == 3 and not any("rank of" in text for text in shown)
+
+
+@needs_matplotlib
+def test_the_result_of_accuracy_against_parameters_can_be_chosen(results, capsys):
+    where = ["accuracy_parameters", "--results-folder", str(results), "--results"]
+    assert figures.main([*where, "base_paper_cifar10"]) == 0 and figures.main([*where, "none"]) == 0
+    written, left_out = capsys.readouterr().out.splitlines()
+    assert written.startswith("written") and left_out.startswith("left out") and "none" in left_out
+
+
+@needs_matplotlib
+@pytest.mark.parametrize("words, told", (("tabel1", "tabel1"), ("--results-folder nowhere", "nowhere")))
+def test_bad_input_is_refused_in_one_line(words, told, capsys):
+    try:
+        code = figures.main(words.split())
+    except SystemExit as stop:
+        code = stop.code
+    lines = capsys.readouterr().err.splitlines()
+    assert code == 2 and len(lines) == 1 and told in lines[0]
+
+
+@needs_matplotlib
+def test_a_damaged_result_is_named(results, capsys):
+    (results / "compress_base.json").write_text("{")
+    assert figures.main(["compression", "--results-folder", str(results)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "compress_base.json is not JSON" in line
+
+
+def test_without_matplotlib_a_line_says_what_to_install(results, monkeypatch, capsys):
+    monkeypatch.setattr(figures, "matplotlib_is_there", lambda: False)
+    assert figures.main(["table1", "--results-folder", str(results)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "pip install matplotlib" in line
+
+
+# ---- what they show ------------------------------------------------------------------------------------------------
+
+
+@needs_matplotlib
+def test_the_figure_of_the_operation_is_drawn_from_the_maps_of_a_layer():
+    from experiments.drawing import operation
+
+    layer = operation.layer()
+    primary, secondary = layer(operation.picture())[0].split((4, 4))
+    combined = torch.einsum("sp,phw->shw", layer.linear_weights, primary)
+    torch.testing.assert_close(secondary, combined)
+    shown = [axes.images[0].get_array() for axes in operation.draw().axes if axes.images]
+    assert len(shown) == 1 + 4 + 8 + 1  # input, primary filters, maps, A
+
+
+@needs_matplotlib
+def test_labels_cover_neither_markers_nor_one_another():
+    from experiments.drawing import labels, style
+
+    figure = style.make(5)
+    axes = figure.subplots()
+    points = [(math.cos(turn), math.sin(turn)) for turn in range(12)]
+    axes.plot(*zip(*points, strict=True), "o", linestyle="none")
+    labels.label(axes, points, [f"method {index}" for index in range(12)], ["black"] * 12)
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert not any(one.overlaps(other) for one in boxes for other in boxes if one is not other)
+    assert not any(box.contains(*place) for box in boxes for place in axes.transData.transform(points))
+
+
+@needs_matplotlib
+def test_methods_differ_in_marker_and_the_papers_four_in_brightness():
+    from matplotlib.colors import to_rgb
+
+    from experiments.drawing import style
+
+    looks = [
+        style.look(name) for name in ("Conv", "-L", "-Lr", "-LRr", "rank 0.5 P", "sparse 0.5", "octave", "Ghost module")
+    ]
+    assert len({look.marker for look in looks}) == len(looks) == len({look.color for look in looks})
+    grey = sorted(float(np.dot(to_rgb(look.color), (0.299, 0.587, 0.114))) for look in looks[:4])
+    assert min(np.diff(grey)) > 0.05
+    assert len({str(look.linestyle) for look in looks[1:4]}) == 3
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "values, name",
+    (
+        ({"kind": "dense"}, "Conv"),
+        ({"kind": "dense", "width": 0.5}, "Conv, width 0.5"),
+        ({"kind": "rank"}, "-Lr"),
+        ({"kind": "rank", "reg_weight": 0}, "-L"),
+        ({"kind": "rank", "reg_weight": 0.1}, "-Lr"),
+        ({"kind": "rank", "reg_weight": 0.1, "setting": "-t rank --reg-weight 0.1"}, "-Lr, regulariser 0.1"),
+        ({"kind": "rank", "setting": "-t rank -r 1 --no-amp --alpha 0.5"}, "-Lr, --no-amp"),
+        ({"kind": "dense", "type": "octave"}, "octave"),
+        ({"kind": "dense", "type": "ghost", "alpha": 0.25}, "Ghost module, alpha 0.25"),
+        ({"kind": "rank", "rank": 0.5}, "rank 0.5 P"),
+        ({"kind": "lowrank"}, "-LRr"),
+        ({"kind": "lowrank", "reg_weight": 0}, "rank 10, no regulariser"),
+        ({"kind": "lowrank", "rank": 4, "alpha": 0.25}, "rank 4, alpha 0.25"),
+        ({"kind": "sparse", "sparsity": 0.25}, "sparse 0.25"),
+    ),
+)
+def test_settings_are_called_as_in_the_paper(values, name):
+    assert method(made_up(**values)) == name
+
+
+def test_runs_compare_that_share_network_data_recipe_and_epochs(tmp_path):
+    write(tmp_path, "one_cifar100", [made_up("dense", dataset="imagefolder"), made_up("dense", 1, recipe="fast")])
+    write(tmp_path, "two", [made_up("rank"), made_up("rank", 1), made_up("rank", 1), made_up("dense", epochs=9)])
+    (tmp_path / "other.json").write_text(json.dumps({"rows": []}))
+    groups = comparable(every_run(tmp_path))
+    assert set(groups) == {
+        ("Base", "cifar100", "paper", 20),
+        ("Base", "cifar10", "fast", 20),
+        ("Base", "cifar10", "paper", 20),
+        ("Base", "cifar10", "paper", 9),
+    }
+    methods = by_method(groups["Base", "cifar10", "paper", 20])
+    assert {name: len(runs) for name, runs in methods.items()} == {"-Lr": 2}
+    told = describe(("Base", "cifar10", "paper", 20), methods.values())
+    assert told == "Base, CIFAR-10, the paper's recipe, 20 epochs, 2 seeds"
+
+
+def test_a_result_that_is_not_there_is_told_apart_from_a_damaged_one(tmp_path):
+    with pytest.raises(NoResults, match="none.json"):
+        load("none", tmp_path)
+
+
+def test_printed_accuracies_are_those_of_the_table_in_readme():
+    from docs.tables import PAPER_ACCURACY
+
+    for network, (dense, full) in PAPER_ACCURACY.items():
+        printed = paper.accuracies(network, "cifar10")
+        assert (printed["Conv"], printed["-Lr"]) == (dense, full)
+    assert paper.accuracies("Base", "digits") == {} == paper.accuracies("Nap", "cifar10")
+
+
+# ---- correlation ---------------------------------------------------------------------------------------------------
+
+
+def test_correlations_are_those_of_the_filters_in_the_checkpoint(run, tmp_path, capsys):
+    dense = run("base", "-t dense --epochs 1 --width 0.25", "dense")
+    ours = run("base", "-t rank --epochs 1 --width 0.25", "ours")
+    output = tmp_path / "correlation.json"
+    runs = [f"dense={dense}", f"Lr={ours}"]
+    assert correlation.main(["--runs", *runs, "--output", str(output)]) == 0
+    assert "Lr, layer 3, 32 filters" in capsys.readouterr().out
+    found = {entry["name"]: entry for entry in json.loads(output.read_text())["runs"]}
+    assert found["Lr"]["settings"]["type"] == "rank" and found["Lr"]["epoch"] == 1 and "folder" in found["Lr"]
+    assert str(tmp_path) not in output.read_text()
+    for name, folder, conv in (("dense", dense, torch.nn.Conv2d), ("Lr", ours, LinearConv)):
+        model = Base(conv, num_classes=3, width=0.25)
+        model.load_state_dict(load_newest(folder)[0]["model"])
+        for stage, layer in enumerate(found[name]["layers"]):
+            convolution = model.feat[stage][0]
+            filters = convolution.weight.detach().flatten(1).double().numpy()
+            expected = np.corrcoef(filters)
+            np.testing.assert_allclose(correlation.unpack(layer["hundredths"]), expected, atol=0.005 + 1e-6)
+            pairs = ~np.eye(len(expected), dtype=bool)
+            means = layer["mean_absolute"]
+            assert means["all"] == pytest.approx(np.abs(expected)[pairs].mean(), rel=1e-6)
+            assert layer["filters"] == len(filters) and layer["elements"] == filters.shape[1]
+            if name == "dense":
+                assert layer["primary"] is None and set(means) == {"all"}
+                continue
+            half = layer["primary"]
+            assert half == convolution.primary_channels
+            for block, part in (("primary", slice(0, half)), ("secondary", slice(half, None))):
+                assert means[block] == pytest.approx(np.abs(expected[part, part])[pairs[part, part]].mean(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    (
+        ("--runs Lr", "NAME=FOLDER"),
+        ("--runs Lr=nowhere", "nowhere"),
+        ("--runs Lr={run} --layers 5", "4 convolutions"),
+        ("--runs Lr={other}", "VGG11"),
+    ),
+)
+def test_runs_that_cannot_be_read_are_refused_in_one_line(words, told, run, tmp_path, capsys):
+    if "{run}" in words:
+        words = words.format(run=run("base", "--epochs 1 --width 0.25", "ours"))
+    if "{other}" in words:
+        words = words.format(other=run("vgg", "--epochs 1 --width 0.0625", "other"))
+    capsys.readouterr()
+    try:
+        code = correlation.main([*words.split(), "--output", str(tmp_path / "none.json")])
+    except SystemExit as stop:
+        code = stop.code
+    lines = capsys.readouterr().err.splitlines()
+    assert code == 2 and len(lines) == 1 and told in lines[0]
