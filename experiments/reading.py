@@ -53,8 +53,8 @@ def every_run(folder: Path = RESULTS, pattern: str = "*") -> Iterator[dict]:
     """Yield the runs of all sweeps: what their result files hold of each, with three additions.
 
     `file` is the result's name, `method` is that of :func:`method`, and the report is completed: `recipe` is `"paper"`
-    where it is not given, and `dataset` of an imagefolder is the set that the run's name, the file's name or its note
-    tells of.
+    where it is not given, and `dataset` of an imagefolder is that of the run, or where it has none the set of which the
+    run's name, the file's name or its note tells.
 
     Args:
         folder: of the result files.
@@ -67,7 +67,8 @@ def every_run(folder: Path = RESULTS, pattern: str = "*") -> Iterator[dict]:
                 break
             report = {"recipe": "paper"} | run["report"]
             if report["dataset"] == "imagefolder":
-                report["dataset"] = _named_dataset(f"{run['run']} {path.stem} {record.get('note', '')}")
+                told = f"{run['run']} {path.stem} {record.get('note', '')}"
+                report["dataset"] = run.get("dataset") or _named_dataset(told)
             yield run | {"file": path.stem, "report": report, "method": method(run)}
 
 

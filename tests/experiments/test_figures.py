@@ -243,6 +243,15 @@ def test_runs_compare_that_share_network_data_recipe_and_epochs(tmp_path):
     assert told == "Base, CIFAR-10, the paper's recipe, 20 epochs, 2 seeds"
 
 
+def test_the_data_set_of_an_imagefolder_is_the_one_that_the_run_names(tmp_path):
+    folder = {"dataset": "imagefolder"}
+    write(tmp_path, "base_cifar10", [made_up("dense", **folder) | {"dataset": "pets"}, made_up("rank", **folder)])
+    write(tmp_path, "base", [made_up("dense", **folder), made_up("dense", **folder) | {"run": "base-dense-svhn-seed0"}])
+    found = [(run["file"], run["report"]["dataset"]) for run in every_run(tmp_path)]
+    base = [("base", "imagefolder"), ("base", "svhn")]
+    assert found == [*base, ("base_cifar10", "pets"), ("base_cifar10", "cifar10")]
+
+
 def test_a_result_that_is_not_there_is_told_apart_from_a_damaged_one(tmp_path):
     with pytest.raises(NoResults, match="none.json"):
         load("none", tmp_path)
