@@ -93,6 +93,8 @@ def dataloaders(
     seed: int = 0,
     channels_last: bool = False,
     limit: int | None = None,
+    validation: int = 0,
+    flip: str = "random",
     shard: tuple[int, int] = (0, 1),
 ) -> tuple[DatasetInfo, BatchLoader, BatchLoader]:
     """Read a data set into the memory of `device`.
@@ -107,6 +109,9 @@ def dataloaders(
         seed: of the order and the augmentation. The split of `digits` does not depend on it.
         channels_last: batches in `torch.channels_last` memory format.
         limit: use this many images of each split, evenly spaced, for a quick try.
+        validation: hold out this many of the training images, evenly spaced, and give them as `test`; the test images
+            are not looked at. For choices that are not to be made on these.
+        flip: `"random"` or `"alternating"`, see `BatchLoader`, where images are flipped.
         shard: (rank, size) of this process among those that share every batch, see `BatchLoader`.
 
     Returns:
@@ -127,12 +132,25 @@ def dataloaders(
         train, test = _digits() if name == "digits" else read_published(info, root, download)
         if limit is not None:
             train, test = ([part[evenly_spaced(len(part), limit)] for part in split] for split in (train, test))
+    if validation:
+        train, test = _hold_out(train, validation)
 
     train, test = ([part.to(device) for part in split] for split in (train, test))
     options = {"batch_size": batch_size, "channels_last": channels_last, "shard": shard}
     norm, padding = (info.mean, info.std), info.image_size // 8 if name in CROPPED else 0
-    train = BatchLoader(*train, *norm, shuffle=True, padding=padding, flip=name in FLIPPED, seed=seed, **options)
+    augmentation = {"padding": padding, "flip": name in FLIPPED, "alternating": flip == "alternating"}
+    train = BatchLoader(*train, *norm, shuffle=True, seed=seed, **augmentation, **options)
     return info, train, BatchLoader(*test, *norm, **options)
+
+
+def _hold_out(split, count):
+    """The split without `count` evenly spaced images, and these."""
+    total = len(split[0])
+    if count >= total:
+        raise DataError(f"{count} images for validation leave none of {total} to train on: hold out fewer")
+    held = evenly_spaced(total, count)
+    rest = torch.ones(total, dtype=torch.bool).index_fill_(0, held, False)
+    return [part[rest] for part in split], [part[held] for part in split]
 
 
 def _digits():

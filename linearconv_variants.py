@@ -101,20 +101,27 @@ class Variant:
         return f"LinearConv, {setting}, alpha {self.alpha:g}"
 
 
-def add_options(parser: argparse.ArgumentParser, types: tuple[str, ...] = TYPES, several: bool = False) -> None:
+def add_options(
+    parser: argparse.ArgumentParser,
+    types: tuple[str, ...] = TYPES,
+    several: bool = False,
+    others: dict[str, str] | None = None,
+) -> None:
     """Add -t, -r, -s, --alpha and --compute to a parser.
 
     Args:
         parser: of a command line, or a group of it.
         types: those to choose from.
         several: let -t, -r, -s and --alpha take lists, which are None where left out, as a sweep does.
+        others: types beside those of this file, {name: what it is}.
     """
     meanings = {
         "rank": "rank: LinearConv, A of rank -r as a share (1: vanilla full rank)",
         "lowrank": "lowrank: constant rank -r",
         "sparse": "sparse: A pruned to -s",
         "dense": "dense: the plain network",
-    }
+    } | (others or {})
+    types = (*types, *(others or {}))
     lists = {"nargs": "+"} if several else {}
     usual = {} if several else {"default": "rank"}
     add = parser.add_argument

@@ -6,6 +6,7 @@
 They are the published methods in the setting of the paper's Table 2, trained from torch's default initial weights.
 """
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -87,3 +88,12 @@ class Baseline(Variant):
             "ghost": f"Ghost modules, {self.alpha:.0%} of the maps intrinsic",
             "svd": f"two factors, parameters as of LinearConv, full rank, alpha {self.alpha:g}",
         }[self.type]
+
+
+def method_of(options: argparse.Namespace) -> Variant:
+    """Return the variant or the baseline that a command line asks for, with the options of `add_options`.
+
+    Raises:
+        ValueError: as the classes do.
+    """
+    return (Baseline if options.type in BASELINES else Variant).of(options)

@@ -40,6 +40,7 @@ from training.distributed import Group
 from training.errors import EXPECTED, report_failure
 from training.files import write_json
 from training.options import make_parser, parse_arguments, positive_int
+from training.recipes import recipe_for
 from training.report import ROOT, origin
 from training.run_folder import open_folder, write_log
 from training.settings import Recipe, TrainingSettings
@@ -63,7 +64,7 @@ class Study:
         self.network, self.folder = getattr(module, network), folder
         recipes = module.RECIPE, module.DIGITS_RECIPE
         self.options = options = parse_arguments(make_parser({network: self.network}, *recipes), extra)
-        self.recipe = recipes[options.dataset == "digits"].changed_by(options)
+        self.recipe = recipe_for(options, options.dataset, *recipes)
         self.info, *self.loaders = dataloaders(
             options.dataset,
             options.data_root,

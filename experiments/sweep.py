@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from baselines import HELP
 from dataloaders import DATASETS
 from experiments.command_line import split_arguments
 from experiments.sweep_command import add_sweep_options, carry_out, check_sweep_options
@@ -56,7 +57,7 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
     add = parser.add_argument
     add("script", type=Path, help="a training script of models/")
     add_sweep_options(parser)
-    add_options(parser, several=True)
+    add_options(parser, several=True, others=HELP)
     add("--datasets", choices=DATASETS, nargs="+", help="default: the script's choice")
     add("--network", nargs="+", help="networks of the script's family; default: the first")
     varied = "an option of the script, without --, and its values (a list in quotes); may come several times"

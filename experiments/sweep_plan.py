@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from baselines import HELP
 from experiments.command_line import shown_command
 from experiments.sweep_runs import Run
 from linearconv_variants import OneLineParser, Variant, add_options
@@ -144,7 +145,7 @@ def script_parser(network: str = "") -> OneLineParser:
 def split_row(row: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Return the options of a row's variant, and its others, each with its values, numbers in their shortest form."""
     parser = OneLineParser()
-    add_options(parser)
+    add_options(parser, others=HELP)
     _, rest = parser.parse_known_args(row)
     others = []
     for word in rest:

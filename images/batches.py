@@ -60,6 +60,7 @@ class BatchLoader:
         shuffle: a new order in every pass; without it the order is that of `images`.
         padding: zeros around an image, in pixels, that `crop` takes its window from.
         flip: `horizontal_flip` with probability 0.5.
+        alternating: draw that for the first pass alone; from then on each image is flipped in every second one.
         seed: of the loader's own generator. The global one is neither read nor moved.
         channels_last: batches in `torch.channels_last` memory format.
         shard: (rank, size): of `size` processes with loaders of the same seed, each gives its part of batches of
@@ -80,6 +81,7 @@ class BatchLoader:
         shuffle: bool = False,
         padding: int = 0,
         flip: bool = False,
+        alternating: bool = False,
         seed: int = 0,
         channels_last: bool = False,
         shard: tuple[int, int] = (0, 1),
@@ -92,6 +94,9 @@ class BatchLoader:
         self.batch_size, self.shuffle, self.padding, self.flip = batch_size, shuffle, padding, flip
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.generator = torch.Generator().manual_seed(seed)
+        self.passes = 0  # begun
+        in_first = torch.randint(2, (len(images),), generator=torch.Generator().manual_seed(seed)).bool()
+        self.flipped_in_first = in_first if alternating else None
         self.rank, self.num_shards = shard
         # (x / 255 - mean) / std as one multiplication and one addition
         mean, std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (mean, std))
@@ -127,6 +132,9 @@ class BatchLoader:
         order = torch.randperm(n, generator=self.generator) if self.shuffle else torch.arange(n)
         top, left = torch.randint(2 * self.padding + 1, (2, n), generator=self.generator)
         flipped = torch.randint(2, (n,), generator=self.generator).bool()
+        if self.flipped_in_first is not None:
+            flipped = self.flipped_in_first[order] ^ bool(self.passes % 2)
+        self.passes += 1
 
         per_block = max(1, BLOCK // (self.batch_size * self.images[0].numel()))  # batches
         draws = (self._shard(draw)[skip * self.batch_size :] for draw in (order, top, left, flipped))
@@ -144,10 +152,11 @@ class BatchLoader:
             labels = self.labels.index_select(0, index)
             yield from zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor | int]:
         """Return where the next pass stands in the loader's draws."""
-        return {"generator": self.generator.get_state()}
+        return {"generator": self.generator.get_state(), "passes": self.passes}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor | int]) -> None:
         """Let the next pass stand where that of the loader stood that gave `state`."""
         self.generator.set_state(state["generator"].cpu())
+        self.passes = state.get("passes", 0)  # earlier checkpoints have none

@@ -5,6 +5,7 @@
     small = convert(model, "lowrank", rank=64, calibration=images)
     plain = fold(small)
     export(small, "small.onnx", example_input, form="features")
+    initialise(network, "spectral")                             # LinearConv layers that are to be trained from scratch
 
 The same from the command line: `python -m linearconv_convert --help`.
 """
@@ -13,6 +14,7 @@ from linearconv_convert.convert import convert
 from linearconv_convert.exporting import export
 from linearconv_convert.folding import fold
 from linearconv_convert.report import LayerReport, Report
+from linearconv_convert.starting import initialise
 from linearconv_convert.surgery import ConversionError
 
-__all__ = ["ConversionError", "LayerReport", "Report", "convert", "export", "fold"]
+__all__ = ["ConversionError", "LayerReport", "Report", "convert", "export", "fold", "initialise"]

@@ -1,6 +1,7 @@
 """convert: nn.Conv2d to LinearConv of the same geometry, the trained weights carried over.
 
-The fit itself is fitting.py, its weighing by data calibration.py, the table of what was done report.py.
+What a layer gets of its weights is carrying.py, the arithmetic of that fitting.py, its weighing by data calibration.py,
+the table of what was done report.py.
 """
 
 import fnmatch
@@ -10,12 +11,11 @@ import torch
 import torch.nn as nn
 
 from linearconv import GEOMETRY, LinearConv
-from linearconv_convert import fitting, surgery
+from linearconv_convert import surgery
 from linearconv_convert.calibration import output_moments
+from linearconv_convert.carrying import fit
 from linearconv_convert.report import LayerReport, Report, count_macs, count_parameters, output_positions
 from linearconv_convert.surgery import ConversionError, layers_of
-from linearconv_lowrank import LinearConvLowRank
-from linearconv_sparse import LinearConvSparse
 from linearconv_variants import LINEARCONV_TYPES, Variant
 
 Choice = str | type | Callable[[str, nn.Module], bool]
@@ -90,7 +90,7 @@ def convert(
         if name in chosen:
             new = replacements[layer] = _like(layer, conv)
             if init == "fit":
-                filter_error, output_error = _fit(layer, new, moments.get(name))
+                filter_error, output_error = fit(new, layer, moments.get(name))
         parameters = [count_parameters(each) for each in (layer, new)]
         macs = [count_macs(each, positions[name]) if name in positions else None for each in (layer, new)]
         reports.append(LayerReport(name, *parameters, *macs, filter_error, output_error, reasons[name]))
@@ -149,49 +149,3 @@ def _like(layer, conv, device=None):
     for name, parameter in new.named_parameters():
         parameter.requires_grad_((layer.bias if name == "bias" else layer.weight).requires_grad)
     return new
-
-
-@torch.no_grad()
-def _fit(layer, new, moments):
-    """Fit the parameters of a LinearConv to a convolution's; returns the errors of filters and outputs."""
-    weight = layer.weight.detach().double()
-    output_error = None
-    if new.bias is not None:
-        new.bias.copy_(layer.bias)
-    if new.secondary_channels == 0:
-        new.conv_weights.copy_(layer.weight)
-    else:
-        root = fitting.root_of(weight)
-        if moments is not None and layer.groups == 1:
-            weighed = moments.covariance if new.bias is not None else moments.second / moments.count
-            if weighed.diagonal().sum() > 0:  # otherwise the layer's outputs were constant
-                root = fitting.root_of_moments(weighed)
-        coefficients = _fit_coefficients(new, root)
-        new.conv_weights.copy_(fitting.primary_of(coefficients, weight))
-        if moments is not None:
-            output_error = fitting.error(coefficients, root) / _norm(root)
-            if new.bias is not None:
-                mean = fitting.residual(coefficients, moments.mean[:, None])[:, 0]
-                new.bias.add_(mean.to(new.bias.dtype))
-    return torch.linalg.vector_norm(new.weight.double() - weight).item() / _norm(weight), output_error
-
-
-def _fit_coefficients(new, root):
-    """Fill in the factors of a layer; returns their product, rounded as they are, (F - P, P) in float64."""
-    primary = new.primary_channels
-    coefficients = fitting.full_rank(root, primary, new.conv_weights.dtype)
-    if isinstance(new, LinearConvLowRank):
-        column, row = fitting.low_rank(root, primary, new.column_weights.shape[1], coefficients)
-        new.column_weights.copy_(column)
-        new.row_weights.copy_(row)
-        return new.column_weights.double() @ new.row_weights.double()
-    if isinstance(new, LinearConvSparse):
-        pruned = round(new.sparsity * coefficients.numel())
-        coefficients, mask = fitting.sparse(root, primary, pruned, coefficients)
-        new.keep_mask(mask)
-    new.linear_weights.copy_(coefficients)
-    return new.linear_weights.double()
-
-
-def _norm(tensor):
-    return max(torch.linalg.vector_norm(tensor).item(), torch.finfo(tensor.dtype).tiny)

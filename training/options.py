@@ -13,10 +13,13 @@ from pathlib import Path
 
 import torch
 
+from baselines import HELP as BASELINES_HELP
+from baselines import method_of
 from dataloaders import DATASETS
 from linearconv_sparse import SCHEDULES
 from linearconv_variants import OneLineParser, Variant, add_options
-from training.settings import Recipe
+from training.recipes import FAST, RECIPES
+from training.settings import CHOICES, Recipe
 
 CHANGEABLE = ("lr", "milestones", "batch_size", "reg_weight", "amp", "processes")
 
@@ -51,7 +54,7 @@ def parse_arguments(parser: OneLineParser, argv: Sequence[str] | None = None) ->
     """
     given = vars(parser.parse_args(argv))
     try:
-        variant = Variant.of(argparse.Namespace(**given))
+        variant = method_of(argparse.Namespace(**given))
         for field in fields(Variant):
             del given[field.name]
         device = _check_device(given["device"])
@@ -72,9 +75,9 @@ def make_parser(networks: dict[str, Callable], recipe: Recipe, digits_recipe: Re
         recipe, digits_recipe: where the training options have their defaults.
     """
     on_digits = f"; on digits: {digits_recipe}" if digits_recipe else ""
-    parser = OneLineParser(description=f"recipe: {recipe}{on_digits}")
+    parser = OneLineParser(description=f"recipe: {recipe}{on_digits}; fast: {FAST}")
     group = parser.add_argument_group("network")
-    add_options(group)
+    add_options(group, others=BASELINES_HELP)
     add = group.add_argument
     add("--pruning", choices=SCHEDULES, default="gradual", help="controller of the sparse type (default: gradual)")
     add("--width", type=positive_float, default=1.0, help="multiplies every channel count (default: 1)")
@@ -87,18 +90,30 @@ def make_parser(networks: dict[str, Callable], recipe: Recipe, digits_recipe: Re
     add("--no-download", dest="download", action="store_false", help="use only what lies in --data-root")
     add("--image-size", type=positive_int, default=32, help="imagefolder only: side in pixels (default: 32)")
 
-    add = parser.add_argument_group("training").add_argument
-    add("--epochs", type=positive_int, help="default: the recipe's")
-    add("--batch-size", type=positive_int, help="of each process; default: the recipe's")
-    add("--lr", type=positive_float, help="learning rate of Adam; default: the recipe's")
-    add(
-        "--milestones",
-        type=positive_int,
-        nargs="*",
-        metavar="EPOCH",
-        help="epochs after which the rate falls to a tenth",
-    )
+    add("--validation", type=non_negative_int, default=0, metavar="N", help="hold out N training images as test images")
+
+    add = parser.add_argument_group("recipe (what is left out is --recipe's)").add_argument
+    add("--recipe", choices=RECIPES, default="paper", help="the architecture's own, or a short one (default: paper)")
+    add("--epochs", type=positive_int, help="passes over the training images")
+    add("--batch-size", type=positive_int, help="of each process")
+    add("--lr", type=positive_float, help="learning rate")
+    drops = "epochs after which the rate falls to a tenth"
+    add("--milestones", type=positive_int, nargs="*", metavar="EPOCH", help=drops)
+    add("--schedule", choices=CHOICES["schedule"], help="steps: drops at milestones; the others end at zero")
+    add("--warmup", type=non_negative_float, metavar="EPOCHS", help="in which the learning rate rises")
+    add("--optimizer", choices=CHOICES["optimizer"], help="sgd has Nesterov momentum 0.9")
+    add("--weight-decay", type=non_negative_float, help="of matrices and filters; decoupled with adamw")
+    add("--decay", choices=CHOICES["decay"], help="what decays in LinearConv: its parameters, or the filters they make")
+    add("--bias-lr", type=positive_float, metavar="FACTOR", help="learning rate of BatchNorm biases, as a multiple")
+    add("--label-smoothing", type=share, help="share of the target that all classes have together")
+    add("--flip", choices=CHOICES["flip"], help="of training images: at random, or each on every second epoch")
+    add("--average", type=non_negative_float, metavar="EPOCHS", help="over which weights are averaged for evaluation")
     add("--reg-weight", type=non_negative_float, help="of the regularisers, every 10th batch; 0 is the paper's '-L'")
+    add("--init", choices=CHOICES["init"], help="how LinearConv layers start")
+    add("--stem", choices=CHOICES["stem"], help="what convolves the images: the variant, or always nn.Conv2d")
+    add("--dense-epochs", type=non_negative_int, metavar="N", help="train the dense network first, then convert it")
+
+    add = parser.add_argument_group("training").add_argument
     add("--seed", type=int, default=0, help="of initialisation, shuffling and augmentation (default: 0)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N (default: cuda)")
     switch = argparse.BooleanOptionalAction
@@ -129,7 +144,8 @@ def run_name(options: Options, dataset: str) -> str:
         dataset = Path(options.data_root).resolve().name
     width = [f"width{options.width:g}"] if options.width != 1 else []
     alpha = [f"alpha{variant.alpha:g}"] if variant.alpha != 0.5 and variant.type != "dense" else []
-    return "-".join([options.network, *width, variant.label, *alpha, dataset, f"seed{options.seed}"])
+    recipe = [options.recipe] if options.recipe != "paper" else []
+    return "-".join([options.network, *width, variant.label, *alpha, *recipe, dataset, f"seed{options.seed}"])
 
 
 def _check(options):
@@ -180,4 +196,6 @@ def _number(kind, is_allowed, words):
 
 positive_int = _number(int, lambda value: value >= 1, "at least 1")
 positive_float = _number(float, lambda value: 0 < value < math.inf, "a positive number")
+non_negative_int = _number(int, lambda value: value >= 0, "at least 0")
 non_negative_float = _number(float, lambda value: 0 <= value < math.inf, "a number of at least 0")
+share = _number(float, lambda value: 0 <= value < 1, "in [0, 1)")

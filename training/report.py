@@ -44,7 +44,7 @@ def make_report(options: Options, counts: dict[str, int], num_classes: int, devi
         **{name: getattr(variant, name) for name in ("type", "rank", "sparsity", "alpha")},
         "width": options.width,
         "compute": variant.compute,
-        **options.pick("dataset", "seed", "amp", "compile"),
+        **options.pick("dataset", "recipe", "validation", "seed", "amp", "compile"),
         "num_classes": num_classes,
         **counts,
         **origin(device),
@@ -126,8 +126,10 @@ def event_writer(folder: Path) -> object:
 
 def show_outcome(report: dict, path: Path) -> None:
     """Print accuracies, time and speed, and where the report lies: the last lines of every run."""
+    held_out = f" (on {report['validation']} training images held out)" if report["validation"] else ""
     print(
-        "test accuracy {test_accuracy:.2f} % after epoch {epochs}, best {best_test_accuracy:.2f} % after epoch "
+        f"test accuracy{held_out} "
+        "{test_accuracy:.2f} % after epoch {epochs}, best {best_test_accuracy:.2f} % after epoch "
         "{best_epoch}\n{seconds:.0f} s, {images_per_second:.0f} images/s in training".format(**report)
     )
     print(f"report: {path}")

@@ -16,11 +16,13 @@ import torch.nn as nn
 
 from dataloaders import DataError, dataloaders, describe
 from linearconv import LinearConv
+from linearconv_convert.starting import initialise
 from training import checkpoints, counting, report, run_folder
 from training.distributed import join
 from training.errors import EXPECTED, UsageError, report_failure
 from training.files import write_json
 from training.options import make_parser, parse_arguments, run_name
+from training.recipes import recipe_for
 from training.settings import Recipe, TrainingSettings
 from training.trainer import Trainer
 
@@ -48,7 +50,7 @@ def main(
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for as long as the process lasts
     try:
         with join(options.device) as group:
-            _run(networks[options.network], (recipe, digits_recipe or recipe), options, group)
+            _run(networks[options.network], (recipe, digits_recipe), options, group)
     except EXPECTED as error:
         sys.exit(report_failure(error, options.program))
 
@@ -60,7 +62,8 @@ def _run(network, recipes, options, group):
     resume = "auto" if group.restarts and options.resume == "never" else options.resume  # torchrun's restarts go on
     input_size, num_classes = _image_shape(options)
     torch.manual_seed(options.seed)
-    model, counts = _build_and_count(network, options, input_size, num_classes)
+    recipe = recipe_for(options, options.dataset, *recipes)
+    model, dense, counts = _build_and_count(network, options, recipe, input_size, num_classes)
     report.show_counts(options, counts, input_size, num_classes)
     if options.output and options.resume == "never":  # a folder that cannot be used is told before any waiting
         group.of_first(lambda: run_folder.open_folder(options.output, None, resume))
@@ -76,10 +79,10 @@ def _run(network, recipes, options, group):
     folder = group.of_first(lambda: run_folder.open_folder(options.output, default, resume))
     if group.is_first and group.size > 1 and not options.output:
         (folder / run_folder.LOG).touch()  # takes the default folder's number, should torchrun start it again
-    given = options.pick("network", "variant", "width", "seed", "amp")
+    given = options.pick("network", "variant", "width", "seed", "amp", "validation")
     settings = TrainingSettings(recipe=recipe, dataset=dataset, num_classes=num_classes, processes=group.size, **given)
     given = options.pick("compile", "sync_batch_norm", "save_every", "tensorboard") | {"channels_last": channels_last}
-    trainer = Trainer(model, loaders, settings, folder, group, **given)
+    trainer = Trainer(model, loaders, settings, folder, group, dense=dense, **given)
     if resume == "always" or group.of_first(lambda: checkpoints.holds_checkpoint(folder)):
         trainer.resume(options.may_change)
     elif group.is_first and (folder / run_folder.LOG).exists():  # of a run that ended before its first checkpoint
@@ -87,7 +90,7 @@ def _run(network, recipes, options, group):
     progress = trainer.fit()
     if group.is_first:
         counts["nonzero_parameters"] = counting.count_nonzero_parameters(trainer.model)
-        trained = {"dataset": dataset, **vars(recipe), **progress.outcome()}
+        trained = {"dataset": dataset, **vars(recipe), **progress.outcome(), **trainer.evaluate_flipped()}
         done = report.make_report(options, counts, num_classes, group.device) | trained
         write_json(folder / run_folder.REPORT, done)
         report.show_outcome(done, folder / run_folder.REPORT)
@@ -104,19 +107,31 @@ def _image_shape(options):
     return (options.in_channels or channels, size, size), options.num_classes or classes
 
 
-def _build_and_count(network, options, input_size, num_classes):
-    """The network, its initial weights drawn, and its counts beside those of the dense one."""
+def _build_and_count(network, options, recipe, input_size, num_classes):
+    """The network and the dense one, their initial weights drawn, and their counts side by side."""
     arguments = {"in_channels": input_size[0], "num_classes": num_classes, "width": options.width}
     try:
-        model = network(conv=options.variant.conv, **arguments)
+        build = partial(_with_dense_stem, network) if recipe.stem == "dense" else network
+        model = options.variant.build(build, **arguments)
         dense = network(conv=nn.Conv2d, **arguments)
     except ValueError as error:
         raise UsageError(f"the network cannot be built: {error}") from None
+    if recipe.init != "published":
+        initialise(model, recipe.init)
     try:
-        return model, report.count_against_dense(model, dense, input_size)
+        return model, dense, report.count_against_dense(model, dense, input_size)
     except RuntimeError as error:
         size = "x".join(map(str, input_size))
         raise UsageError(f"{options.network} does not take {size} images: {error}") from None
+
+
+def _with_dense_stem(network, conv=nn.Conv2d, *, in_channels, **arguments):
+    """The network with nn.Conv2d for what convolves the images themselves."""
+
+    def layer(channels, *rest, **more):
+        return (nn.Conv2d if channels == in_channels else conv)(channels, *rest, **more)
+
+    return network(conv=layer, in_channels=in_channels, **arguments)
 
 
 def _channels_last_is_safe(model, device):
@@ -131,8 +146,8 @@ def _load_data(recipes, options, channels_last, group):
     """Name, recipe and loaders of what was asked for, or of CIFAR-10, or else of the digits."""
 
     def load(name):
-        recipe = recipes[name == "digits"].changed_by(options)
-        given = options.pick("image_size", "download", "seed")
+        recipe = recipe_for(options, name, *recipes)
+        given = options.pick("image_size", "download", "seed", "validation") | {"flip": recipe.flip}
         batches = {"batch_size": recipe.batch_size, "channels_last": channels_last, "shard": (group.rank, group.size)}
         read = partial(dataloaders, name, options.data_root, device=group.device, **given, **batches)
         _, train, test = group.first_before_others(read)

@@ -1,6 +1,7 @@
 """The training loop, and what it saves so that a run that ends before its time goes on as if it had not.
 
-Adam and cross-entropy; every 10th batch adds the regularisers of corr_reg.py.
+Cross-entropy, with the optimizer and the learning rate of a recipe; every 10th batch adds the regularisers of
+corr_reg.py.
 """
 
 import platform
@@ -12,18 +13,21 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from corr_reg import corr_loss, l1_loss
 from dataloaders import BatchLoader
 from linearconv import LinearConv
+from linearconv_convert.carrying import carry_over
 from linearconv_sparse import schedule_pruning
 from training import checkpoints, counting, report, run_folder
 from training.distributed import Group
 from training.errors import NotFinite, Stopped, UsageError
 from training.finite import FiniteCheck
+from training.optimizers import FilterDecay, make_optimizer, set_learning_rate
 from training.progress import Progress
-from training.settings import LR_DROP, TrainingSettings
+from training.settings import TrainingSettings
 from training.stopping import StopSignals
 
 VERSIONS = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
@@ -40,6 +44,7 @@ class Trainer:
         settings: what decides the result; kept in checkpoints.
         folder: takes log and checkpoints.
         group: the processes that train it together; this one alone, on the CPU, where left out.
+        dense: the network with nn.Conv2d, for recipes that begin with it.
         channels_last: memory format of parameters and feature maps.
         compile: run the network through torch.compile.
         sync_batch_norm: with several processes on GPUs, BatchNorm over the batch of all of them.
@@ -55,6 +60,7 @@ class Trainer:
         folder: Path,
         group: Group | None = None,
         *,
+        dense: nn.Module | None = None,
         channels_last: bool = False,
         compile: bool = False,
         sync_batch_norm: bool = False,
@@ -65,24 +71,43 @@ class Trainer:
         self.device = self.group.device
         self.train_loader, self.test_loader = loaders
         self.settings, self.recipe, self.folder, self.save_every = settings, settings.recipe, folder, save_every
-        memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.model = model.to(self.device, memory_format=memory_format)
-        if sync_batch_norm:
-            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        self.forward = self.group.wrap(self.model)
-        if compile:
-            self.forward = torch.compile(self.forward)
-        torch.manual_seed(settings.seed + self.group.rank)  # processes drop out apart
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.recipe.lr, fused=True)
-        self.scheduler = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, self.recipe.milestones, gamma=LR_DROP)
+        self.channels_last, self.compile, self.sync_batch_norm = channels_last, compile, sync_batch_norm
         self.autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=settings.amp)
-        self.finite = FiniteCheck(self.model, self.optimizer, self.device)
-        schedule_pruning(self.model, self.recipe.epochs * len(self.train_loader))
+        torch.manual_seed(settings.seed + self.group.rank)  # processes drop out apart
+        begins_dense = self.recipe.dense_epochs and any(isinstance(module, LinearConv) for module in model.modules())
+        self.to_follow = model if begins_dense else None  # the dense network, converted
+        self._take(dense if begins_dense else model)
         self.events = report.event_writer(folder) if tensorboard and self.group.is_first else None
         self.stop = StopSignals()
         self.saved_at = time.monotonic()
         self.progress = Progress().to(self.device)
         self.order = None  # the training loader's state at the beginning of the epoch in hand
+
+    def _take(self, model):
+        """Train this network from now on."""
+        recipe, steps = self.recipe, len(self.train_loader)
+        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
+        self.model = model.to(self.device, memory_format=memory_format)
+        if self.sync_batch_norm:
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        self.forward = self.group.wrap(self.model)
+        if self.compile:
+            self.forward = torch.compile(self.forward)
+        self.optimizer = make_optimizer(self.model, recipe)
+        self.filter_decay = FilterDecay(self.model, recipe)
+        self.finite = FiniteCheck(self.model, self.optimizer, self.device)
+        self.average = None
+        if recipe.average:
+            decay = max(0.0, 1 - 1 / (recipe.average * steps))
+            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        schedule_pruning(self.model, (recipe.epochs - recipe.dense_epochs) * steps)
+
+    def _convert(self):
+        """Go on with the network that the dense one becomes."""
+        model = self.to_follow.to(self.device)
+        carry_over(self.model, model)
+        self.to_follow = None
+        self._take(model)
 
     def fit(self) -> Progress:
         """Train up to the recipe's last epoch; return what has been reached.
@@ -107,12 +132,12 @@ class Trainer:
 
     def _one_epoch(self, bar):
         progress = self.progress
-        details = {"lr": self.optimizer.param_groups[0]["lr"]}
+        if self.to_follow is not None and progress.epoch == self.recipe.dense_epochs:
+            self._convert()
         train_loss, train_accuracy = self._train_epoch(bar)
         start, train_seconds = time.perf_counter(), progress.train_seconds
         results = {"train_loss": train_loss, "train_accuracy": train_accuracy, "test_accuracy": self.evaluate()}
-        self.scheduler.step()
-        details |= counting.pruned_share(self.model)
+        details = {"lr": self.lr, **counting.pruned_share(self.model)}
         evaluation_seconds = time.perf_counter() - start
         is_best = progress.finish_epoch(results, details, evaluation_seconds, self.train_loader.num_images)
         record = progress.history[-1]
@@ -153,19 +178,29 @@ class Trainer:
     def _train_step(self, images, labels):
         with self.autocast:
             logits = self._training_forward(images)
-            loss = F.cross_entropy(logits, labels)
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         total = loss
         if self.group.size > 1:
             total = total * self.train_loader.share(self.progress.batch, len(labels))
         self.progress.step += 1
         if self.recipe.reg_weight and self.progress.step % REGULARISE_EVERY == 0:
             total = total + self.recipe.reg_weight * self._regularisers()
+        set_learning_rate(self.optimizer, self.lr)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         if not self.finite.check(total):
             self._give_up()
+        self.filter_decay.before_step(self.lr)
         self.optimizer.step()
+        if self.average:
+            self.average.update_parameters(self.model)
         self.progress.add(loss, logits, labels)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the step in hand, or of the last one between epochs."""
+        progress, steps = self.progress, len(self.train_loader)
+        return self.recipe.lr_at(progress.epoch + (min(progress.batch, steps - 1) + 0.5) / steps)
 
     def _training_forward(self, images):
         try:
@@ -184,22 +219,31 @@ class Trainer:
         return self.group.size * sum((corr_loss(layer) + l1_loss(layer) for layer in mine), start=0.0)
 
     @torch.inference_mode()
-    def evaluate(self) -> float:
-        """Return the test accuracy in per cent over the whole test set, of which each process takes a part."""
-        self.model.eval()
+    def evaluate(self, flipped: bool = False) -> float:
+        """Return the test accuracy in per cent over the whole test set, of which each process takes a part.
+
+        Args:
+            flipped: add up the logits of each image and of its mirror image.
+        """
+        model = self.average or self.model
+        model.eval()
         # DistributedDataParallel lets its processes exchange buffers at every pass; of a test set that does not divide,
         # one process has a batch more and would wait for the others for ever. So several use the bare model.
-        evaluated = self.forward if self.group.size == 1 else self.model
+        evaluated = self.forward if self.group.size == 1 and not self.average else model
         correct = torch.zeros((), dtype=torch.long, device=self.device)
         for images, labels in self.test_loader:
             with self.autocast:
-                correct += (evaluated(images).argmax(1) == labels).sum()
+                logits = evaluated(images) + evaluated(images.flip(-1)) if flipped else evaluated(images)
+                correct += (logits.argmax(1) == labels).sum()
         (correct,) = self.group.sum(correct)
         return 100 * correct.item() / self.test_loader.num_images
 
+    def evaluate_flipped(self) -> dict[str, float]:
+        """Return `{"test_accuracy_with_flips": ...}` for images that are flipped in training; nothing for others."""
+        return {"test_accuracy_with_flips": self.evaluate(flipped=True)} if self.train_loader.flip else {}
+
     def _give_up(self):
-        rate = self.optimizer.param_groups[0]["lr"]
-        where = f"epoch {self.progress.epoch + 1}, step {self.progress.step}, learning rate {rate:g}"
+        where = f"epoch {self.progress.epoch + 1}, step {self.progress.step}, learning rate {self.lr:g}"
         layers = ", ".join(self.finite.bad_layers()) or "none by now"
         advice = "checkpoints are from before (--resume --may-change lr --lr RATE goes on)"
         raise NotFinite(f"loss or gradient is not finite in {where}; layers concerned: {layers}; {advice}")
@@ -229,7 +273,7 @@ class Trainer:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
+            **({"average": self.average.state_dict()} if self.average else {}),
             "train_loader": self.order if self.progress.batch else self.train_loader.state_dict(),
             "random": self.group.gather(checkpoints.random_state(self.device)),
             "settings": self.settings.state_dict(),
@@ -252,12 +296,14 @@ class Trainer:
         changed = self.settings.check(state["settings"], path, may_change)
         if "batch_size" in changed and state["batch"]:
             raise UsageError(f"{path} stands within an epoch, where the batch size cannot change: finish it first")
-        new_rate = bool({"lr", "milestones"} & set(changed))
+        if (state["epoch"], state["batch"]) > (self.recipe.dense_epochs, 0) and self.to_follow is not None:
+            self._take(self.to_follow)
+            self.to_follow = None
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            if not new_rate:
-                self.scheduler.load_state_dict(state["scheduler"])
+            if self.average:
+                self.average.load_state_dict(state["average"])
             self.train_loader.load_state_dict(state["train_loader"])
             self.order = state["train_loader"]
         except (RuntimeError, ValueError, KeyError) as error:
@@ -265,8 +311,6 @@ class Trainer:
         self.progress = progress = Progress(**{name: state[name] for name in vars(self.progress)}).to(self.device)
         if not self.group.is_first:  # it has the others' share
             progress.clear_sums()
-        if new_rate:
-            self._set_learning_rate()
         if len(state["random"]) == self.group.size:
             checkpoints.restore_random_state(state["random"][self.group.rank], self.device)
         if self.group.is_first:
@@ -275,11 +319,3 @@ class Trainer:
         print(f"resuming after epoch {progress.epoch}{within} from {path}")
         if other := [f"{name} {was}" for name, was in state["versions"].items() if VERSIONS.get(name) != was]:
             print(f"it was written by {', '.join(other)}: the run goes on, but not bit for bit as it would have")
-
-    def _set_learning_rate(self):
-        """Put the recipe's learning rate and milestones in the place of the checkpoint's."""
-        epoch = self.progress.epoch
-        for group in self.optimizer.param_groups:
-            group["lr"], group["initial_lr"] = self.recipe.lr_after(epoch), self.recipe.lr
-        self.scheduler.last_epoch = epoch
-        self.scheduler.base_lrs = [self.recipe.lr]

@@ -94,10 +94,10 @@ def test_a_signal_ends_the_run_after_the_step_and_the_resumed_run_is_the_same(
 def test_a_signal_in_the_last_epoch_evaluation_lets_the_run_end(run, monkeypatch):
     evaluate = Trainer.evaluate
 
-    def and_signal(trainer):
+    def and_signal(trainer, flipped=False):
         if trainer.progress.epoch == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(trainer)
+        return evaluate(trainer, flipped)
 
     monkeypatch.setattr(Trainer, "evaluate", and_signal)
     assert (run("base", f"-t dense {SMALL}") / "report.json").exists()

@@ -1,0 +1,85 @@
+"""Weights carried over from convolutions to the LinearConv layers in their places, one by one or a network's."""
+
+import torch
+import torch.nn as nn
+
+from linearconv import LinearConv
+from linearconv_convert import fitting
+from linearconv_convert.calibration import Moments
+from linearconv_convert.surgery import layers_of
+from linearconv_lowrank import LinearConvLowRank
+from linearconv_sparse import LinearConvSparse
+
+
+def carry_over(dense: nn.Module, model: nn.Module) -> None:
+    """Give a network with LinearConv layers the weights of the same network with nn.Conv2d in their places.
+
+    Each layer is fitted to the convolution of its name; every other parameter and buffer is copied. Coefficients are
+    not pruned: a sparse layer's schedule is still to begin.
+
+    Raises:
+        KeyError, AttributeError: where the networks do not correspond.
+    """
+    layers = layers_of(model, LinearConv)
+    for name, layer in layers.items():
+        fit(layer, dense.get_submodule(name), prune=False)
+    others = {key: value for key, value in dense.state_dict().items() if key.rpartition(".")[0] not in layers}
+    model.load_state_dict(model.state_dict() | others)
+
+
+@torch.no_grad()
+def fit(
+    layer: LinearConv, conv: nn.Conv2d, moments: Moments | None = None, prune: bool = True
+) -> tuple[float, float | None]:
+    """Fit the parameters of a LinearConv layer to those of a convolution of its geometry.
+
+    Args:
+        layer: any variant; changed in place.
+        conv: the convolution.
+        moments: of its outputs; then these are matched instead of the filters.
+        prune: bring a sparse layer to its target at once.
+
+    Returns:
+        Relative errors, in the Frobenius norm, of the filters and of the outputs (None without moments).
+    """
+    weight = conv.weight.detach().double()
+    output_error = None
+    if layer.bias is not None:
+        layer.bias.copy_(conv.bias)
+    if layer.secondary_channels == 0:
+        layer.conv_weights.copy_(conv.weight)
+    else:
+        root = fitting.root_of(weight)
+        if moments is not None and conv.groups == 1:
+            weighed = moments.covariance if layer.bias is not None else moments.second / moments.count
+            if weighed.diagonal().sum() > 0:  # otherwise the layer's outputs were constant
+                root = fitting.root_of_moments(weighed)
+        coefficients = _fit_coefficients(layer, root, prune)
+        layer.conv_weights.copy_(fitting.primary_of(coefficients, weight))
+        if moments is not None:
+            output_error = fitting.error(coefficients, root) / _norm(root)
+            if layer.bias is not None:
+                mean = fitting.residual(coefficients, moments.mean[:, None])[:, 0]
+                layer.bias.add_(mean.to(layer.bias.dtype))
+    return torch.linalg.vector_norm(layer.weight.double() - weight).item() / _norm(weight), output_error
+
+
+def _fit_coefficients(layer, root, prune):
+    """Fill in the factors of a layer; returns their product, rounded as they are, (F - P, P) in float64."""
+    primary = layer.primary_channels
+    coefficients = fitting.full_rank(root, primary, layer.conv_weights.dtype)
+    if isinstance(layer, LinearConvLowRank):
+        column, row = fitting.low_rank(root, primary, layer.column_weights.shape[1], coefficients)
+        layer.column_weights.copy_(column)
+        layer.row_weights.copy_(row)
+        return layer.column_weights.double() @ layer.row_weights.double()
+    if isinstance(layer, LinearConvSparse) and prune:
+        pruned = round(layer.sparsity * coefficients.numel())
+        coefficients, mask = fitting.sparse(root, primary, pruned, coefficients)
+        layer.keep_mask(mask)
+    layer.linear_weights.copy_(coefficients)
+    return layer.linear_weights.double()
+
+
+def _norm(tensor):
+    return max(torch.linalg.vector_norm(tensor).item(), torch.finfo(tensor.dtype).tiny)

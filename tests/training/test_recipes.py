@@ -1,0 +1,179 @@
+"""Recipes: the learning rate over the epochs, what the options change, and runs that go on with all of it."""
+
+import json
+
+import pytest
+import torch
+
+from linearconv import LinearConv
+from linearconv_lowrank import LinearConvLowRank
+from tests.training.test_survival import assert_same_run
+from training import checkpoints, settings
+from training.recipes import FAST, recipe_for
+from training.settings import Recipe
+from training.trainer import Trainer
+
+WHOLE = (  # everything that the paper's recipe has not
+    "--recipe fast --optimizer sgd --lr 0.01 --schedule cosine --warmup 1 --weight-decay 0.001 --decay filters "
+    "--bias-lr 8 --label-smoothing 0.1 --flip alternating --average 1 --init spectral --stem dense --dense-epochs 1"
+)
+
+
+def test_the_learning_rate_rises_and_falls_as_the_schedule_says():
+    linear = Recipe(lr=2.0, epochs=10, schedule="linear", warmup=2)
+    assert [linear.lr_at(epochs) for epochs in (0, 1, 2, 6, 10)] == [0, 1, 2, 1, 0]
+    cosine = Recipe(lr=2.0, epochs=8, schedule="cosine")
+    assert [cosine.lr_at(epochs) for epochs in (0, 4, 8)] == pytest.approx([2, 1, 0])
+    steps = Recipe(lr=2.0, epochs=8, milestones=(3, 5), warmup=2)
+    assert [steps.lr_at(epochs) for epochs in (1, 2.5, 3, 4.9, 5)] == pytest.approx([1, 2, 0.2, 0.2, 0.02])
+
+
+def test_a_step_has_the_learning_rate_of_its_middle(run, monkeypatch):
+    rates, set_rate = [], torch.optim.SGD.step
+    monkeypatch.setattr(
+        torch.optim.SGD, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or set_rate(self)
+    )
+    folder = run("base", "-t dense --width 0.125 --epochs 2 --optimizer sgd --lr 0.8 --schedule linear")
+    assert rates == pytest.approx([0.75, 0.65, 0.55, 0.45, 0.35, 0.25, 0.15, 0.05])  # two epochs of four steps
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [record["lr"] for record in log] == pytest.approx([0.45, 0.05])
+
+
+def test_fast_is_for_every_network_and_data_set_and_options_change_it():
+    class Given:
+        recipe = "fast"
+
+    for name in vars(FAST):
+        setattr(Given, name, None)
+    assert recipe_for(Given, "digits", Recipe(1.0, 1), Recipe(2.0, 2)) == FAST
+    Given.epochs = 3
+    assert recipe_for(Given, "cifar10", Recipe(1.0, 1)).epochs == 3
+    Given.recipe, Given.epochs = "paper", None
+    assert recipe_for(Given, "digits", Recipe(1.0, 1), Recipe(2.0, 2)).lr == 2.0
+    assert recipe_for(Given, "cifar10", Recipe(1.0, 1), Recipe(2.0, 2)).lr == 1.0
+
+
+def test_the_report_names_the_recipe_and_all_of_its_fields(run):
+    report = json.loads((run("base", f"-t rank --width 0.125 --epochs 2 {WHOLE}") / "report.json").read_text())
+    assert report["recipe"] == "fast" and report["validation"] == 0
+    for name in vars(FAST):
+        assert name in report
+    assert (report["optimizer"], report["init"], report["stem"]) == ("sgd", "spectral", "dense")
+    assert 0 <= report["test_accuracy_with_flips"] <= 100
+
+
+# ---- a run that goes on -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 5, 6, 9])  # steps: before, at and after the conversion that step 4 precedes
+def test_a_run_with_every_option_goes_on_bit_for_bit(run, stop_at, monkeypatch):
+    options = f"-t rank --width 0.25 --epochs 3 --amp {WHOLE}"
+    steps, step = [], Trainer._train_step
+
+    def counting(trainer, *batch):
+        step(trainer, *batch)
+        steps.append(1)
+        if len(steps) == stop_at:
+            trainer.stop.asked = 15
+
+    monkeypatch.setattr(Trainer, "_train_step", counting)
+    with pytest.raises(SystemExit) as stop:
+        run("base", options)
+    assert stop.value.code == 143
+    monkeypatch.undo()
+    assert_same_run(run("base", f"{options} --resume"), run("base", options, "unbroken"))
+
+
+def test_a_run_goes_on_with_its_own_recipe_only(run, refused):
+    run("base", "-t rank --width 0.125 --epochs 1 --recipe fast --init balanced")
+    line = refused("base", "-t rank --width 0.125 --epochs 1 --recipe fast --init spectral --resume")
+    assert "init balanced there, spectral here" in line
+    line = refused("base", "-t rank --width 0.125 --epochs 2 --recipe fast --init balanced --resume")
+    assert "epochs 1 there, 2 here" in line  # every learning rate before would have been another
+
+
+def test_a_checkpoint_of_before_the_options_is_one_of_their_defaults(run):
+    folder = run("base", "-t rank --width 0.125 --epochs 1")
+    state, path = checkpoints.load_newest(folder)
+    for name in (*settings.CHOICES, "warmup", "weight_decay", "label_smoothing", "bias_lr", "average", "validation"):
+        del state["settings"][name]
+    del state["train_loader"]["passes"]
+    for group in state["optimizer"]["param_groups"]:
+        del group["scale"]
+    torch.save(state, path)
+    options = "-t rank --width 0.125 --epochs 2"
+    assert_same_run(run("base", f"{options} --resume"), run("base", options, "two"), 2)
+
+
+# ---- what the options do ------------------------------------------------------------------------------------------
+
+
+def trained(run, options):
+    """The trainer of a run."""
+    found = []
+    fit = Trainer.fit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "fit", lambda trainer: found.append(trainer) or fit(trainer))
+        run("base", options, f"run{len(list(run.folder('.').iterdir()))}")
+    return found[0]
+
+
+def test_the_stem_stays_dense_where_it_is_asked_for(run):
+    model = trained(run, "-t lowrank -r 2 --width 0.25 --epochs 1 --stem dense").model
+    assert [type(stage[0]) for stage in model.feat] == [torch.nn.Conv2d] + [LinearConvLowRank] * 3
+
+
+def test_the_dense_network_goes_first_and_is_converted(run, monkeypatch):
+    kinds, step = [], Trainer._train_step
+
+    def noting(trainer, *batch):
+        kinds.append(type(trainer.model.feat[0][0]))
+        step(trainer, *batch)
+
+    monkeypatch.setattr(Trainer, "_train_step", noting)
+    trainer = trained(run, "-t rank --alpha 1 --width 0.25 --epochs 3 --lr 1e-9 --dense-epochs 2")
+    assert kinds == [torch.nn.Conv2d] * 8 + [LinearConv] * 4
+    dense = trained(run, "-t dense --width 0.25 --epochs 3 --lr 1e-9")
+    assert trainer.progress.history[2]["train_loss"] == pytest.approx(dense.progress.history[2]["train_loss"], rel=0.3)
+
+
+def test_a_dense_network_has_nothing_to_convert(run):
+    whole = trained(run, "-t dense --width 0.125 --epochs 2 --dense-epochs 1").progress
+    assert (
+        whole.history[-1]["train_loss"]
+        == (trained(run, "-t dense --width 0.125 --epochs 2").progress.history[-1]["train_loss"])
+    )
+
+
+def test_averaged_weights_are_evaluated_and_the_others_trained(run):
+    with_average = trained(run, "-t rank --width 0.25 --epochs 3 --average 0.5")
+    without = trained(run, "-t rank --width 0.25 --epochs 3")
+    for averaged, ours in zip(with_average.model.parameters(), without.model.parameters(), strict=True):
+        assert torch.equal(averaged, ours)
+    assert with_average.average.n_averaged == 12
+    last = with_average.average.module.fc.weight
+    assert not torch.equal(last, without.model.fc.weight)
+    torch.testing.assert_close(last, without.model.fc.weight, rtol=0, atol=0.05)
+
+
+def test_label_smoothing_is_in_the_loss(run):
+    plain = trained(run, "-t dense --width 0.125 --epochs 1 --lr 1e-9").progress.last["train_loss"]
+    smooth = trained(run, "-t dense --width 0.125 --epochs 1 --lr 1e-9 --label-smoothing 0.9").progress.last[
+        "train_loss"
+    ]
+    assert smooth != plain
+
+
+def test_validation_images_are_those_left_out_of_training(run, refused):
+    trainer = trained(run, "-t dense --width 0.125 --epochs 1 --validation 6")
+    assert (trainer.train_loader.num_images, trainer.test_loader.num_images) == (30, 6)
+    every = trained(run, "-t dense --width 0.125 --epochs 1").train_loader.images
+    both = torch.cat((trainer.train_loader.images, trainer.test_loader.images))
+    assert sorted(map(int, both.long().sum((1, 2, 3)))) == sorted(map(int, every.long().sum((1, 2, 3))))
+    assert sorted(trainer.test_loader.labels.tolist()) == [0, 0, 1, 1, 2, 2]
+    assert "hold out fewer" in refused("base", "-t dense --validation 36")
+
+
+@pytest.mark.parametrize("option", ["--label-smoothing 1", "--optimizer lion", "--average -1", "--dense-epochs -1"])
+def test_what_cannot_be_is_refused(refused, option):
+    assert option.split()[0] in refused("base", f"-t rank {option}")

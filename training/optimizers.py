@@ -1,0 +1,73 @@
+"""Optimizers of a recipe: which parameters decay, which learn faster, and the decay of filters instead of factors.
+
+    decay of filters:  1/2 weight_decay sum |W|^2,  W = [V ; A V]
+
+instead of that of V and A themselves (Frobenius decay; Khodak et al., "Initialization and Regularization of Factorized
+Neural Layers", ICLR 2021, arXiv 2105.01029).
+"""
+
+import torch
+import torch.nn as nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from linearconv import LinearConv
+from training.settings import Recipe
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return a recipe's optimizer, a fused one; each of its groups has a `"scale"` of the learning rate."""
+    norm_biases = {layer.bias for layer in model.modules() if isinstance(layer, _BatchNorm)}
+    decayed_as_filters = set(_made_into_filters(model)) if recipe.decay == "filters" else set()
+    groups = {}
+    for parameter in model.parameters():
+        scale = recipe.bias_lr if parameter in norm_biases else 1.0
+        decays = parameter.dim() > 1 and parameter not in decayed_as_filters
+        groups.setdefault((scale, recipe.weight_decay if decays else 0.0), []).append(parameter)
+    groups = [
+        {"params": parameters, "scale": scale, "weight_decay": weight_decay}
+        for (scale, weight_decay), parameters in groups.items()
+    ]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True, fused=True)
+    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=recipe.lr, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of all groups, each with its scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("scale", 1.0)  # earlier checkpoints have none
+
+
+def _made_into_filters(model):
+    layers = (layer for layer in model.modules() if isinstance(layer, LinearConv))
+    return [p for layer in layers for name, p in layer.named_parameters(recurse=False) if name != "bias"]
+
+
+class FilterDecay:
+    """Weight decay of the filters of all LinearConv layers, for recipes with `decay="filters"`.
+
+    Args:
+        model: the network.
+        recipe: says how much, and whether the decay is decoupled from the gradient.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+        wanted = recipe.decay == "filters" and recipe.weight_decay
+        self.layers = [layer for layer in model.modules() if wanted and isinstance(layer, LinearConv)]
+        self.parameters = _made_into_filters(model) if wanted else []
+        self.weight_decay, self.decoupled = recipe.weight_decay, recipe.optimizer == "adamw"
+
+    def before_step(self, lr: float) -> None:
+        """Decay by one step of this learning rate: the gradients are there, and the optimizer is about to use them."""
+        if not self.layers:
+            return
+        with torch.enable_grad():
+            norm = sum(layer.weight.square().sum() for layer in self.layers) / 2
+            gradients = torch.autograd.grad(norm, self.parameters)
+        with torch.no_grad():
+            if self.decoupled:
+                torch._foreach_add_(self.parameters, gradients, alpha=-lr * self.weight_decay)
+            else:
+                of_loss = [parameter.grad for parameter in self.parameters]
+                torch._foreach_add_(of_loss, gradients, alpha=self.weight_decay)
