@@ -17,8 +17,8 @@ When all runs are done, a table of all in results/<name>.json is printed, and re
 
 Which values go with which type: -s with sparse, -r with rank and lowrank; where both of these are asked for, shares up
 to 1 go to rank and numbers above 1 to lowrank. Left out, -t is what the values belong to. A type without values takes
-the script's default. dense, the reference, has neither values nor alpha and comes once per data set, seed
-and choice of --vary's values.
+the script's default. dense, the reference, has neither values nor alpha and comes once per data set, seed and choice of
+--vary's values. The other methods (octave, basis, ghost, svd) have no values; basis has no alpha.
 """
 
 import sys

@@ -11,10 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from baselines import HELP
 from experiments.command_line import shown_command
 from experiments.sweep_runs import Run
-from linearconv_variants import OneLineParser, Variant, add_options
+from linearconv_variants import OneLineParser, Variant
 from training.errors import UsageError
 from training.options import Options, make_parser, parse_arguments, run_name
 from training.report import ROOT
@@ -35,6 +34,7 @@ WITHOUT_EFFECT = (  # options that the result does not depend on
     "tensorboard",
     "variant",  # its fields stand in its place
 )
+OF_VARIANT = ("-t", "-r", "-s", "--alpha")
 WITHOUT_ALPHA = ("dense", "basis")
 LISTED = {  # option that a sweep has lists for: that of the sweep
     **dict.fromkeys(("type", "rank", "sparsity", "alpha", "network")),
@@ -144,16 +144,15 @@ def script_parser(network: str = "") -> OneLineParser:
 
 def split_row(row: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Return the options of a row's variant, and its others, each with its values, numbers in their shortest form."""
-    parser = OneLineParser()
-    add_options(parser, others=HELP)
-    _, rest = parser.parse_known_args(row)
-    others = []
-    for word in rest:
+    size, others = 0, []
+    while row[size : size + 1] and row[size] in OF_VARIANT:
+        size += 2
+    for word in row[size:]:
         if word.startswith("--"):
             others.append([word])
         else:
             others[-1].append(_shortest(word))
-    return list(row[: len(row) - len(rest)]), others
+    return list(row[:size]), others
 
 
 def shortest(value: float) -> str:

@@ -2,7 +2,7 @@
 
     python -m experiments.table1                       # counts: prints the table, writes results/table1_counts.json
     python -m experiments.table1 --train --name table1 --networks Base VGG11 --rows dense Lr LRr thinner-parameters \
-        --seeds 0 1 2 --datasets cifar10 cifar100 --epochs 30 --jobs 2 -- --batch-size 100
+        --seeds 0 1 2 --datasets cifar10 cifar100 --recipe fast --jobs 2 -- --batch-size 100
     python -m experiments.table1 --train ... -- --dataset imagefolder --data-root DIR    # labelled by DIR's name
     python -m experiments.table1 --train ... --dry-run                # lists the runs and how far they are
     python -m experiments.table1 --table --name table1                # accuracies of what is done, beside the paper's
@@ -30,6 +30,7 @@ from linearconv_variants import OneLineParser
 from training.errors import EXPECTED, UsageError, report_failure
 from training.files import write_json
 from training.options import parse_arguments
+from training.recipes import RECIPES
 from training.report import ROOT, origin
 
 
@@ -60,7 +61,7 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
     add("--networks", choices=NETWORKS, nargs="+", default=list(NETWORKS), help="default: all")
     add("--rows", choices=ROWS, nargs="+", default=list(ROWS), help="default: all")
     add("--datasets", choices=[name for name in DATASETS if name != "imagefolder"], nargs="+", help="default: cifar10")
-    add("--recipe", help="of the scripts (default: theirs)")
+    add("--recipe", choices=RECIPES, help="default: paper")
     add_sweep_options(parser)
     own, extra = split_arguments(argv)
     options = parser.parse_args(own)

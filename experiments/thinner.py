@@ -116,6 +116,8 @@ def compare(networks: dict[str, Callable[..., nn.Module]], arguments: Sequence[s
     """
     parser = make_parser(networks, Recipe(lr=1e-3, epochs=1))
     options = parse_arguments(parser, ["--count-only", *arguments])
+    if options.stem:
+        raise UsageError("--stem is not counted here")
     network, shape = networks[options.network], {"in_channels": options.in_channels or 3}
     shape |= {"num_classes": options.num_classes or 10}
     macs = macs_of(shape["in_channels"])

@@ -302,6 +302,8 @@ def test_a_dry_run_lists_states_and_runs_nothing(folder, capfd):
         ("-t rank lowrank -r 0.5", ["-t rank -r 0.5", "-t lowrank -r 10"]),
         ("-s 0.25 0.5", ["-t sparse -s 0.25", "-t sparse -s 0.5"]),
         ("-t dense sparse --alpha 0.25 0.5", ["-t dense", "-t sparse -s 0.25 --alpha 0.25", "-t sparse -s 0.25"]),
+        ("-t dense basis ghost --alpha 0.25", ["-t dense", "-t basis", "-t ghost --alpha 0.25"]),
+        ("-t octave rank -r 0.5", ["-t octave", "-t rank -r 0.5"]),
         ("-t dense rank sparse -r 0.5 -s 0.5", ["-t dense", "-t rank -r 0.5", "-t sparse -s 0.5"]),
     ),
 )

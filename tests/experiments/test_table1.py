@@ -76,8 +76,8 @@ def test_a_folder_of_images_is_called_by_its_name(tmp_path):
 
 
 def test_recipe_and_epochs_reach_every_run(tmp_path):
-    runs = planned(tmp_path, "--train --networks Base --rows dense L --epochs 3", "--lr 0.01")
-    assert [(run.settings["epochs"], run.settings["lr"]) for run in runs] == [(3, 0.01)] * 2
+    runs = planned(tmp_path, "--train --networks Base --rows dense L --epochs 3 --recipe fast", "--lr 0.01")
+    assert [[run.settings[key] for key in ("recipe", "epochs", "lr")] for run in runs] == [["fast", 3, 0.01]] * 2
 
 
 @pytest.mark.parametrize(
@@ -88,6 +88,7 @@ def test_recipe_and_epochs_reach_every_run(tmp_path):
         ("--table --name t", "has no run of these yet"),
         ("--train --name t --rows full", "--rows"),
         ("--train --name t --networks VGG16", "--networks"),
+        ("--train --name t --recipe slow", "--recipe"),
         ("--train --name t --datasets imagefolder", "--datasets"),
         ("--train --name t --datasets svhn -- --dataset mnist", "--datasets asks for svhn, but behind -- stands mnist"),
         ("--train --name t -- --dataset imagefolder --data-root nowhere", "nowhere"),

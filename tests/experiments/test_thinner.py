@@ -90,6 +90,7 @@ def test_a_script_offers_its_own_networks_the_first_by_default(capsys):
         ("models/__init__.py", "has no networks"),
         ("models/resnet_xcnn.py --network ResNet", "invalid choice: 'ResNet'"),
         ("models/base_xcnn.py -r 2", "rank must be"),
+        ("models/base_xcnn.py --stem dense", "--stem"),
         ("models/base_xcnn.py --thin", "--thin"),
     ),
 )
