@@ -2,7 +2,7 @@
 
     python -m experiments.compress models/base_xcnn.py:Base --name compress_base --epochs 16 --finetune 2 \
         -- --dataset imagefolder --data-root DIR
-    python -m experiments.compress --name compress_base --table        # table and plot from the result alone
+    python -m experiments.compress --name compress_base --table        # table and plot of the result alone
 
 Train the dense network, convert it to each variant of LinearConv (with and without calibration on training images), and
 measure test accuracy right away and after every epoch of fine-tuning. Against that stand the same LinearConv networks

@@ -2,7 +2,15 @@
 
 from pathlib import Path
 
-from models import allconv_xcnn, base_xcnn, mobilenetv2_xcnn, resnet_xcnn, resnext_xcnn, vgg_xcnn
+from models import (
+    allconv_xcnn,
+    base_xcnn,
+    mobilenetv2_xcnn,
+    resnet_xcnn,
+    resnext_xcnn,
+    squeezenet_xcnn,
+    vgg_xcnn,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {  # networks, recipe, recipe for the digits: what a script hands to `main`
@@ -14,5 +22,6 @@ SCRIPTS = {  # networks, recipe, recipe for the digits: what a script hands to `
         ("resnet", resnet_xcnn, [resnet_xcnn.ResNet18, resnet_xcnn.ResNet34]),
         ("resnext", resnext_xcnn, [resnext_xcnn.ResNeXt29_2x64d]),
         ("mobilenetv2", mobilenetv2_xcnn, [mobilenetv2_xcnn.MobileNetV2]),
+        ("squeezenet", squeezenet_xcnn, [squeezenet_xcnn.SqueezeNet]),
     )
 }
