@@ -9,6 +9,8 @@ be chosen on the test images. Mean and sample standard deviation (divided by n -
 import statistics
 from collections.abc import Sequence
 
+from experiments.reading import mean_and_deviation
+
 COUNTS = {
     "parameters": "parameters",
     "nonzero_parameters": "of them not pruned",
@@ -27,7 +29,7 @@ COLUMNS = {  # of the table: title
     "seeds": "seeds",
 }
 USUAL_COLUMNS = ("dataset", "network", "setting", *COUNTS, "accuracy", "seeds")
-LEFT_ALIGNED = ("dataset", "network", "setting")
+LEFT_ALIGNED = ("dataset", "network", "setting", "row")
 
 
 def over_seeds(runs: Sequence[dict]) -> list[dict]:
@@ -42,8 +44,7 @@ def over_seeds(runs: Sequence[dict]) -> list[dict]:
     groups = {}
     for run in runs:
         report = run["report"]
-        dataset = run.get("dataset") or report["dataset"]
-        groups.setdefault((dataset, report["architecture"], run["setting"]), []).append(run)
+        groups.setdefault((dataset_of(run), report["architecture"], run["setting"]), []).append(run)
     rows = []
     for (dataset, network, setting), same in groups.items():
         reports, logs = [run["report"] for run in same], [run["log"][-10:] for run in same]
@@ -51,11 +52,11 @@ def over_seeds(runs: Sequence[dict]) -> list[dict]:
         row["varied"] = same[0].get("varied", "")
         row |= {key: reports[0][key] for key in ("type", "rank", "sparsity", "alpha")}
         row |= {key: round(statistics.fmean(report[key] for report in reports)) for key in COUNTS}
-        row["accuracy"] = _mean_and_deviation([report["test_accuracy"] for report in reports])
-        row["best"] = _mean_and_deviation([report["best_test_accuracy"] for report in reports])
+        row["accuracy"] = mean_and_deviation([report["test_accuracy"] for report in reports])
+        row["best"] = mean_and_deviation([report["best_test_accuracy"] for report in reports])
         row["best_epochs"] = sorted({report["best_epoch"] for report in reports})
         last_ten = [statistics.fmean(record["test_accuracy"] for record in log) for log in logs if len(log) == 10]
-        row["last_ten"] = _mean_and_deviation(last_ten) if len(last_ten) == len(same) else None
+        row["last_ten"] = mean_and_deviation(last_ten) if len(last_ten) == len(same) else None
         rows.append(row)
     dense = {(row["dataset"], row["network"], row["varied"]): row for row in rows if row["type"] == "dense"}
     for row in rows:
@@ -65,8 +66,9 @@ def over_seeds(runs: Sequence[dict]) -> list[dict]:
     return sorted(rows, key=lambda row: (row["dataset"], row["network"]))  # settings stay in the sweep's order
 
 
-def _mean_and_deviation(values):
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+def dataset_of(run: dict) -> str:
+    """Return the name of a run's data set, of an imagefolder that of the folder where the run has it."""
+    return run.get("dataset") or run["report"]["dataset"]
 
 
 def markdown(runs: Sequence[dict], columns: Sequence[str] = USUAL_COLUMNS) -> list[str]:

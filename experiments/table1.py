@@ -20,10 +20,11 @@ from itertools import product
 from dataloaders import DATASETS, describe
 from experiments import table1_accuracy
 from experiments.command_line import split_arguments
+from experiments.reading import every_run
 from experiments.sweep_command import add_sweep_options, carry_out, check_sweep_options
 from experiments.sweep_plan import dataset_label, plan_run, script_parser, unique
-from experiments.sweep_results import Results
 from experiments.sweep_runs import Run
+from experiments.sweep_table import dataset_of
 from experiments.table1_accuracy import ROWS, setting
 from experiments.table1_counts import IMAGE, NETWORKS, RESULT, count_rows, markdown
 from linearconv_variants import OneLineParser
@@ -39,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, extra = parse(sys.argv[1:] if argv is None else argv)
     try:
         if options.train:
-            return carry_out(plan(options, extra), options, lambda results: show(results, options))
+            return carry_out(plan(options, extra), options, lambda results: show(options))
         if options.table:
-            show(Results(options.results / f"{options.name}.json", options.ckpt / options.name, ()), options)
+            show(options)
         else:
             show_counts()
     except EXPECTED as error:
@@ -104,16 +105,17 @@ def plan(options: Namespace, extra: Sequence[str]) -> list[Run]:
     return unique(runs)
 
 
-def show(results: Results, options: Namespace) -> None:
+def show(options: Namespace) -> None:
     """Print the accuracies of the networks, rows and data sets that are asked for.
 
     Raises:
         UsageError: where none is done.
     """
-    wanted = options.datasets
-    runs = [run for run in results.runs if not wanted or (run.get("dataset") or run["report"]["dataset"]) in wanted]
+    runs = list(every_run(options.results, options.name))
+    if options.datasets:
+        runs = [run for run in runs if dataset_of(run) in options.datasets]
     if not runs:
-        raise UsageError(f"{results.path} has no run of these yet: --train makes them")
+        raise UsageError(f"{options.name} has no run of these yet: --train makes them")
     print("\n".join(table1_accuracy.markdown(runs, options.networks, options.rows)))
 
 

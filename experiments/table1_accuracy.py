@@ -10,7 +10,7 @@ from functools import cache
 from dataloaders import DATASETS, describe
 from experiments import paper
 from experiments.sweep_plan import shortest
-from experiments.sweep_table import over_seeds, table
+from experiments.sweep_table import dataset_of, over_seeds, table
 from experiments.table1_counts import NETWORKS
 from experiments.thinner import macs_of, width_for
 from linearconv import LinearConv
@@ -79,7 +79,7 @@ def compare(runs: Sequence[dict], names: Sequence[str] = (), rows: Sequence[str]
         The rows of :func:`experiments.sweep_table.over_seeds` with the values of `COLUMNS`; what the paper does not
         have is None. Differences are in points: ours less the paper's, of accuracies and of distances to dense.
     """
-    classes = {run.get("dataset") or run["report"]["dataset"]: run["report"]["num_classes"] for run in runs}
+    classes = {dataset_of(run): run["report"]["num_classes"] for run in runs}
     measured = {(row["dataset"], row["network"], row["setting"]): row for row in over_seeds(runs)}
     found = []
     for dataset in dict.fromkeys(dataset for dataset, *_ in measured):
@@ -113,11 +113,12 @@ def _beside(name, row, ours, printed):
 
 
 def markdown(runs: Sequence[dict], names: Sequence[str] = (), rows: Sequence[str] = ()) -> list[str]:
-    """Return the lines of the table of :func:`compare`, and a line that says under which conditions ours were made."""
-    ways = dict.fromkeys((run["report"].get("recipe", "paper"), run["report"]["epochs"]) for run in runs)
+    """Return the lines of the table of :func:`compare`, and one that says how ours were made.
+
+    Args:
+        runs, names, rows: as there, the runs being those of :func:`experiments.reading.every_run`.
+    """
+    ways = dict.fromkeys((run["report"]["recipe"], run["report"]["epochs"]) for run in runs)
     ours = "; ".join(f"{recipe} recipe, {epochs} epochs" for recipe, epochs in ways)
-    return [
-        *table(compare(runs, names, rows), COLUMNS),
-        "",
-        f"Ours: {ours}; after the last epoch, seeds' deviation by n - 1.",
-    ]
+    lines = table(compare(runs, names, rows), COLUMNS)
+    return [*lines, "", f"Ours: {ours}; accuracy after the last one, ± sample standard deviation over seeds."]

@@ -21,7 +21,7 @@ def entry(name, row, accuracy, seed=0, dataset="cifar10", epochs=30):
     """What a result file keeps of a run, as far as the table needs it."""
     words = setting(name, row, dataset)
     report = {"architecture": NETWORKS[name].__name__, "dataset": "imagefolder", "num_classes": 10, "epochs": epochs}
-    report |= {"type": words.split()[1], "rank": None, "sparsity": None, "alpha": 0.5}
+    report |= {"type": words.split()[1], "rank": None, "sparsity": None, "alpha": 0.5, "width": 1, "reg_weight": 0.01}
     report |= dict.fromkeys(("parameters", "nonzero_parameters", "flops_paper", "macs_inference"), 1000)
     report |= {"test_accuracy": accuracy, "best_test_accuracy": accuracy + 1, "best_epoch": 7, "seed": seed}
     varied = " ".join(words.split()[2:]) if row.startswith("thinner") else ""
@@ -154,6 +154,14 @@ def test_data_sets_networks_and_rows_are_chosen_for_the_table(tmp_path, capsys):
     ]
     assert shown("--datasets", "svhn", "--rows", "Lr") == every[4:]
     assert shown("--networks", "VGG11") == every[2:3]
+
+
+def test_a_run_without_a_data_set_is_of_the_one_that_its_name_tells(tmp_path, capsys):
+    run = entry("Base", "Lr", 80) | {"run": "base-rank1-cifar10-seed0", "dataset": None}
+    (tmp_path / "t.json").write_text(json.dumps({"note": "", "runs": [run]}))
+    assert table1.main(["--table", "--name", "t", "--results", str(tmp_path)]) == 0
+    printed = paper.accuracies("Base", "cifar10")["-Lr"]
+    assert f"| Base-Lr | cifar10 | 1,000 | 1,000 | 80.00 % | 81.00 % (7) |  | {printed} % |" in capsys.readouterr().out
 
 
 def test_a_small_table_is_trained_once(tmp_path, data, capfd):
