@@ -1,4 +1,4 @@
-"""Accuracy against parameters and operations, as a sweep draws it: a row of plots for each data set and network.
+"""Accuracy against parameters and operations, as a sweep draws it: a row of plots for all runs that compare.
 
 Each type of layer, with its alpha and what else was varied, has its own marker and colour; its points are named by rank
 or sparsity, and error bars are the standard deviation over seeds. The dense network's accuracy is a dashed line too.
@@ -25,7 +25,8 @@ def plot(runs: Sequence[dict], path: Path) -> None:
     """Draw the runs of a result file to a PNG file."""
     panels = {}
     for row in over_seeds(runs):
-        panels.setdefault((row["network"], row["dataset"]), []).append(row)
+        title = f"{row['network']}, {row['dataset']}, {row['recipe']} recipe, {row['epochs']} epochs"
+        panels.setdefault(title, []).append(row)
     with styled():
         figure, todo = make(HEIGHT * len(panels), WIDTH), []
         grid = figure.subplots(len(panels), len(AXES) + 1, squeeze=False, width_ratios=[1] * len(AXES) + [0.5])
@@ -34,7 +35,7 @@ def plot(runs: Sequence[dict], path: Path) -> None:
             for axes, (key, name) in zip(plots, AXES.items(), strict=True):
                 todo.append((axes, _draw(axes, series, key)))
                 axes.set(xlabel=name, ylabel="test accuracy, %")
-            plots[0].set_title(", ".join(title), loc="left", fontweight="bold")
+            plots[0].set_title(title, loc="left", fontweight="bold")
             beside.axis("off")
             beside.legend(*plots[0].get_legend_handles_labels(), loc="center left")
         for axes, told in todo:  # last, when the layout is that of the file

@@ -27,28 +27,33 @@ COLUMNS = {  # of the table: title
     "best": "best (epoch)",
     "against_dense": "against dense",
     "seeds": "seeds",
+    "recipe": "recipe",
+    "epochs": "epochs",
 }
+CONDITIONS = ("dataset", "network", "recipe", "epochs")  # rows compare that have these in common
 USUAL_COLUMNS = ("dataset", "network", "setting", *COUNTS, "accuracy", "seeds")
-LEFT_ALIGNED = ("dataset", "network", "setting", "row")
+LEFT_ALIGNED = ("dataset", "network", "setting", "recipe", "row")
 
 
 def over_seeds(runs: Sequence[dict]) -> list[dict]:
     """Summarise the runs of a result file.
 
     Returns:
-        A row per data set, network and setting: the counts, the number of `seeds`, and as (mean, deviation), in per
-        cent, `accuracy` after the last epoch, `last_ten`, the mean of the last ten epochs (None after fewer),
-        and `best`; a deviation of one seed is None. `against_dense` is the difference of mean accuracies to the dense
-        network's, None where there is none: to the one with the same further options, else to the one without any.
+        A row per data set, network, setting, recipe and number of epochs: the counts, the number of `seeds`, and as
+        (mean, deviation), in per cent, `accuracy` after the last epoch, `last_ten`, the mean of the last ten epochs
+        (None after fewer), and `best`; a deviation of one seed is None. `against_dense` is the difference of mean
+        accuracies to the dense network's of the same recipe and epochs: of the one with the same further options, else
+        of the one without any; None where there is none.
     """
     groups = {}
     for run in runs:
         report = run["report"]
-        groups.setdefault((dataset_of(run), report["architecture"], run["setting"]), []).append(run)
+        conditions = dataset_of(run), report["architecture"], report.get("recipe", "paper"), report["epochs"]
+        groups.setdefault((conditions, run["setting"]), []).append(run)
     rows = []
-    for (dataset, network, setting), same in groups.items():
+    for (conditions, setting), same in groups.items():
         reports, logs = [run["report"] for run in same], [run["log"][-10:] for run in same]
-        row = {"dataset": dataset, "network": network, "setting": setting, "seeds": len(same)}
+        row = dict(zip(CONDITIONS, conditions, strict=True)) | {"setting": setting, "seeds": len(same)}
         row["varied"] = same[0].get("varied", "")
         row |= {key: reports[0][key] for key in ("type", "rank", "sparsity", "alpha")}
         row |= {key: round(statistics.fmean(report[key] for report in reports)) for key in COUNTS}
@@ -58,9 +63,9 @@ def over_seeds(runs: Sequence[dict]) -> list[dict]:
         last_ten = [statistics.fmean(record["test_accuracy"] for record in log) for log in logs if len(log) == 10]
         row["last_ten"] = mean_and_deviation(last_ten) if len(last_ten) == len(same) else None
         rows.append(row)
-    dense = {(row["dataset"], row["network"], row["varied"]): row for row in rows if row["type"] == "dense"}
+    dense = {(*map(row.get, CONDITIONS), row["varied"]): row for row in rows if row["type"] == "dense"}
     for row in rows:
-        plain, same = (dense.get((row["dataset"], row["network"], varied)) for varied in ("", row["varied"]))
+        plain, same = (dense.get((*map(row.get, CONDITIONS), varied)) for varied in ("", row["varied"]))
         reference = (plain or same) if row["type"] == "dense" else (same or plain)
         row["against_dense"] = None if reference is None else row["accuracy"][0] - reference["accuracy"][0]
     return sorted(rows, key=lambda row: (row["dataset"], row["network"]))  # settings stay in the sweep's order
@@ -76,10 +81,11 @@ def markdown(runs: Sequence[dict], columns: Sequence[str] = USUAL_COLUMNS) -> li
 
     Args:
         runs: of a result file.
-        columns: keys of `COLUMNS`.
+        columns: keys of `COLUMNS`; recipe and epochs are added where they differ.
     """
     rows = [row | {"setting": f"`{row['setting']}`"} for row in over_seeds(runs)]
-    return table(rows, {key: COLUMNS[key] for key in columns})
+    differing = [key for key in ("recipe", "epochs") if key not in columns and len({row[key] for row in rows}) > 1]
+    return table(rows, {key: COLUMNS[key] for key in (*columns, *differing)})
 
 
 def table(rows: Sequence[dict], columns: dict[str, str]) -> list[str]:

@@ -71,7 +71,7 @@ def compare(runs: Sequence[dict], names: Sequence[str] = (), rows: Sequence[str]
     """Return the rows of the table that have been measured, by data set, network and row.
 
     Args:
-        runs: of a result file.
+        runs: of a result file, made with one recipe and number of epochs.
         names: of networks, out of `NETWORKS`; all where left out.
         rows: out of `ROWS`; all where left out.
 
@@ -113,12 +113,15 @@ def _beside(name, row, ours, printed):
 
 
 def markdown(runs: Sequence[dict], names: Sequence[str] = (), rows: Sequence[str] = ()) -> list[str]:
-    """Return the lines of the table of :func:`compare`, and one that says how ours were made.
+    """Return the lines of the tables of :func:`compare`, one for each recipe and number of epochs.
 
     Args:
         runs, names, rows: as there, the runs being those of :func:`experiments.reading.every_run`.
     """
-    ways = dict.fromkeys((run["report"]["recipe"], run["report"]["epochs"]) for run in runs)
-    ours = "; ".join(f"{recipe} recipe, {epochs} epochs" for recipe, epochs in ways)
-    lines = table(compare(runs, names, rows), COLUMNS)
-    return [*lines, "", f"Ours: {ours}; accuracy after the last one, ± sample standard deviation over seeds."]
+    ways, lines = {}, []
+    for run in runs:
+        ways.setdefault((run["report"]["recipe"], run["report"]["epochs"]), []).append(run)
+    for (recipe, epochs), same in ways.items():
+        lines += [*table(compare(same, names, rows), COLUMNS), ""]
+        lines.append(f"Ours: {recipe} recipe, after {epochs} epochs; ± is the sample standard deviation over seeds.")
+    return lines

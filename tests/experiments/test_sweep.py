@@ -27,7 +27,8 @@ import argparse, fcntl, json, os, sys, time
 from pathlib import Path
 
 parser = argparse.ArgumentParser()
-for option, type in (("-t", str), ("-r", float), ("-s", float), ("--alpha", float), ("--dataset", str)):
+for option, type in (("-t", str), ("-r", float), ("-s", float), ("--alpha", float), ("--width", float),
+                     ("--dataset", str)):
     parser.add_argument(option, type=type)
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--epochs", type=int, default=1)
@@ -457,15 +458,33 @@ def test_the_table_holds_mean_and_standard_deviation_over_seeds(folder, capfd):
 
 
 def test_each_run_is_compared_with_the_dense_one_of_the_same_options_or_else_of_none(folder):
-    assert folder.run("-t rank -r 0.5 --vary epochs 1 2") == 0
+    assert folder.run("-t rank -r 0.5 --vary width 1 2") == 0
     assert {row["against_dense"] for row in over_seeds(folder.reports())} == {None}
     assert folder.run("-t dense --seeds 3") == 0
     plain = {row["setting"]: row["against_dense"] for row in over_seeds(folder.reports())}
     expected = 80.5 - (82 + 9 / 7)
-    assert plain == pytest.approx({f"-t rank -r 0.5 --epochs {n}": expected for n in (1, 2)} | {"-t dense": 0})
-    assert folder.run("-t dense --vary epochs 2") == 0
+    assert plain == pytest.approx({f"-t rank -r 0.5 --width {n}": expected for n in (1, 2)} | {"-t dense": 0})
+    assert folder.run("-t dense --vary width 2") == 0
     same = {row["setting"]: row["against_dense"] for row in over_seeds(folder.reports())}
-    assert same == pytest.approx(plain | {"-t rank -r 0.5 --epochs 2": 80.5 - 82, "-t dense --epochs 2": -9 / 7})
+    assert same == pytest.approx(plain | {"-t rank -r 0.5 --width 2": 80.5 - 82, "-t dense --width 2": -9 / 7})
+
+
+def test_runs_of_other_recipes_or_epochs_are_rows_of_their_own(folder):
+    assert folder.run("-t dense rank -r 0.5") == 0
+    reports = folder.reports()
+    others = [run | {"report": run["report"] | {"recipe": "fast", "test_accuracy": 70}} for run in reports]
+    longer = [run | {"report": run["report"] | {"epochs": 9, "test_accuracy": 90}} for run in reports[1:]]
+    rows = over_seeds(reports + others + longer)
+    assert [(row["recipe"], row["epochs"], row["seeds"]) for row in rows] == [
+        ("paper", 1, 1),
+        ("paper", 1, 1),
+        ("fast", 1, 1),
+        ("fast", 1, 1),
+        ("paper", 9, 1),
+    ]
+    assert [row["against_dense"] for row in rows] == [0, -1.5, 0, 0, None]
+    assert markdown(reports + others, ("accuracy",))[0] == "| test accuracy | recipe |"
+    assert markdown(reports + longer, ("accuracy",))[0] == "| test accuracy | epochs |"
 
 
 def test_one_seed_has_no_deviation_and_sets_have_rows_of_their_own(folder):

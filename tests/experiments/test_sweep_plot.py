@@ -18,7 +18,12 @@ def runs_of(*settings, network="Base", flops=2e6):
         report = {"architecture": network, "dataset": "cifar10", "type": kind, "rank": rank, "sparsity": None}
         report |= {"alpha": 0.5, "parameters": 1000, "nonzero_parameters": 1000 - index, "macs_inference": 10 + index}
         report |= {"flops_paper": flops if index == len(settings) - 1 else 1e6 + index}
-        report |= {"test_accuracy": 80 + index / 10 + seed / 100, "best_test_accuracy": 82, "best_epoch": 1}
+        report |= {
+            "test_accuracy": 80 + index / 10 + seed / 100,
+            "best_test_accuracy": 82,
+            "best_epoch": 1,
+            "epochs": 3,
+        }
         runs.append({"setting": f"-t {kind} -r {rank} {varied}", "varied": varied, "report": report, "log": []})
     return runs
 
@@ -69,7 +74,9 @@ def test_counts_far_apart_stand_on_a_logarithmic_axis(draw):
 
 def test_each_network_has_plots_of_its_own(draw):
     base, vgg = draw(runs_of(DENSE, LOW) + runs_of(DENSE, network="VGG11"))
-    assert [row[0].get_title(loc="left") for row in (base, vgg)] == ["Base, cifar10", "VGG11, cifar10"]
+    assert [row[0].get_title(loc="left") for row in (base, vgg)] == [
+        f"{network}, cifar10, paper recipe, 3 epochs" for network in ("Base", "VGG11")
+    ]
     assert [legend(row[3]) for row in (base, vgg)] == [["dense", "lowrank"], ["dense"]]
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiments import paper, table1
-from experiments.table1_accuracy import ROWS, compare, setting
+from experiments.table1_accuracy import ROWS, compare, markdown, setting
 from experiments.table1_counts import NETWORKS
 from models.base_xcnn import Base
 from training.counting import count_parameters
@@ -141,7 +141,7 @@ def test_data_sets_networks_and_rows_are_chosen_for_the_table(tmp_path, capsys):
     def shown(*options):
         assert table1.main([*places, *options]) == 0
         *lines, _, conditions = capsys.readouterr().out.splitlines()
-        assert conditions.startswith("Ours: paper recipe, 30 epochs;")
+        assert conditions.startswith("Ours: paper recipe, after 30 epochs;")
         return [line.split(" | ")[:2] for line in lines[2:]]
 
     every = shown()
@@ -154,6 +154,15 @@ def test_data_sets_networks_and_rows_are_chosen_for_the_table(tmp_path, capsys):
     ]
     assert shown("--datasets", "svhn", "--rows", "Lr") == every[4:]
     assert shown("--networks", "VGG11") == every[2:3]
+
+
+def test_each_recipe_has_a_table_of_its_own():
+    runs = [entry("Base", "dense", 80), entry("Base", "Lr", 70), entry("Base", "Lr", 75)]
+    for run, recipe in zip(runs, ("paper", "paper", "fast"), strict=True):
+        run["report"]["recipe"] = recipe
+    lines = [line for line in markdown(runs) if line.startswith(("| Base", "Ours"))]
+    assert [line.split(" | ")[4] for line in lines if line[0] == "|"] == ["80.00 %", "70.00 %", "75.00 %"]
+    assert [line.partition(",")[0] for line in lines if line[0] == "O"] == ["Ours: paper recipe", "Ours: fast recipe"]
 
 
 def test_a_run_without_a_data_set_is_of_the_one_that_its_name_tells(tmp_path, capsys):
