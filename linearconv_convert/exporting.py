@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
-from torch.utils.benchmark import Timer
 
 from linearconv_convert.folding import fold
 from linearconv_convert.surgery import ConversionError, copy_of, first_line
@@ -102,6 +101,8 @@ def onnx_runner(path: str | Path, threads: int | None = None) -> Callable[[torch
 
 def milliseconds(run: Callable[[torch.Tensor], object], images: torch.Tensor, seconds: float = 1.0) -> float:
     """Return the median time of `run(images)`, called for about `seconds`."""
+    from torch.utils.benchmark import Timer  # slow to import, and only measuring needs it
+
     timer = Timer("run(images)", globals={"run": run, "images": images}, num_threads=torch.get_num_threads())
     return 1e3 * timer.blocked_autorange(min_run_time=seconds).median
 
