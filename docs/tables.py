@@ -10,7 +10,7 @@ import statistics
 from pathlib import Path
 
 from benchmarks import speed_table
-from experiments import compress_table, sweep_table, table1
+from experiments import compress_table, paper, sweep_table, table1_counts
 from models import resnet_xcnn
 from training.options import make_parser
 
@@ -18,14 +18,6 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 MARKED = re.compile(r"(<!-- docs/tables\.py: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 COMPARED = ("-t dense", "-t rank -r 1")
-PAPER_ACCURACY = {  # CIFAR-10, per cent, of the dense network and of "-Lr", by Table 1 of the paper
-    "Base": (87.2, 87.1),
-    "VGG11": (90.4, 90.4),
-    "AllConv": (85.0, 84.1),
-    "ResNet-18": (91.9, 91.1),
-    "ResNeXt-29": (92.9, 93.4),
-    "MobileNetV2": (93.1, 92.8),
-}
 
 
 def load(name: str) -> dict:
@@ -58,7 +50,7 @@ def summary() -> list[str]:
     ]
     counts = {row["network"]: row for row in load("table1_counts")["rows"]}
     speeds = {(row["network"], row["contender"], row["task"]): row for row in load("speed_cpu_float32")["rows"]}
-    for name, network in table1.NETWORKS.items():
+    for name, network in table1_counts.NETWORKS.items():
         rows = counts[name], counts[f"{name}-Lr"]
         keys = ("parameters_ours", "parameters_printed", "flops_ours", "flops_printed")
         cells = [" → ".join(row[key] for row in rows) for key in keys]
@@ -68,7 +60,8 @@ def summary() -> list[str]:
             cells.append("{:.1f} → {:.1f} ({} epochs)".format(*means, reports[COMPARED[1]][0]["epochs"]))
         else:
             cells.append("not measured")
-        cells.append("{:.1f} → {:.1f}".format(*PAPER_ACCURACY[name]))
+        printed = paper.accuracies(name, "cifar10")
+        cells.append(f"{printed['Conv']:.1f} → {printed['-Lr']:.1f}")
         tasks = [speeds[name.replace("-", ""), "full rank, auto", task]["ratio"] for task in ("train 50", "infer 1")]
         cells.append("{:.2f} / {:.2f}".format(*tasks))
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -123,7 +116,7 @@ def precision() -> list[str]:
 
 def counts() -> list[str]:
     """Return the parameters and FLOPs of the paper's Table 1, ours and the paper's."""
-    return table1.markdown(load("table1_counts")["rows"])
+    return table1_counts.markdown(load("table1_counts")["rows"])
 
 
 def compression() -> list[str]:

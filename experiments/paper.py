@@ -1,6 +1,6 @@
 """What the paper prints: the accuracies of its Table 1 (arXiv 1907.11432v3), to stand beside measured ones.
 
-Parameters and FLOPs, as printed, are in table1.py.
+Parameters and FLOPs, as printed, are in table1_counts.py.
 """
 
 DATASETS = ("cifar10", "cifar100", "svhn", "mnist", "fashionmnist")

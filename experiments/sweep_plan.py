@@ -15,7 +15,7 @@ from experiments.command_line import shown_command
 from experiments.sweep_runs import Run
 from linearconv_variants import OneLineParser, Variant
 from training.errors import UsageError
-from training.options import Options, make_parser, parse_arguments, run_name
+from training.options import dataset_label, make_parser, parse_arguments, run_name
 from training.report import ROOT
 from training.settings import Recipe
 
@@ -127,7 +127,7 @@ def plan_run(
         script=script,
         setting=f"{_setting(parsed.variant)} {varied}".rstrip(),
         varied=varied,
-        dataset=dataset_label(parsed),
+        dataset=dataset_label(parsed, parsed.dataset),
         arguments=arguments,
         settings=settings,
         defaults=_settings(parse_arguments(parser, variant), shown),
@@ -158,11 +158,6 @@ def split_row(row: Sequence[str]) -> tuple[list[str], list[list[str]]]:
 def shortest(value: float) -> str:
     """Return a number in its shortest form: 1 for 1.0."""
     return str(int(value)) if value.is_integer() else repr(value)
-
-
-def dataset_label(options: Options) -> str | None:
-    """Return the name of the data set, of an imagefolder that of its folder; None where the script chooses."""
-    return Path(options.data_root).resolve().name if options.dataset == "imagefolder" else options.dataset
 
 
 def _varied(given: Sequence[Sequence[str]], shared: Sequence[str]) -> list[list[str]]:

@@ -22,7 +22,7 @@ from experiments import table1_accuracy
 from experiments.command_line import split_arguments
 from experiments.reading import every_run
 from experiments.sweep_command import add_sweep_options, carry_out, check_sweep_options
-from experiments.sweep_plan import dataset_label, plan_run, script_parser, unique
+from experiments.sweep_plan import plan_run, script_parser, unique
 from experiments.sweep_runs import Run
 from experiments.sweep_table import dataset_of
 from experiments.table1_accuracy import ROWS, setting
@@ -30,7 +30,7 @@ from experiments.table1_counts import IMAGE, NETWORKS, RESULT, count_rows, markd
 from linearconv_variants import OneLineParser
 from training.errors import EXPECTED, UsageError, report_failure
 from training.files import write_json
-from training.options import parse_arguments
+from training.options import dataset_label, parse_arguments
 from training.recipes import RECIPES
 from training.report import ROOT, origin
 
@@ -88,7 +88,7 @@ def plan(options: Namespace, extra: Sequence[str]) -> list[Run]:
     parsed = parse_arguments(script_parser(), shared)
     datasets, num_classes = {name: name for name in options.datasets or ["cifar10"]}, 10
     if parsed.dataset:
-        label = dataset_label(parsed)
+        label = dataset_label(parsed, parsed.dataset)
         if options.datasets not in (None, [label]):
             raise UsageError(f"--datasets asks for {' '.join(options.datasets)}, but behind -- stands {label}")
         num_classes = describe(parsed.dataset, parsed.data_root, parsed.image_size).num_classes

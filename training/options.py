@@ -140,12 +140,25 @@ def make_parser(networks: dict[str, Callable], recipe: Recipe, digits_recipe: Re
 def run_name(options: Options, dataset: str) -> str:
     """Return the name of a run's folder: what distinguishes it from its neighbours, as `VGG11-rank1-cifar10-seed0`."""
     variant = options.variant
-    if dataset == "imagefolder":
-        dataset = Path(options.data_root).resolve().name
     width = [f"width{options.width:g}"] if options.width != 1 else []
     alpha = [f"alpha{variant.alpha:g}"] if variant.alpha != 0.5 and variant.type != "dense" else []
     recipe = [options.recipe] if options.recipe != "paper" else []
-    return "-".join([options.network, *width, variant.label, *alpha, *recipe, dataset, f"seed{options.seed}"])
+    return "-".join(
+        [
+            options.network,
+            *width,
+            variant.label,
+            *alpha,
+            *recipe,
+            dataset_label(options, dataset),
+            f"seed{options.seed}",
+        ]
+    )
+
+
+def dataset_label(options: Options, dataset: str | None) -> str | None:
+    """Return what a data set is called: of an imagefolder that is the name of its folder."""
+    return Path(options.data_root).resolve().name if dataset == "imagefolder" else dataset
 
 
 def _check(options):

@@ -6,7 +6,8 @@ import statistics
 import pytest
 
 from benchmarks import layers
-from docs.tables import PAGES, PAPER_ACCURACY, ROOT, load, measured
+from docs.tables import PAGES, ROOT, load, measured
+from experiments import paper
 from tests.helpers.runs import SCRIPTS
 
 TEXT = {page.name: " ".join(page.read_text().split()) for page in PAGES}  # each run of white space as one space
@@ -17,7 +18,7 @@ TEXT = {page.name: " ".join(page.read_text().split()) for page in PAGES}  # each
 
 def test_multiply_adds_in_readme_are_those_of_the_results():
     rows = {row["network"]: row["macs_inference"] for row in load("table1_counts")["rows"]}
-    ratios = {name: rows[f"{name}-Lr"] / rows[name] for name in PAPER_ACCURACY}
+    ratios = {name: rows[f"{name}-Lr"] / rows[name] for name in paper.ACCURACY}
     (least, low), *_, (most, high) = sorted(ratios.items(), key=lambda item: item[1])
     assert f"an image costs {low:.2f} ({least}) to {high:.2f} ({most}) of the dense network's" in TEXT["README.md"]
 
@@ -48,8 +49,8 @@ def test_distance_to_the_dense_network_after_16_epochs_is_that_of_the_results():
     behind = [dense - accuracy for accuracy in ours]
     assert "by {:.2f} (full rank) and {:.2f} (rank 10) points".format(*behind) in TEXT["accuracy.md"]
     assert "{:.0f} to {:.0f} points after 16 epochs".format(*behind) in TEXT["README.md"]
-    printed = PAPER_ACCURACY["Base"][0] - PAPER_ACCURACY["Base"][1]
-    assert f"{printed:.1f} and 0.6 behind after 250 epochs" in TEXT["accuracy.md"]
+    printed = paper.accuracies("Base", "cifar10")
+    assert f"{printed['Conv'] - printed['-Lr']:.1f} and 0.6 behind after 250 epochs" in TEXT["accuracy.md"]
 
 
 def test_what_the_papers_recipe_reaches_is_that_of_the_results():
@@ -57,8 +58,8 @@ def test_what_the_papers_recipe_reaches_is_that_of_the_results():
     assert len(dense) == len(ours) == 250
     means = statistics.fmean(dense[-10:]), statistics.fmean(ours[-10:])
     reached = next(epoch for epoch, accuracy in enumerate(ours, 1) if accuracy >= means[0])
-    page, printed = TEXT["accuracy.md"], PAPER_ACCURACY["Base"]
-    assert "The paper has {} (dense) and {} (full rank)".format(*printed) in page
+    page, printed = TEXT["accuracy.md"], paper.accuracies("Base", "cifar10")
+    assert f"The paper has {printed['Conv']} (dense) and {printed['-Lr']} (full rank)" in page
     assert f"the best are {max(dense):.1f} and {max(ours):.1f}" in page
     assert f"full rank is {means[0] - means[1]:.2f} behind" in page
     assert f"at epoch 16 it is {dense[15] - ours[15]:.2f} behind" in page and f"at epoch {reached}" in page
