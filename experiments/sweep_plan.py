@@ -16,6 +16,7 @@ from experiments.sweep_runs import Run
 from linearconv_variants import OneLineParser, Variant
 from training.errors import UsageError
 from training.options import dataset_label, make_parser, parse_arguments, run_name
+from training.recipes import FAST
 from training.report import ROOT
 from training.settings import Recipe
 
@@ -209,8 +210,11 @@ def _shortest(word):
 
 
 def _settings(options, script):
-    """All options that the result depends on."""
+    """All options that the result depends on; of a recipe that may come to be another one, what it is now."""
     settings = {key: value for key, value in vars(options).items() if key not in WITHOUT_EFFECT}
+    if options.recipe == "fast":
+        recipe = FAST.changed_by(options)
+        settings |= vars(recipe) | {"milestones": list(recipe.milestones)}
     return settings | asdict(options.variant) | {"script": script}
 
 

@@ -11,14 +11,16 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from experiments import sweep, sweep_command
+from experiments import sweep, sweep_command, sweep_plan
 from experiments.sweep_plan import plan
 from experiments.sweep_runs import take_lock
 from experiments.sweep_table import markdown, over_seeds
+from training.recipes import FAST
 from training.report import ROOT
 
 # Keeps a training script's contract without training: an epoch is a nap, and what happens is noted in events.txt.
@@ -518,6 +520,16 @@ def test_without_matplotlib_the_table_is_made_all_the_same(folder, capfd):
     out = capfd.readouterr().out
     assert "matplotlib is not installed" in out and "| digits | Nap |" in out
     assert not (folder.results / "nap.png").exists()
+
+
+def test_a_run_with_the_fast_recipe_is_no_longer_done_when_that_has_changed(monkeypatch):
+    script = str(ROOT / "models" / "base_xcnn.py")
+    options, extra = sweep.parse([script, "--name", "nap", "--", "--recipe", "fast", "--warmup", "1"])
+    before = plan(options, extra)[0].settings
+    assert (before["lr"], before["warmup"]) == (FAST.lr, 1)
+    monkeypatch.setattr(sweep_plan, "FAST", replace(FAST, lr=7.0, warmup=9.0))
+    changed = {key for key, value in plan(options, extra)[0].settings.items() if before[key] != value}
+    assert changed == {"lr"}
 
 
 # ---- a real one -----------------------------------------------------------------------------------------------------
