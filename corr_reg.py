@@ -62,6 +62,17 @@ def l1_loss(module: nn.Module) -> Tensor:
     return _sum_over(module, LinearConvSparse, lambda layer: layer.linear_weights.abs().sum())
 
 
+@torch.no_grad()
+def mean_correlation(module: nn.Module) -> float | None:
+    """Return the mean of |C_ij|, i != j, over the primary filters of all LinearConv layers in `module`, in [0, 1].
+
+    It is what :func:`corr_loss` sums, by pair of filters; None where there is no pair.
+    """
+    primary = [layer.primary_channels for layer in module.modules() if isinstance(layer, LinearConv)]
+    pairs = sum(count * (count - 1) for count in primary)
+    return corr_loss(module).item() / pairs if pairs else None
+
+
 def _sum_over(module, kind, term):
     return sum((term(layer) for layer in module.modules() if isinstance(layer, kind)), torch.zeros(()))
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn as nn
 
-from corr_reg import corr_loss, filter_correlation, l1_loss
+from corr_reg import corr_loss, filter_correlation, l1_loss, mean_correlation
 from linearconv import LinearConv
 from linearconv_sparse import LinearConvSparse
 from tests.helpers.layers import VARIANTS
@@ -30,6 +30,17 @@ def test_the_loss_is_the_sum_over_all_layers_of_any_module():
     assert corr_loss(model).item() == pytest.approx(expected, rel=1e-5)
     assert corr_loss(layers[0]).item() > 0
     assert corr_loss(nn.Conv2d(3, 4, 3)).item() == 0
+
+
+def test_the_mean_is_over_the_pairs_of_all_layers():
+    torch.manual_seed(0)
+    layers = LinearConv(6, 10, 3), LinearConv(4, 6, 3), LinearConv(4, 2, 3)  # the last has one primary filter
+    above = [
+        np.abs(np.corrcoef(layer.conv_weights.detach().flatten(1).numpy())[np.triu_indices(n, 1)])
+        for layer, n in zip(layers, (5, 3), strict=False)
+    ]
+    assert mean_correlation(nn.Sequential(*layers)) == pytest.approx(np.concatenate(above).mean(), rel=1e-5)
+    assert mean_correlation(layers[2]) is None and mean_correlation(nn.Conv2d(3, 4, 3)) is None
 
 
 def test_gradient_passes_gradcheck():
