@@ -12,26 +12,43 @@
 | `fashionmnist` | 60,000 + 10,000, 1x32x32    | flip                            | the published code  |
 | `digits`       | 1,438 + 359, 3x32x32        | crop with zero padding 4        | the training images |
 | `imagefolder`  | `root/{train,test}/<class>` | crop with padding size/8, flip  | the training images |
+| - streamed     | the same                    | RandomResizedCrop, flip         | 1,024 of them       |
 
 The first five come through torchvision: as they lie in `root`, else from their archives there, else from the network.
 MNIST and Fashion-MNIST are zero-padded from 28x28. `digits` is bundled with scikit-learn and needs no file. Every image
-is decoded once and kept in memory as uint8. Whatever is wrong with the data is a `DataError`: one line that names the
-file or folder and says what to do.
+is decoded once and kept in memory as uint8; an imagefolder that would take more than half of the free memory is
+streamed instead. It may lie in tars too, see images/tars.py. Whatever is wrong with the data is a `DataError`: one line
+that names the file or folder and says what to do.
 """
 
 import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from images.archives import read_published
 from images.batches import BatchLoader
 from images.info import DataError, DatasetInfo, channel_statistics, evenly_spaced, one_line
-from images.tree import class_folders, read_tree
+from images.loader import Loader
+from images.memory import fits
+from images.stream import StreamLoader
+from images.tree import class_names, decoded_bytes, list_tree, read_images, read_tree
 
-__all__ = ["DATASETS", "BatchLoader", "DataError", "DatasetInfo", "dataloaders", "describe"]
+__all__ = [
+    "DATASETS",
+    "IN_MEMORY",
+    "BatchLoader",
+    "DataError",
+    "DatasetInfo",
+    "Loader",
+    "StreamLoader",
+    "dataloaders",
+    "describe",
+    "kept_in_memory",
+]
 
 _DIGITS = tuple("0123456789")
 _CIFAR10 = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
@@ -56,6 +73,8 @@ _INFO = {
     "digits": (_DIGITS, 3, 32, (0.3053,) * 3, (0.3237,) * 3),
 }
 DATASETS = (*_INFO, "imagefolder")
+IN_MEMORY = ("auto", "yes", "no")
+SAMPLE = 1024  # training images, evenly spaced, from which mean and std of a streamed set are estimated
 
 CROPPED = {"cifar10", "cifar100", "svhn", "digits", "imagefolder"}
 FLIPPED = {"cifar10", "cifar100", "fashionmnist", "imagefolder"}
@@ -78,8 +97,42 @@ def describe(name: str, root: str | os.PathLike = "dataset", image_size: int = 3
         return DatasetInfo(name, *_INFO[name])
     if image_size < 1:
         raise DataError(f"images cannot be {image_size} pixels wide: choose an image size of 1 or more")
-    classes = class_folders(Path(os.path.expanduser(root), "train"))
+    classes = class_names(Path(os.path.expanduser(root), "train"))
     return DatasetInfo(name, classes, 3, image_size, mean=None, std=None)
+
+
+def kept_in_memory(
+    name: str,
+    root: str | os.PathLike = "dataset",
+    *,
+    in_memory: str = "auto",
+    image_size: int = 32,
+    limit: int | None = None,
+    device: str | torch.device = "cpu",
+    copies: int = 1,
+) -> bool:
+    """Return True where `dataloaders` reads a data set into memory, False where it streams it.
+
+    Args:
+        name, root, image_size, limit, device: of `dataloaders`.
+        in_memory: one of `IN_MEMORY`. "auto": an imagefolder is streamed if decoded it would take more than half of the
+            free memory; other sets never are.
+        copies: processes on this machine that each keep all images.
+
+    Raises:
+        DataError: for a set that cannot be streamed and is to be, and for folders that are not as they should be.
+        ValueError: for another word than those of `IN_MEMORY`.
+    """
+    if in_memory not in IN_MEMORY:
+        raise ValueError(f"in_memory must be one of {', '.join(IN_MEMORY)}, not {in_memory!r}")
+    if name != "imagefolder":
+        if in_memory == "no":
+            raise DataError(f"{name} is always kept in memory: only an imagefolder can be streamed")
+        return True
+    if in_memory != "auto":
+        return in_memory == "yes"
+    splits = list_tree(Path(os.path.expanduser(root)), limit)
+    return fits(decoded_bytes(splits, image_size), torch.device(device), copies)
 
 
 def dataloaders(
@@ -96,8 +149,10 @@ def dataloaders(
     validation: int = 0,
     flip: str = "random",
     shard: tuple[int, int] = (0, 1),
-) -> tuple[DatasetInfo, BatchLoader, BatchLoader]:
-    """Read a data set into the memory of `device`.
+    in_memory: str = "auto",
+    workers: int | None = None,
+) -> tuple[DatasetInfo, Loader, Loader]:
+    """Read a data set into the memory of `device`, or prepare to stream it there.
 
     Args:
         name: one of `DATASETS`.
@@ -111,8 +166,10 @@ def dataloaders(
         limit: use this many images of each split, evenly spaced, for a quick try.
         validation: hold out this many of the training images, evenly spaced, and give them as `test`; the test images
             are not looked at. For choices that are not to be made on these.
-        flip: `"random"` or `"alternating"`, see `BatchLoader`, where images are flipped.
-        shard: (rank, size) of this process among those that share every batch, see `BatchLoader`.
+        flip: `"random"` or `"alternating"`, see `Loader`, where images are flipped.
+        shard: (rank, size) of this process among those that share every batch, see `Loader`.
+        in_memory: `"auto"`, `"yes"` or `"no"`, see `kept_in_memory`.
+        workers: processes that decode a streamed set, see `StreamLoader`.
 
     Returns:
         `(info, train, test)`: `train` is shuffled and augmented as the table above says; `test` gives every image
@@ -124,7 +181,13 @@ def dataloaders(
     info, root = describe(name, root, image_size), Path(os.path.expanduser(root))
     if limit is not None and limit < 1:
         raise DataError(f"a limit of {limit} leaves no images: choose 1 or more")
-    if name == "imagefolder":
+    kept = kept_in_memory(name, root, in_memory=in_memory, image_size=image_size, limit=limit, device=device)
+    if not kept:
+        train, test = list_tree(root, limit)
+        sample = train[0][evenly_spaced(len(train[0]), SAMPLE).numpy()]
+        mean, std = channel_statistics(read_images(sample, image_size))
+        info = replace(info, mean=mean, std=std)
+    elif name == "imagefolder":
         train, test = read_tree(root, image_size, limit)
         mean, std = channel_statistics(train[0])
         info = replace(info, mean=mean, std=std)
@@ -135,12 +198,16 @@ def dataloaders(
     if validation:
         train, test = _hold_out(train, validation)
 
-    train, test = ([part.to(device) for part in split] for split in (train, test))
-    options = {"batch_size": batch_size, "channels_last": channels_last, "shard": shard}
-    norm, padding = (info.mean, info.std), info.image_size // 8 if name in CROPPED else 0
-    augmentation = {"padding": padding, "flip": name in FLIPPED, "alternating": flip == "alternating"}
-    train = BatchLoader(*train, *norm, shuffle=True, seed=seed, **augmentation, **options)
-    return info, train, BatchLoader(*test, *norm, **options)
+    norm, options = (info.mean, info.std), {"batch_size": batch_size, "channels_last": channels_last, "shard": shard}
+    augmentation = {"shuffle": True, "seed": seed, "flip": name in FLIPPED, "alternating": flip == "alternating"}
+    if kept:
+        train, test = ([part.to(device) for part in split] for split in (train, test))
+        augmentation["padding"] = info.image_size // 8 if name in CROPPED else 0
+        return info, BatchLoader(*train, *norm, **augmentation, **options), BatchLoader(*test, *norm, **options)
+    train, test = ((places, labels.to(device)) for places, labels in (train, test))
+    options |= {"size": info.image_size, "workers": workers}
+    train = StreamLoader(*train, *norm, random_crop=True, **augmentation, **options)
+    return info, train, StreamLoader(*test, *norm, **options)
 
 
 def _hold_out(split, count):
@@ -148,8 +215,8 @@ def _hold_out(split, count):
     total = len(split[0])
     if count >= total:
         raise DataError(f"{count} images for validation leave none of {total} to train on: hold out fewer")
-    held = evenly_spaced(total, count)
-    rest = torch.ones(total, dtype=torch.bool).index_fill_(0, held, False)
+    held = evenly_spaced(total, count).numpy()  # places of images are a numpy array
+    rest = np.delete(np.arange(total), held)
     return [part[rest] for part in split], [part[held] for part in split]
 
 

@@ -1,1 +1,1 @@
-"""Images as dataloaders.py gives them: read, kept in memory, handed out in augmented batches."""
+"""Images as dataloaders.py gives them: kept in memory or streamed from disk, handed out in augmented batches."""

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from images.info import DataError, DatasetInfo, Split, one_line
+from images.info import DataError, DatasetInfo, Split, no_torchvision, one_line
 
 # torchvision's name, training images, test images
 PUBLISHED = {
@@ -54,11 +54,8 @@ def read_published(info: DatasetInfo, root: Path, download: bool = True) -> tupl
     """
     try:
         from torchvision import datasets
-    except Exception as error:  # a torchvision that was built for another torch fails in many ways
-        raise DataError(
-            f"{info.name} is read with torchvision, which cannot be imported ({one_line(error)}): install "
-            f"the torchvision that belongs to torch {torch.__version__}, or use digits or imagefolder"
-        ) from error
+    except Exception as error:
+        raise no_torchvision(f"{info.name} is read", error, "digits or imagefolder") from error
     dataset = getattr(datasets, PUBLISHED[info.name][0])
     with suppress(Exception):  # whatever torchvision, pickle, struct or scipy make of missing and damaged files
         return _read_splits(info, dataset, root)

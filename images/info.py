@@ -2,10 +2,15 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 Split = tuple[Tensor, Tensor]  # images uint8 (N, C, H, W), labels int64 (N,)
+
+# Places of images, see decoding.py, in one array, and labels int64 (N,). A million Python strings would take more, and
+# processes that are forked would copy them all by counting references to them.
+Listing = tuple[np.ndarray, Tensor]
 
 
 class DataError(Exception):
@@ -26,6 +31,20 @@ class DatasetInfo:
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+
+def no_torchvision(purpose: str, error: BaseException, instead: str) -> DataError:
+    """Return the error for a torchvision that cannot be imported.
+
+    Args:
+        purpose: what needs it, as the beginning of a sentence.
+        error: what the import raised. One that was built for another torch fails in many ways.
+        instead: what does without.
+    """
+    return DataError(
+        f"{purpose} with torchvision, which cannot be imported ({one_line(error)}): install the torchvision that "
+        f"belongs to torch {torch.__version__}, or use {instead}"
+    )
 
 
 def one_line(error: BaseException) -> str:

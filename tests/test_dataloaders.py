@@ -10,7 +10,16 @@ import torch
 from PIL import Image
 
 import dataloaders as module
-from dataloaders import DATASETS, DatasetInfo, dataloaders, describe
+from dataloaders import (
+    DATASETS,
+    BatchLoader,
+    DatasetInfo,
+    StreamLoader,
+    dataloaders,
+    describe,
+    kept_in_memory,
+)
+from images import memory
 from tests.images.refusals import refused
 
 PUBLISHED = DATASETS[:5]
@@ -206,3 +215,57 @@ def test_a_limit_keeps_that_many_images(name, tree):
 def test_images_are_kept_on_the_device(tree):
     for loader in dataloaders("imagefolder", tree, device="cuda")[1:]:
         assert loader.images.is_cuda and all(part.is_cuda for part in next(iter(loader)))
+
+
+# ---- streamed ----------------------------------------------------------------------------------------------
+
+
+def test_what_takes_more_than_half_of_the_free_memory_is_streamed(tree, monkeypatch):
+    decoded = 15 * 3 * 24 * 24
+    for available, copies, kept in ((2 * decoded, 1, True), (2 * decoded - 1, 1, False), (2 * decoded, 2, False)):
+        monkeypatch.setattr(memory, "available_memory", lambda available=available: available)
+        assert kept_in_memory("imagefolder", tree, image_size=24, copies=copies) == kept
+        assert kept_in_memory("imagefolder", tree, image_size=24, in_memory="yes")
+        assert not kept_in_memory("imagefolder", tree, image_size=24, in_memory="no")
+        assert kept_in_memory("digits")
+    _, *streamed = dataloaders("imagefolder", tree, image_size=24, workers=0)
+    assert all(isinstance(loader, BatchLoader) for loader in streamed)
+    monkeypatch.setattr(memory, "available_memory", lambda: 2 * decoded - 1)
+    _, *streamed = dataloaders("imagefolder", tree, image_size=24, workers=0)
+    assert all(isinstance(loader, StreamLoader) for loader in streamed)
+    assert kept_in_memory("imagefolder", tree, image_size=24, limit=4)
+
+
+def test_only_an_imagefolder_is_streamed():
+    refused(lambda: dataloaders("digits", in_memory="no"), "digits", "imagefolder")
+    with pytest.raises(ValueError, match="auto, yes, no, not True"):
+        dataloaders("digits", in_memory=True)
+
+
+def test_streamed_loaders_stand_for_those_in_memory(tree):
+    options = {"image_size": 24, "batch_size": 4, "validation": 3, "channels_last": True, "flip": "alternating"}
+    info, *streamed = dataloaders("imagefolder", tree, in_memory="no", workers=0, **options)
+    expected, *kept = dataloaders("imagefolder", tree, **options)
+    assert info == expected  # mean and std too, of so few images
+    for ours, theirs in zip(streamed, kept, strict=True):
+        assert torch.equal(ours.labels, theirs.labels) and ours.num_images == theirs.num_images
+        assert (len(ours), ours.flip, ours.shuffle) == (len(theirs), theirs.flip, theirs.shuffle)
+        assert ours.state_dict().keys() == theirs.state_dict().keys() and ours.share(1, 1) == theirs.share(1, 1)
+        (images, labels), (others, other_labels) = next(iter(ours)), next(iter(theirs))
+        assert torch.equal(labels, other_labels) and images.shape == others.shape and images.dtype == others.dtype
+        assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_mean_and_std_of_a_streamed_set_are_those_of_evenly_spaced_images(tree, monkeypatch):
+    monkeypatch.setattr(module, "SAMPLE", 4)
+    info, _, _ = dataloaders("imagefolder", tree, image_size=24, in_memory="no", workers=0)
+    _, train, _ = dataloaders("imagefolder", tree, image_size=24)
+    values = train.images[[0, 2, 4, 6]].numpy() / 255  # of nine
+    assert info.mean == pytest.approx(values.mean((0, 2, 3)))
+    assert info.std == pytest.approx(values.std((0, 2, 3)))
+
+
+def test_a_streamed_set_can_be_limited(tree):
+    for limit in (1, 5):
+        _, train, test = dataloaders("imagefolder", tree, limit=limit, in_memory="no", workers=0)
+        assert train.num_images == test.num_images == sum(len(labels) for _, labels in train) == limit

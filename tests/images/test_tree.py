@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from images import tree as imagefolder
-from images.tree import class_folders, read_tree
+from images.tree import class_names, read_tree
 from tests.images.refusals import refused
 
 
@@ -60,7 +60,7 @@ def test_images_and_labels_come_in_the_order_of_class_and_file_names(tree, monke
 def test_classes_are_the_folders_of_the_training_images(tree):
     (tree / "train" / ".hidden").mkdir()
     (tree / "train" / "notes.txt").write_text("not a class")
-    assert class_folders(tree / "train") == ("ant", "bee")
+    assert class_names(tree / "train") == ("ant", "bee")
 
 
 def test_val_stands_in_for_test_and_test_is_preferred(tree):

@@ -1,0 +1,163 @@
+"""A set of images larger than memory: decoded anew in every pass, by worker processes, a few batches ahead.
+
+    train = StreamLoader(places, labels, mean, std, size=224, random_crop=True, shuffle=True, flip=True, batch_size=256)
+
+What an image becomes is torchvision's usual recipe for large photographs. In training: `RandomResizedCrop(size)` and a
+flip. In a test: the shorter side is resized to `size * 256 / 224`, and the middle of `size` x `size` is cut out.
+
+Everything that is random of an image hangs on the seed, the pass and the image alone. So the batches are the same for
+any number of workers, and a pass that is gone on with gives what the unbroken one would have given.
+"""
+
+import atexit
+import os
+import signal
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from images.decoding import open_rgb
+from images.info import DataError, no_torchvision, one_line
+from images.loader import Loader
+
+MOST_WORKERS = 8  # unless more are asked for
+
+
+def default_workers() -> int:
+    """Return one worker for each core that this process may run on, at most `MOST_WORKERS`."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST_WORKERS, cores)
+
+
+class StreamLoader(Loader):
+    """Batches of a set of images that lies on disk.
+
+    Args:
+        places: (N,) of a `Listing`.
+        labels: int64 (N,), on the device that the batches are to be on.
+        mean, std, **options: of `Loader`.
+        size: height and width of the images in a batch.
+        random_crop: `RandomResizedCrop(size)`; without it the middle of each image.
+        workers: processes that decode, which live as long as the loader; 0: this process decodes. Left out, it is
+            `default_workers`.
+
+    Raises:
+        DataError: without a torchvision.
+    """
+
+    def __init__(
+        self,
+        places: np.ndarray,
+        labels: Tensor,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        size: int,
+        random_crop: bool = False,
+        workers: int | None = None,
+        **options: Any,
+    ):
+        super().__init__(labels, mean, std, **options)
+        self.workers = default_workers() if workers is None else workers
+        self.looked_after = self.workers == 0
+        self.requests = []  # of the pass in hand: for each batch int64 (B, 3), index, whether flipped, and seed
+        self.loader = DataLoader(
+            _Decoded(places, size, random_crop),
+            batch_size=None,  # a request is a batch already
+            sampler=self.requests,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            worker_init_fn=_leave_signals_to_parent,
+            pin_memory=labels.is_cuda,
+            generator=torch.Generator(),  # DataLoader draws from the global one otherwise, at every pass
+        )
+
+    def batches(self, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Begin a pass and yield its batches without the first `skip`.
+
+        Raises:
+            DataError: naming an image that cannot be decoded; and when a worker dies.
+        """
+        order = self._draw_order()
+        flipped = self._draw_flips(order) & self.flip
+        seeds = torch.randint(2**32, (self.num_images,), generator=self.generator)  # all that a CPU's generator takes
+        draws = torch.stack([self._shard(draw) for draw in (order, flipped.long(), seeds)], dim=1)
+        requests = draws[skip * self.batch_size :].split(self.batch_size)
+        if len(requests[0]) == 0:  # all are skipped, or there are fewer than processes
+            return
+        self.requests[:] = [request.numpy() for request in requests]
+        for images, request in zip(self._decoded(), requests, strict=True):
+            index = request[:, 0].to(self.labels.device)
+            yield self._normalise(images.to(self.labels.device, non_blocking=True)), self.labels[index]
+
+    def _decoded(self):
+        """The images of each request, uint8 (B, 3, size, size)."""
+        try:
+            for images in self._begin():
+                if isinstance(images, DataError):
+                    raise images
+                yield images
+        except RuntimeError as error:
+            if "DataLoader worker (pid" not in str(error):
+                raise
+            reason = f"a worker that decodes images has died ({one_line(error)})"
+            raise DataError(f"{reason}: give it more memory or shared memory, or use fewer --workers") from error
+
+    def _begin(self):
+        """DataLoader's iterator; the workers that it starts end when this process does, and die in silence."""
+        if self.looked_after:
+            return iter(self.loader)
+        on_child = signal.getsignal(signal.SIGCHLD)
+        batches = iter(self.loader)
+        if threading.current_thread() is threading.main_thread():
+            # DataLoader has a worker's death raised wherever the program is. It is found out without that, by whoever
+            # waits for the next batch.
+            signal.signal(signal.SIGCHLD, on_child)
+        atexit.register(_end_workers, weakref.ref(batches))
+        self.looked_after = True
+        return batches
+
+
+def _end_workers(batches):
+    """Tell workers to go. DataLoader itself waits five seconds for each where an error keeps it alive to the end."""
+    if (alive := batches()) is not None:
+        alive._shutdown_workers()
+
+
+def _leave_signals_to_parent(_):
+    """Ctrl-C and a scheduler's SIGTERM reach all processes, and the parent needs its workers until it has saved."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class _Decoded(Dataset):
+    """Images by request: uint8 (B, 3, size, size), channels last in memory; where one is damaged, the DataError."""
+
+    def __init__(self, places, size, random_crop):
+        try:
+            from torchvision.transforms import v2
+        except Exception as error:
+            raise no_torchvision("images that do not fit into memory are streamed", error, "--in-memory yes") from error
+        self.places, self.random_crop, self.flip = places, random_crop, v2.functional.horizontal_flip
+        middle = v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)])
+        self.crop = v2.RandomResizedCrop(size) if random_crop else middle
+
+    def __getitem__(self, request):
+        try:
+            with torch.random.fork_rng(devices=[]):
+                pixels = [np.asarray(self._image(*draws)) for draws in request.tolist()]
+        except DataError as error:  # raised here, its one line would reach the parent within a traceback
+            return error
+        return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+
+    def _image(self, index, flipped, seed):
+        if self.random_crop:
+            torch.default_generator.manual_seed(seed)  # the one that torchvision draws from
+        image = self.crop(open_rgb(self.places[index]))
+        return self.flip(image) if flipped else image

@@ -1,0 +1,267 @@
+"""Streamed images against Pillow and against themselves: workers, shards, broken passes, damaged files, signals."""
+
+import builtins
+import multiprocessing
+import os
+import resource
+import signal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from images.stream import StreamLoader, default_workers
+from tests.images.refusals import refused
+
+MODES = ("RGB", "L", "RGBA", "P", "LA", "1", "CMYK")
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """300 images of odd sizes and all modes, as (paths, labels)."""
+    folder, rng, paths = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0), []
+    for i in range(300):
+        height, width = rng.integers(5, 40, 2)
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).convert(MODES[i % 7])
+        paths.append(os.fsencode(folder / f"{i:03d}.{'tif' if image.mode == 'CMYK' else 'png'}"))
+        image.save(os.fsdecode(paths[-1]))
+    return np.array(paths), torch.arange(300)
+
+
+TRAINING = {"random_crop": True, "shuffle": True, "flip": True, "seed": 3}
+
+
+def raw_loader(files, **options):
+    """A loader whose normalisation gives the pixel values back; this process decodes unless told otherwise."""
+    options = {"size": 8, "batch_size": 16, "workers": 0} | options
+    return StreamLoader(*files, [0] * 3, [1 / 255] * 3, **options)
+
+
+def one_pass(loader, skip=0):
+    return list(loader.batches(skip))
+
+
+def same(ours, theirs):
+    return len(ours) == len(theirs) and all(
+        torch.equal(one, other) for pair in zip(ours, theirs, strict=True) for one, other in zip(*pair, strict=True)
+    )
+
+
+def one_image(tmp_path, image, size=8, **options):
+    """What becomes of one image, as uint8 (size, size, 3)."""
+    image.save(tmp_path / "image.png")
+    files = np.array([os.fsencode(tmp_path / "image.png")]), torch.zeros(1, dtype=torch.long)
+    ((images, _),) = raw_loader(files, size=size, **options)
+    return images[0].permute(1, 2, 0).round().to(torch.uint8).numpy()
+
+
+# ---- order and draws ---------------------------------------------------------------------------------------
+
+
+def test_a_pass_gives_every_image_once_with_its_label(photographs):
+    loader = raw_loader(photographs, **TRAINING)
+    batches = one_pass(loader)
+    assert [len(labels) for _, labels in batches] == [16] * 18 + [12] and len(loader) == 19
+    assert all(images.shape == (len(labels), 3, 8, 8) and images.dtype == torch.float32 for images, labels in batches)
+    order = torch.cat([labels for _, labels in batches])
+    assert torch.equal(order.sort().values, torch.arange(300)) and not torch.equal(order, torch.arange(300))
+
+
+def test_two_epochs_are_the_same_for_any_number_of_workers(photographs):
+    expected = raw_loader(photographs, **TRAINING)
+    expected = one_pass(expected), one_pass(expected)
+    assert not same(*expected)
+    for workers in (1, 2, 4):
+        loader = raw_loader(photographs, workers=workers, **TRAINING)
+        assert all(same(one_pass(loader), batches) for batches in expected), workers
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_pass_can_begin_at_any_batch(photographs, workers):
+    loader = raw_loader(photographs, workers=workers, **TRAINING)
+    state = loader.state_dict()
+    expected = one_pass(loader)
+    for skip in (1, 7, 18, 19, 25):
+        resumed = raw_loader(photographs, **TRAINING | {"seed": 99})
+        resumed.load_state_dict(state)
+        assert same(one_pass(resumed, skip), expected[skip:])
+        assert torch.equal(resumed.generator.get_state(), loader.generator.get_state())
+
+
+def test_a_pass_that_is_broken_off_counts_as_a_whole_one(photographs):
+    broken, whole = (raw_loader(photographs, workers=workers, **TRAINING) for workers in (2, 0))
+    for _, _ in zip(range(3), broken.batches(), strict=False):
+        pass
+    one_pass(whole)
+    assert same(one_pass(broken), one_pass(whole))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_global_generator_is_left_alone(photographs, workers):
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    loader = raw_loader(photographs, workers=workers, **TRAINING)
+    first = one_pass(loader, 15)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(8)
+    assert same(first, one_pass(raw_loader(photographs, **TRAINING), 15))
+
+
+@pytest.mark.parametrize("size, batch_size", [(2, 16), (3, 7)])
+def test_the_shards_of_a_batch_are_the_batch(photographs, size, batch_size):
+    whole = one_pass(raw_loader(photographs, batch_size=size * batch_size, **TRAINING))
+    shards = [
+        one_pass(raw_loader(photographs, batch_size=batch_size, shard=(rank, size), **TRAINING)) for rank in range(size)
+    ]
+    merged = [[torch.cat(parts) for parts in zip(*batch, strict=True)] for batch in zip(*shards, strict=True)]
+    assert same(merged, whole)
+
+
+def test_every_test_image_comes_once(photographs):
+    files = [part[:13] for part in photographs]
+    loaders = [raw_loader(files, batch_size=2, shard=(rank, 4)) for rank in range(4)]
+    labels = [labels for loader in loaders for _, labels in loader]
+    assert sorted(torch.cat(labels).tolist()) == list(range(13))
+
+
+def test_alternating_flips_turn_every_image_in_every_second_pass(tmp_path):
+    slope = Image.fromarray(np.tile(np.arange(0, 256, 8, dtype=np.uint8), (32, 1)))  # brighter to the right
+    slope.save(tmp_path / "slope.png")
+    files = np.array([os.fsencode(tmp_path / "slope.png")] * 20), torch.arange(20)
+    loader = raw_loader(files, batch_size=20, alternating=True, **TRAINING)
+    turned = []
+    for _ in range(4):
+        ((images, labels),) = loader
+        turned.append((images[..., 0] > images[..., -1]).all(2).all(1)[labels.argsort()])
+    assert torch.equal(turned[0], ~turned[1]) and torch.equal(turned[0], turned[2])
+    assert torch.equal(turned[1], turned[3]) and 3 < turned[0].sum() < 17
+
+
+# ---- what becomes of an image ------------------------------------------------------------------------------
+
+
+def test_in_a_test_the_middle_of_the_resized_image_is_cut_out(tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
+    resized = image.resize((48, 32), Image.Resampling.BILINEAR)  # the shorter side to 28 * 256 / 224
+    assert (one_image(tmp_path, image, 28) == np.asarray(resized.crop((10, 2, 38, 30)))).all()
+
+
+def test_in_training_windows_of_all_sizes_and_places_are_cut_out_and_half_of_them_flipped(tmp_path):
+    slopes = np.zeros((64, 64, 3), np.uint8)
+    slopes[..., 0], slopes[..., 1] = np.arange(64) * 4, np.arange(64)[:, None] * 4  # red to the right, green down
+    Image.fromarray(slopes).save(tmp_path / "slopes.png")
+    files = np.array([os.fsencode(tmp_path / "slopes.png")] * 400), torch.arange(400)
+    ((images, _),) = raw_loader(files, size=16, batch_size=400, **TRAINING)
+    red, green = images[:, 0].mean(1), images[:, 1].mean(2)  # along the columns, along the rows
+    flipped = red[:, 0] > red[:, -1]
+    assert 160 < flipped.sum() < 240 and (green[:, 0] < green[:, -1]).all()
+    width, height = ((slope.amax(1) - slope.amin(1)) / 4 * 16 / 15 / 64 for slope in (red, green))
+    area = width * height  # as a share, drawn evenly from 0.08 to 1, as far as that fits
+    assert 0.06 < area.min() < 0.15 and 0.85 < area.max() < 1.1 and 0.45 < area.mean() < 0.6
+    assert 0.7 < (width / height).min() and (width / height).max() < 1.43
+
+
+def test_every_mode_becomes_rgb(tmp_path):
+    colour = Image.new("RGB", (13, 7), (200, 100, 50))
+    for mode in ("RGB", "RGBA"):
+        assert (one_image(tmp_path, colour.convert(mode)) == (200, 100, 50)).all()
+    grey = np.full((7, 13), 90)
+    for dtype, factor in ((np.uint8, 1), (np.uint16, 257)):
+        assert (one_image(tmp_path, Image.fromarray((grey * factor).astype(dtype))) == 90).all()
+    palette = Image.new("P", (13, 7), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    assert (one_image(tmp_path, palette) == (10, 20, 30)).all()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_channels_last_changes_the_memory_format_alone(photographs, workers):
+    plain = raw_loader(photographs, **TRAINING)
+    last = raw_loader(photographs, channels_last=True, workers=workers, **TRAINING)
+    for (images, _), (others, _) in zip(one_pass(plain, 16), one_pass(last, 16), strict=True):
+        assert torch.equal(images, others) and images.is_contiguous()
+        assert others.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_batches_are_on_the_device_of_the_labels(photographs):
+    paths, labels = photographs
+    ours = one_pass(raw_loader((paths, labels.cuda()), workers=2, **TRAINING))
+    theirs = one_pass(raw_loader(photographs, **TRAINING))
+    assert all(part.is_cuda for batch in ours for part in batch)
+    for (images, classes), (others, other_classes) in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(images.cpu(), others)
+        assert torch.equal(classes.cpu(), other_classes)
+
+
+# ---- what goes wrong ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_image_is_named(photographs, tmp_path, workers):
+    paths, labels = (part[:40] for part in photographs)
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(open(os.fsdecode(paths[5]), "rb").read()[:60])
+    paths = np.array([*paths[:30], os.fsencode(damaged), *paths[31:]])
+    line = refused(lambda: one_pass(raw_loader((paths, labels), workers=workers, **TRAINING)), damaged, "replace")
+    assert line.startswith("cannot read the image")
+
+
+def begun(loader):
+    """A pass, its first batch, and the workers that it has started."""
+    before, batches = set(multiprocessing.active_children()), loader.batches()
+    return batches, next(batches), set(multiprocessing.active_children()) - before
+
+
+def test_a_worker_that_dies_is_one_line(photographs):
+    batches, _, (worker,) = begun(raw_loader(photographs, workers=1, batch_size=4, **TRAINING))
+    worker.kill()
+    worker.join()
+    refused(lambda: list(batches), "has died", "--workers")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_leave_signals_to_their_parent(photographs, number):
+    batches, first, workers = begun(raw_loader(photographs, workers=2, batch_size=4, **TRAINING))
+    for worker in workers:
+        os.kill(worker.pid, number)
+    assert len(workers) == 2
+    assert same([first, *batches], one_pass(raw_loader(photographs, batch_size=4, **TRAINING)))
+
+
+def test_a_torchvision_that_does_not_fit_is_named_with_the_cure(photographs, monkeypatch):
+    real = builtins.__import__
+
+    def broken(module, *args, **kwargs):
+        if module.startswith("torchvision"):
+            raise RuntimeError("operator torchvision::nms\ndoes not exist")
+        return real(module, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", broken)
+    refused(lambda: raw_loader(photographs), "torchvision::nms", torch.__version__, "--in-memory yes")
+
+
+def test_there_is_a_worker_for_each_usable_core_up_to_eight(photographs, monkeypatch):
+    for cores, expected in ((3, 3), (64, 8)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: range(cores), raising=False)
+        assert default_workers() == raw_loader(photographs, workers=None).workers == expected
+
+
+def _growth(files, size, results):
+    loader = raw_loader(files, size=size, batch_size=2, **TRAINING)
+    one_pass(loader, len(loader) - 3)  # what is loaded once
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seen = sum(len(labels) for _, labels in loader)
+    results.put((seen, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)))
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="measured in a forked process")
+def test_a_pass_takes_far_less_memory_than_the_decoded_images(photographs):
+    context, size = multiprocessing.get_context("fork"), 320
+    results = context.SimpleQueue()
+    process = context.Process(target=_growth, args=(photographs, size, results))
+    process.start()
+    seen, growth = results.get()
+    process.join()
+    decoded = 300 * 3 * size * size  # 92 MB
+    assert seen == 300 and growth < decoded / 10
