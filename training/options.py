@@ -15,7 +15,7 @@ import torch
 
 from baselines import HELP as BASELINES_HELP
 from baselines import method_of
-from dataloaders import DATASETS
+from dataloaders import DATASETS, IN_MEMORY
 from linearconv_sparse import SCHEDULES
 from linearconv_variants import OneLineParser, Variant, add_options
 from training.recipes import FAST, RECIPES
@@ -89,7 +89,10 @@ def make_parser(networks: dict[str, Callable], recipe: Recipe, digits_recipe: Re
     add("--data-root", default="dataset", metavar="DIR", help="where data sets lie (default: dataset)")
     add("--no-download", dest="download", action="store_false", help="use only what lies in --data-root")
     add("--image-size", type=positive_int, default=32, help="imagefolder only: side in pixels (default: 32)")
-
+    kept = "imagefolder only: keep the images in memory, or stream them from disk (default: auto, by what is free)"
+    add("--in-memory", choices=IN_MEMORY, default="auto", help=kept)
+    decoding = "that decode streamed images, of each process (default: one a core, at most 8)"
+    add("--workers", type=non_negative_int, metavar="N", help=f"processes {decoding}")
     add("--validation", type=non_negative_int, default=0, metavar="N", help="hold out N training images as test images")
 
     add = parser.add_argument_group("recipe (what is left out is --recipe's)").add_argument
@@ -170,6 +173,8 @@ def _check(options):
         raise ValueError("--count-only trains nothing, so there is nothing to --resume")
     if options.may_change and not resume:
         raise ValueError("--may-change goes with --resume")
+    if options.in_memory == "no" and options.dataset != "imagefolder":
+        raise ValueError("--in-memory no goes with --dataset imagefolder: the other sets are always kept in memory")
     if not 0 <= options.seed < 2**63:
         raise ValueError(f"--seed must be a non-negative 64-bit integer, got {options.seed}")
     if options.sync_batch_norm and torch.device(options.device).type == "cpu":

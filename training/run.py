@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 
-from dataloaders import DataError, dataloaders, describe
+from dataloaders import DataError, dataloaders, describe, kept_in_memory
 from linearconv import LinearConv
 from linearconv_convert.starting import initialise
 from training import checkpoints, counting, report, run_folder
@@ -74,13 +74,14 @@ def _run(network, recipes, options, group):
         return
 
     channels_last = options.channels_last and _channels_last_is_safe(model, group.device)
-    dataset, recipe, loaders = _load_data(recipes, options, channels_last, group)
+    dataset, recipe, in_memory, loaders = _load_data(recipes, options, channels_last, group)
     default = Path("ckpt") / Path(options.program).stem / run_name(options, dataset)
     folder = group.of_first(lambda: run_folder.open_folder(options.output, default, resume))
     if group.is_first and group.size > 1 and not options.output:
         (folder / run_folder.LOG).touch()  # takes the default folder's number, should torchrun start it again
     given = options.pick("network", "variant", "width", "seed", "amp", "validation")
-    settings = TrainingSettings(recipe=recipe, dataset=dataset, num_classes=num_classes, processes=group.size, **given)
+    given |= {"num_classes": num_classes, "processes": group.size, "in_memory": in_memory}
+    settings = TrainingSettings(recipe=recipe, dataset=dataset, **given)
     given = options.pick("compile", "sync_batch_norm", "save_every", "tensorboard") | {"channels_last": channels_last}
     trainer = Trainer(model, loaders, settings, folder, group, dense=dense, **given)
     if resume == "always" or group.of_first(lambda: checkpoints.holds_checkpoint(folder)):
@@ -88,9 +89,11 @@ def _run(network, recipes, options, group):
     elif group.is_first and (folder / run_folder.LOG).exists():  # of a run that ended before its first checkpoint
         run_folder.write_log(folder, [])
     progress = trainer.fit()
+    flipped = trainer.evaluate_flipped()  # by all processes
     if group.is_first:
         counts["nonzero_parameters"] = counting.count_nonzero_parameters(trainer.model)
-        trained = {"dataset": dataset, **vars(recipe), **progress.outcome(), **trainer.evaluate_flipped()}
+        data = {"dataset": dataset, "in_memory": in_memory}
+        trained = {**data, **vars(recipe), **progress.outcome(), **flipped}
         done = report.make_report(options, counts, num_classes, group.device) | trained
         write_json(folder / run_folder.REPORT, done)
         report.show_outcome(done, folder / run_folder.REPORT)
@@ -143,15 +146,22 @@ def _channels_last_is_safe(model, device):
 
 
 def _load_data(recipes, options, channels_last, group):
-    """Name, recipe and loaders of what was asked for, or of CIFAR-10, or else of the digits."""
+    """Name, recipe, whether in memory, and loaders of what was asked for, or of CIFAR-10, or else of the digits."""
 
     def load(name):
         recipe = recipe_for(options, name, *recipes)
-        given = options.pick("image_size", "download", "seed", "validation") | {"flip": recipe.flip}
+        place = {"name": name, "root": options.data_root, "device": group.device, "image_size": options.image_size}
+        copies = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine
+        # The first process decides for all: what is free is less once one has read the images.
+        ask = partial(kept_in_memory, **place, in_memory=options.in_memory, copies=copies)
+        in_memory = group.of_first(ask)
+        if not in_memory:
+            print("The images are streamed from disk, and cropped at random sizes; --in-memory chooses.")
+        given = options.pick("download", "seed", "validation", "workers") | {"flip": recipe.flip}
+        given["in_memory"] = "yes" if in_memory else "no"
         batches = {"batch_size": recipe.batch_size, "channels_last": channels_last, "shard": (group.rank, group.size)}
-        read = partial(dataloaders, name, options.data_root, device=group.device, **given, **batches)
-        _, train, test = group.first_before_others(read)
-        return name, recipe, (train, test)
+        _, train, test = group.first_before_others(partial(dataloaders, **place, **given, **batches))
+        return name, recipe, in_memory, (train, test)
 
     if options.dataset:
         return load(options.dataset)

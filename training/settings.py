@@ -110,6 +110,7 @@ class TrainingSettings:
     amp: bool = False
     processes: int = 1
     validation: int = 0
+    in_memory: bool = True  # streamed images are augmented otherwise
 
     def state_dict(self) -> dict[str, object]:
         """Return the settings in one flat dictionary of plain values, as checkpoints hold it.
