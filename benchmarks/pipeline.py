@@ -2,26 +2,35 @@
 
     python -m benchmarks.pipeline
     python -m benchmarks.pipeline --device cuda --images 50000
+    python -m benchmarks.pipeline --streamed --cores 1 --images 2000
 
 Contenders: `ours` in both memory formats (dataloaders.BatchLoader, a block of batches at a time from memory);
 `indexing`, a plain sketch that crops image by image with slices; and the published pipeline, torchvision's PIL
 transforms in DataLoader workers, where torchvision is installed. All crop with padding 4, mirror, and normalise
 3x32x32 images.
 Writes results/pipeline_<device>.json.
+
+With --streamed, JPEG files of 500x375 become 224x224: `ours` (dataloaders.StreamLoader) and torchvision's ImageFolder
+with transforms.v2, both by RandomResizedCrop and a flip. All processes of a contender share --cores cores, with a
+worker for each. Writes results/stream_<device>.json.
 """
 
+import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measuring import command_line
-from dataloaders import BatchLoader, describe
+from dataloaders import BatchLoader, StreamLoader, describe
+from images.tree import list_tree
 from training.files import write_json
 from training.options import positive_int
 from training.report import ROOT, origin
@@ -83,6 +92,41 @@ def passes(images: Tensor, labels: Tensor) -> dict[str, Callable[[], Batches]]:
     return made
 
 
+def write_photographs(root: Path, count: int) -> None:
+    """Write JPEG files of 500x375 as an imagefolder of ten classes: smooth shapes under a little noise."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        shapes = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((500, 375))
+        pixels = np.asarray(shapes) + rng.normal(0, 8, (375, 500, 3))
+        for split in ("train", "test") if i < 10 else ("train",):
+            folder = root / split / str(i % 10)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.jpg", quality=90)
+
+
+def streamed_passes(root: Path, workers: int, device: str) -> dict[str, Callable[[], Batches]]:
+    """Return for each contender a function that begins one pass over the training images of an imagefolder."""
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import v2
+
+    norm = describe("cifar10").mean, describe("cifar10").std
+    (paths, labels), _ = list_tree(root)
+    augmented = {"batch_size": BATCH, "shuffle": True, "random_crop": True, "flip": True, "channels_last": True}
+    ours = StreamLoader(paths, labels.to(device), *norm, size=224, workers=workers, **augmented)
+    steps = [v2.RandomResizedCrop(224), v2.RandomHorizontalFlip()]
+    to_floats = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*norm)]
+    folder = ImageFolder(root / "train", v2.Compose([*steps, *to_floats]))
+    pinned = {"pin_memory": device == "cuda", "persistent_workers": True}
+    theirs = DataLoader(folder, BATCH, shuffle=True, num_workers=workers, **pinned)
+
+    def on_device() -> Batches:
+        return ((images.to(device, non_blocking=True), labels.to(device)) for images, labels in theirs)
+
+    return {"ours, streamed": ours.__iter__, "torchvision, ImageFolder": on_device}
+
+
 def images_per_second(one_pass: Callable[[], Batches], device: str) -> float:
     """Return the speed of one pass; the workers' start is not counted where they live on from the pass before."""
     start, seen = time.perf_counter(), 0
@@ -99,15 +143,35 @@ def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("--images", type=positive_int, default=20_000, help="in a pass (default: 20000)")
     parser.add_argument("--rounds", type=positive_int, default=5, help="passes of each contender (default: 5)")
-    parser.add_argument("--output", type=Path, help="default: results/pipeline_<device>.json")
+    parser.add_argument("--streamed", action="store_true", help="images from files, at 224x224")
+    parser.add_argument("--cores", type=positive_int, default=1, help="for --streamed (default: 1)")
+    parser.add_argument("--output", type=Path, help="default: results/pipeline_<device>.json, stream_<device>.json")
     options = parser.parse_args()
     torch.manual_seed(0)
-    images = torch.randint(256, (options.images, 3, 32, 32), dtype=torch.uint8, device=options.device)
-    made = passes(images, torch.arange(options.images, device=options.device) % 10)
+    record = {"origin": origin(options.device), "images": options.images, "batch": BATCH}
+    if options.streamed:
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
+        torch.set_num_threads(options.cores)
+        record["cores"] = options.cores
+        with tempfile.TemporaryDirectory() as folder:
+            write_photographs(Path(folder), options.images)
+            made = streamed_passes(Path(folder), options.cores, options.device)
+            record["rows"] = measure(made, options.rounds, options.device)
+    else:
+        images = torch.randint(256, (options.images, 3, 32, 32), dtype=torch.uint8, device=options.device)
+        made = passes(images, torch.arange(options.images, device=options.device) % 10)
+        record["rows"] = measure(made, options.rounds, options.device)
+    name = "stream" if options.streamed else "pipeline"
+    write_json(options.output or ROOT / "results" / f"{name}_{options.device}.json", record)
+
+
+def measure(made: dict[str, Callable[[], Batches]], rounds: int, device: str) -> list[dict]:
+    """Return, and print, the speeds of contenders over so many passes of each, in turns."""
     speeds = {name: [] for name in made}
-    for turn in range(options.rounds + 1):
+    for turn in range(rounds + 1):
         for name, one_pass in made.items():
-            speed = images_per_second(one_pass, options.device)
+            speed = images_per_second(one_pass, device)
             if turn:  # the first warms up
                 speeds[name].append(speed)
     rows = [
@@ -116,8 +180,7 @@ def main() -> None:
     ]
     for row in rows:
         print("{pipeline}: {images_per_second:,.0f} images/s ({least:,.0f} to {most:,.0f})".format(**row))
-    record = {"origin": origin(options.device), "images": options.images, "batch": BATCH, "rows": rows}
-    write_json(options.output or ROOT / "results" / f"pipeline_{options.device}.json", record)
+    return rows
 
 
 if __name__ == "__main__":
