@@ -2,7 +2,7 @@
 
     from linearconv_convert import convert, export, fold
 
-    small = convert(model, "lowrank", rank=64, calibration=images)
+    small = convert(model, "rank", budget=0.5, calibration=images)
     plain = fold(small)
     export(small, "small.onnx", example_input, form="features")
     initialise(network, "spectral")                             # LinearConv layers that are to be trained from scratch
@@ -13,8 +13,9 @@ The same from the command line: `python -m linearconv_convert --help`.
 from linearconv_convert.convert import convert
 from linearconv_convert.exporting import export
 from linearconv_convert.folding import fold
+from linearconv_convert.leftovers import ConversionWarning
 from linearconv_convert.report import LayerReport, Report
 from linearconv_convert.starting import initialise
 from linearconv_convert.surgery import ConversionError
 
-__all__ = ["ConversionError", "LayerReport", "Report", "convert", "export", "fold", "initialise"]
+__all__ = ["ConversionError", "ConversionWarning", "LayerReport", "Report", "convert", "export", "fold", "initialise"]

@@ -1,24 +1,31 @@
 """The command line of conversion: take a network and its weights, convert, report, save, export.
 
     python -m linearconv_convert MODEL [--weights FILE] [-t TYPE] [-r RANK] [-s SPARSITY] [options]
+    python -m linearconv_convert MODEL [--weights FILE] --budget 0.5 --of macs --curve curve.png [options]
 
-MODEL is `FILE.py:NAME` (as `models/vgg_xcnn.py:VGG11`), `torchvision:NAME` or `timm:NAME`. Installed, the command is
-called `linearconv-convert` too.
+MODEL is `FILE.py:NAME` (as `models/vgg_xcnn.py:VGG11`), `torchvision:NAME` or `timm:NAME`. `lowrank` has no default
+rank here: give -r, or --budget. Installed, the command is called `linearconv-convert` too.
 """
 
 import argparse
 import io
+import json
+import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from linearconv_convert.choosing import UNITS
 from linearconv_convert.convert import convert
+from linearconv_convert.curve import draw_curve, new_figure
 from linearconv_convert.exporting import FORMS, export, milliseconds, runner, whole_file
+from linearconv_convert.kinds import KINDS
 from linearconv_convert.networks import load_network, load_tensors, load_weights
 from linearconv_convert.surgery import ConversionError
-from linearconv_variants import LINEARCONV_TYPES, OneLineParser, Variant, add_options
+from linearconv_variants import LINEARCONV_TYPES, OneLineParser, add_options
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     options = parser.parse_args(argv)
     try:
-        _run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"{parser.prog}: {message}", file=sys.stderr)
+            _run(options)
     except (ValueError, OSError) as error:
         parser.error(error)
 
@@ -43,10 +52,16 @@ def _parser():
     add("model", metavar="MODEL", help="FILE.py:NAME, torchvision:NAME or timm:NAME")
     add("--weights", type=Path, metavar="FILE", help="state_dict, or a checkpoint that holds one; else random weights")
     add_options(parser, types=LINEARCONV_TYPES)
+    parser.set_defaults(alpha=None)
+    add("--budget", type=float, metavar="SHARE", help="size of the result; --alpha, or -r of lowrank, is chosen for it")
+    add("--of", choices=UNITS, default="parameters", help="the size that --budget means (default: parameters)")
+    add("--error", type=float, metavar="SHARE", help="instead of --budget: relative error that each layer may have")
+    add("--curve", type=Path, metavar="FILE", help="for a picture of expected error against size, with --budget")
     add("--skip", nargs="+", default=(), metavar="NAME", help="layers to leave alone, by name or pattern")
     add("--include", nargs="+", metavar="NAME", help="the only layers to convert, by name or pattern")
+    add("--kinds", nargs="+", choices=KINDS, default=("conv2d",), help="layers to convert (default: conv2d)")
     add("--grow", action="store_true", help="convert layers that would not get smaller too")
-    add("--calibration", type=Path, metavar="FILE", help="images to match outputs on: a tensor that torch.save wrote")
+    add("--calibration", type=Path, metavar="FILE", help="images to match outputs on, written by torch.save")
     add("--num-classes", type=positive_int, help="of the network; default: its own")
     add("--in-channels", type=positive_int, default=3, help="of an image (default: 3)")
     add("--image-size", type=positive_int, help="side of an image (default: 32 for FILE.py:NAME, else 224)")
@@ -54,6 +69,7 @@ def _parser():
     add("--export", type=Path, metavar="FILE", help="also write the network to FILE.onnx or FILE.pt2")
     forms = "of the exported file: factorised, plain, or both, in two files (default: features)"
     add("--form", choices=(*FORMS, "both"), default="features", help=forms)
+    add("--dynamic", action="store_true", help="leave height and width of the exported file's images open")
     return parser
 
 
@@ -65,7 +81,9 @@ def positive_int(text: str) -> int:
 
 
 def _run(options):
-    variant = Variant.of(options)
+    if options.curve and options.budget is None and options.error is None:
+        raise ConversionError("--curve shows what --budget or --error chose from: give one of them")
+    figure = new_figure() if options.curve else None
     model = load_network(options.model, in_channels=options.in_channels, num_classes=options.num_classes)
     if options.weights:
         load_weights(model, options.weights)
@@ -74,24 +92,41 @@ def _run(options):
     model.eval()
     side = options.image_size or (32 if ".py:" in options.model else 224)
     example = torch.randn(2, options.in_channels, side, side, generator=torch.Generator().manual_seed(0))
-    setting = {name: getattr(variant, name) for name in ("rank", "sparsity", "alpha", "compute")}
-    setting |= {name: getattr(options, name) for name in ("skip", "include", "grow")}
+    names = ("rank", "sparsity", "alpha", "compute", "budget", "of", "error", "skip", "include", "kinds", "grow")
+    setting = {name: getattr(options, name) for name in names}
+    if options.type == "lowrank" and options.rank and options.rank.is_integer():
+        setting["rank"] = int(options.rank)
     images = {"calibration": options.calibration and _load_images(options.calibration), "example_input": example}
-    try:
-        small, report = convert(model, variant.type, **setting, **images, return_report=True)
-    except RuntimeError as error:
-        raise ConversionError(f"the network does not run on these images: {error}") from error
+    small, report = convert(model, options.type, **setting, **images, return_report=True)
     print(report)
-    output = options.output or Path("ckpt") / f"{options.model.rpartition(':')[2]}-{variant.type}.pt"
+    if options.curve:
+        draw_curve(figure, report, options.of, options.curve)
+    output = options.output or Path("ckpt") / f"{options.model.rpartition(':')[2]}-{options.type}.pt"
+    _save(small, report, output, options.type, setting)
+    if options.export:
+        _export(model, small, options.export, options.form, options.dynamic, example)
+
+
+def _save(small, report, output, type, setting):
+    """Write the state_dict, with what was chosen beside it, and say how it is loaded."""
     output.parent.mkdir(parents=True, exist_ok=True)
     state = io.BytesIO()  # torch.save to a full disk would not say that it is full
     torch.save(small.state_dict(), state)
     with whole_file(output) as part:
         part.write_bytes(state.getbuffer())
-    given = [f", {name}={value!r}" for name, value in setting.items() if value != convert.__kwdefaults__[name]]
-    print(f"written: {output} (load it into convert(model, {variant.type!r}{''.join(given)}, init='scratch'))")
-    if options.export:
-        _export(model, small, options.export, options.form, example)
+    given = [f"{name}={value!r}" for name, value in setting.items() if value != convert.__kwdefaults__[name]]
+    if report.curve:
+        chosen = output.with_suffix(".json")
+        variants = {layer.name: layer.variant for layer in report.layers}
+        alphas = {name: variant.alpha if variant else 1.0 for name, variant in variants.items()}
+        ranks = {name: variant.rank if variant else 1 for name, variant in variants.items()}
+        with whole_file(chosen) as part:
+            part.write_text(json.dumps({"alpha": alphas} | ({"rank": ranks} if type == "lowrank" else {}), indent=1))
+        given = [
+            f"**json.load(open({str(chosen)!r}))",
+            *(each for each in given if each.startswith(("compute", "kinds"))),
+        ]
+    print(f"written: {output} (load it into convert(model, {', '.join([repr(type), *given])}, init='scratch'))")
 
 
 def _load_images(path):
@@ -101,7 +136,7 @@ def _load_images(path):
     return images
 
 
-def _export(model, small, path, form, example):
+def _export(model, small, path, form, dynamic, example):
     """Write the files that were asked for and say how large and how fast they are, beside the dense network's."""
     files = {form: path}
     if form == "both":
@@ -109,7 +144,7 @@ def _export(model, small, path, form, example):
     with tempfile.TemporaryDirectory() as folder:
         dense = "dense", model, Path(folder) / f"dense{path.suffix}", "folded"
         for label, network, file, form in [dense, *((form, small, file, form) for form, file in files.items())]:
-            exported = export(network, file, example, form)
+            exported = export(network, file, example, form, dynamic)
             with torch.no_grad():
                 taken = milliseconds(runner(file), example[:1])
             line = f"{label:8}  {exported.bytes / 1e6:8.2f} MB  {taken:8.2f} ms an image  error {exported.error:.0e}"

@@ -1,11 +1,11 @@
 """Moments of what layers put out on given images, which weigh the errors of a conversion."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
 
+from linearconv_convert.inputs import calibration_calls
 from linearconv_convert.surgery import eval_with_hooks
 
 
@@ -38,18 +38,19 @@ class Moments:
 
 
 @torch.no_grad()
-def output_moments(
-    model: nn.Module, layers: dict[str, nn.Module], batches: torch.Tensor | Iterable
-) -> dict[str, Moments]:
+def output_moments(model: nn.Module, layers: dict[str, nn.Module], batches: object) -> dict[str, Moments]:
     """Run batches through a model in eval mode and return the moments of its layers' outputs.
 
     Args:
         model: left as it was, in its mode too.
         layers: {name: layer} of those to look at.
-        batches: images (N, C, H, W), or several such batches, with or without labels behind them as loaders give them.
+        batches: a batch, or several, as :func:`linearconv_convert.inputs.calibration_calls` takes them.
 
     Returns:
-        {name: moments} of the layers that were reached; a ValueError where `batches` holds none.
+        {name: moments} of the layers that were reached.
+
+    Raises:
+        ConversionError: where `batches` holds none, or the model does not run on them.
     """
     moments = {}
 
@@ -59,12 +60,7 @@ def output_moments(
             moments[name] = Moments(zeros, zeros[0].clone())
         moments[name].add(output, layer.bias)
 
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    images = None
     with eval_with_hooks(model, layers, add_output):
-        for batch in [batches] if isinstance(batches, torch.Tensor) else batches:
-            images = batch[0] if isinstance(batch, (tuple, list)) else batch
-            model(images.to(device))
-    if images is None:
-        raise ValueError("calibration holds no batch of images")
+        for call in calibration_calls(model, batches):
+            call.run(model)
     return moments

@@ -1,9 +1,11 @@
 """Weights carried over from convolutions to the LinearConv layers in their places, one by one or a network's."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn as nn
 
-from linearconv import LinearConv
+from linearconv import GEOMETRY, LinearConv
 from linearconv_convert import fitting
 from linearconv_convert.calibration import Moments
 from linearconv_convert.surgery import layers_of
@@ -27,6 +29,23 @@ def carry_over(dense: nn.Module, model: nn.Module) -> None:
     model.load_state_dict(model.state_dict() | others)
 
 
+def like(layer: nn.Conv2d, conv: Callable[..., LinearConv], device: str | None = None) -> LinearConv:
+    """Return a LinearConv of the geometry, device, dtype, memory format and `requires_grad` of an nn.Conv2d.
+
+    Args:
+        layer: the convolution.
+        conv: makes the new layer, of the arguments of nn.Conv2d.
+        device: another one to put it on.
+    """
+    factory = {"device": device or layer.weight.device, "dtype": layer.weight.dtype}
+    new = conv(**{name: getattr(layer, name) for name in GEOMETRY}, bias=layer.bias is not None, **factory)
+    if not layer.weight.is_contiguous() and layer.weight.is_contiguous(memory_format=torch.channels_last):
+        new.to(memory_format=torch.channels_last)
+    for name, parameter in new.named_parameters():
+        parameter.requires_grad_((layer.bias if name == "bias" else layer.weight).requires_grad)
+    return new
+
+
 @torch.no_grad()
 def fit(
     layer: LinearConv, conv: nn.Conv2d, moments: Moments | None = None, prune: bool = True
@@ -36,7 +55,7 @@ def fit(
     Args:
         layer: any variant; changed in place.
         conv: the convolution.
-        moments: of its outputs; then these are matched instead of the filters.
+        moments: of its outputs, where it has one group; then these are matched instead of the filters.
         prune: bring a sparse layer to its target at once.
 
     Returns:
@@ -49,11 +68,7 @@ def fit(
     if layer.secondary_channels == 0:
         layer.conv_weights.copy_(conv.weight)
     else:
-        root = fitting.root_of(weight)
-        if moments is not None and conv.groups == 1:
-            weighed = moments.covariance if layer.bias is not None else moments.second / moments.count
-            if weighed.diagonal().sum() > 0:  # otherwise the layer's outputs were constant
-                root = fitting.root_of_moments(weighed)
+        root = root_for(conv, moments)
         coefficients = _fit_coefficients(layer, root, prune)
         layer.conv_weights.copy_(fitting.primary_of(coefficients, weight))
         if moments is not None:
@@ -62,6 +77,18 @@ def fit(
                 mean = fitting.residual(coefficients, moments.mean[:, None])[:, 0]
                 layer.bias.add_(mean.to(layer.bias.dtype))
     return torch.linalg.vector_norm(layer.weight.double() - weight).item() / _norm(weight), output_error
+
+
+def root_for(conv: nn.Conv2d, moments: Moments | None = None) -> torch.Tensor:
+    """Return the root S (F, r) of what is fitted to a convolution: its outputs where there are moments, or its filters.
+
+    Of a layer with a bias, the outputs' means are left to that.
+    """
+    if moments is not None:
+        weighed = moments.covariance if conv.bias is not None else moments.second / moments.count
+        if weighed.diagonal().sum() > 0:  # otherwise the layer's outputs were constant
+            return fitting.root_of_moments(weighed)
+    return fitting.root_of(conv.weight)
 
 
 def _fit_coefficients(layer, root, prune):

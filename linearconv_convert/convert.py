@@ -1,63 +1,80 @@
 """convert: nn.Conv2d to LinearConv of the same geometry, the trained weights carried over.
 
-What a layer gets of its weights is carrying.py, the arithmetic of that fitting.py, its weighing by data calibration.py,
-the table of what was done report.py.
+Which layers are meant is selection.py, how many primary filters each gets choosing.py, what becomes of its weights
+carrying.py, the arithmetic of that fitting.py, its weighing by data calibration.py, the report report.py.
 """
 
-import fnmatch
-from collections.abc import Callable, Iterable
-
-import torch
 import torch.nn as nn
 
-from linearconv import GEOMETRY, LinearConv
+from linearconv import LinearConv
 from linearconv_convert import surgery
-from linearconv_convert.calibration import output_moments
-from linearconv_convert.carrying import fit
-from linearconv_convert.report import LayerReport, Report, count_macs, count_parameters, output_positions
+from linearconv_convert.carrying import fit, like
+from linearconv_convert.choosing import Aim, Plan, choose
+from linearconv_convert.evidence import gather
+from linearconv_convert.kinds import ConvShell, give_back, in_shells
+from linearconv_convert.leftovers import other_layers, warn_of_leftovers
+from linearconv_convert.padding import take_apart
+from linearconv_convert.report import LayerReport, Report, count_macs, count_parameters
+from linearconv_convert.selection import Selection, names_of, values_by_name
 from linearconv_convert.surgery import ConversionError, layers_of
 from linearconv_variants import LINEARCONV_TYPES, Variant
 
-Choice = str | type | Callable[[str, nn.Module], bool]
-Selection = Choice | list[Choice] | tuple[Choice, ...] | set[Choice] | frozenset[Choice]
+DEFAULT_ALPHA = 0.5
 
 
 def convert(
     model: nn.Module,
     type: str,
     *,
-    rank: float | None = None,
+    rank: float | dict[str, float] | None = None,
     sparsity: float | None = None,
-    alpha: float = 0.5,
+    alpha: float | dict[str, float] | None = None,
     compute: str = "auto",
+    budget: float | None = None,
+    of: str = "parameters",
+    error: float | None = None,
     skip: Selection = (),
     include: Selection | None = None,
+    kinds: tuple[str, ...] = ("conv2d",),
     grow: bool = False,
     init: str = "fit",
-    calibration: torch.Tensor | Iterable | None = None,
-    example_input: torch.Tensor | tuple | None = None,
+    calibration: object = None,
+    example_input: object = None,
     inplace: bool = False,
     return_report: bool = False,
 ) -> nn.Module | tuple[nn.Module, Report]:
     """Replace the convolutions of a model by LinearConv layers fitted to their weights.
 
     Every nn.Conv2d, and subclass that adds nothing to it, is replaced, unless it would not get smaller (depthwise
-    layers and thin 1x1 ones). Geometry, device, dtype, mode, hooks and `requires_grad` stay. Full rank is fitted by the
+    layers and thin 1x1 ones). One that only pads besides, as timm's Conv2dSame, becomes an nn.Sequential of a padding
+    module and the LinearConv. Geometry, device, dtype, mode, hooks and `requires_grad` stay. Full rank is fitted by the
     truncated SVD of the filters, the best there is (Eckart-Young); the other variants by alternating regressions.
 
     Args:
         model: any model.
         type: `"rank"`, `"lowrank"` or `"sparse"`, as :class:`linearconv_variants.Variant` has them.
-        rank, sparsity, alpha, compute: the variant's setting; `alpha=1` keeps the weights as they are.
+        rank, sparsity, compute: the variant's setting; `lowrank` has no default rank here.
+        alpha: share of primary filters (default: 0.5); `alpha=1` keeps the weights as they are. `alpha` and `rank` may
+            be dicts {name: value} with names as `skip` has them; the first that fits a layer counts.
+        budget: share of the whole model's size that the result may have. Then alpha (of `rank`), or the rank (of
+            `lowrank`), is chosen for each layer so that the least is lost: of the network's output with `calibration`,
+            measured one layer at a time, else of the filters.
+        of: the size that `budget` means: `"parameters"`, or `"macs"`, multiply-adds of one image as layers are run.
+        error: relative error that each layer may have, given instead of a budget: of its outputs with `calibration`,
+            else of its filters. Each layer gets the fewest primary filters, or the least rank, within it.
         skip: layers to leave alone: by name or glob pattern (`"features.0"`, `"layer1.*"`; a module's name or type
             stands for all layers in it), by type, or by a predicate of name and layer; one, or a list of them.
         include: the only layers to convert, given like `skip`; all where left out.
+        kinds: of the layers to convert, of `"conv2d"`, `"conv1d"`, `"linear"`. The latter become shells that hold a
+            LinearConv as `conv`; those that share a weight with another layer are left alone.
         grow: convert layers that would not get smaller too.
         init: `"fit"`, or `"scratch"` for the initial distributions of the layers.
-        calibration: images (N, C, H, W), or batches of them, with or without labels. Then outputs on these images are
-            matched instead of filters (by the principal components of the outputs), and the means of the outputs are
-            kept through the biases, where there are any. Grouped layers are fitted to their filters all the same.
-        example_input: arguments of the model, for multiply-adds in the report.
+        calibration: a batch of what the model takes (a tensor, tuple or dict), or several, with or without labels. Then
+            outputs on these images are matched instead of filters (by the principal components of the outputs), and the
+            means of the outputs are kept through the biases, where there are any. Grouped layers are fitted to their
+            filters all the same.
+        example_input: what the model takes, for multiply-adds: a tensor, a tuple of all arguments, or a dict of them
+            by name. Left out, the first batch of `calibration` serves.
         inplace: change the model itself.
         return_report: return `(model, report)`.
 
@@ -65,87 +82,91 @@ def convert(
         The converted model, with `return_report` and its report.
 
     Raises:
-        ConversionError: for a model, or a layer that is not skipped, that cannot be converted; the model is untouched.
+        ConversionError: for a model, or a layer that is not skipped, that cannot be converted, a budget that cannot be
+            reached, or inputs that the model does not take; the model is untouched.
         ValueError: for a setting that is out of range.
     """
     if type not in LINEARCONV_TYPES:
         raise ValueError(f"type must be one of {', '.join(LINEARCONV_TYPES)}, got {type!r}")
-    conv = Variant(type, rank, sparsity, alpha, compute).conv
     if init not in ("fit", "scratch"):
         raise ValueError(f"init must be one of fit, scratch, got {init!r}")
+    aim = Aim(budget, of, error)
+    aim.check(type, rank, alpha, grow)
+    _variant(type, sparsity, compute, *(None if isinstance(given, dict) else given for given in (rank, alpha)))
     surgery.check_model(model)
-    reasons = _reasons_to_keep(model, conv, skip, include, grow)
-    if inplace and isinstance(model, nn.Conv2d):
-        raise ConversionError("the model is itself a convolution and cannot be replaced in place: give inplace=False")
-    target = model if inplace else surgery.copy_of(model)
-    layers = layers_of(target, nn.Conv2d)
-    chosen = {name: layer for name, layer in layers.items() if not reasons[name]}
-    arguments = example_input if isinstance(example_input, tuple) else (example_input,)
-    positions = {} if example_input is None else output_positions(target, layers, arguments)
-    moments = output_moments(target, chosen, calibration) if calibration is not None and init == "fit" else {}
+    with in_shells(model, kinds):
+        reasons = _reasons_to_keep(model, skip, include, kinds)
+        if inplace and isinstance(model, nn.Conv2d):
+            raise ConversionError("the model is itself a convolution, not to be replaced in place: give inplace=False")
+        target = model if inplace else surgery.copy_of(model)
+        layers = layers_of(target, nn.Conv2d)
+        chosen = {name: layer for name, layer in layers.items() if not reasons[name]}
+        ranks, alphas = (values_by_name(target, chosen, *given) for given in ((rank, "rank"), (alpha, "alpha")))
+        if isinstance(rank, dict) and type == "lowrank" and None in ranks.values():
+            raise ConversionError(f"rank: no entry fits layer {next(name for name in ranks if ranks[name] is None)!r}")
+        variants = {name: _variant(type, sparsity, compute, ranks[name], alphas[name]) for name in chosen}
+        evidence = gather(target, layers, chosen, calibration if init == "fit" or aim else None, example_input)
+        plan = choose(target, chosen, variants, evidence, aim) if aim else Plan()
+        variants |= plan.variants
+        reasons |= {name: _reason_of_size(layer, variants[name], grow) for name, layer in chosen.items()}
 
-    replacements, reports = {}, []
-    for name, layer in layers.items():
-        new, filter_error, output_error = layer, None, None
-        if name in chosen:
-            new = replacements[layer] = _like(layer, conv)
-            if init == "fit":
-                filter_error, output_error = fit(new, layer, moments.get(name))
-        parameters = [count_parameters(each) for each in (layer, new)]
-        macs = [count_macs(each, positions[name]) if name in positions else None for each in (layer, new)]
-        reports.append(LayerReport(name, *parameters, *macs, filter_error, output_error, reasons[name]))
-    before = count_parameters(target)
-    converted = surgery.replace(target, replacements)
-    return (converted, Report(reports, before, count_parameters(converted))) if return_report else converted
+        before = count_parameters(target)
+        replacements, reports = _replacements(layers, variants, reasons, evidence, plan, init)
+        converted = surgery.replace(target, replacements)
+    give_back(converted)
+    after, others = count_parameters(converted), other_layers(converted)
+    report = Report(reports, before, after, evidence.macs, plan.together, plan.curve, others)
+    warn_of_leftovers(report)
+    return (converted, report) if return_report else converted
 
 
-def _reasons_to_keep(model, conv, skip, include, grow):
-    """{name: why a convolution is left alone, or "" for one to convert}."""
+def _variant(type, sparsity, compute, rank, alpha):
+    return Variant(type, rank, sparsity, DEFAULT_ALPHA if alpha is None else alpha, compute)
+
+
+def _reasons_to_keep(model, skip, include, kinds):
+    """{name: why a convolution is left alone, or "" for one that can be converted}."""
     layers = layers_of(model, nn.Conv2d)
     if not layers:
-        others = len(layers_of(model, LinearConv))
-        found = f": its {others} LinearConv layers are what it would become" if others else ""
+        done, others = len(layers_of(model, LinearConv)), ", ".join(other_layers(model))
+        found = f": its {done} LinearConv layers are what it would become" if done else ""
+        found = found or (others and f": of its {others}, kinds= converts some")
         raise ConversionError(f"the model holds no nn.Conv2d{found}")
-    skipped = _names_of(model, layers, skip, "skip")
-    included = _names_of(model, layers, "*" if include is None else include, "include")
+    skipped = names_of(model, layers, skip, "skip")
+    included = names_of(model, layers, "*" if include is None else include, "include")
     reasons = {}
     for name, layer in layers.items():
-        if name in skipped or name not in included:
+        is_shell = isinstance(model.get_submodule(name.rpartition(".")[0]), ConvShell)
+        if name in skipped or name not in included or not (is_shell or "conv2d" in kinds):
             reasons[name] = "skipped" if name in skipped else "not included"
             continue
         surgery.check_layer(name, layer, model)
-        if not surgery.is_plain_conv2d(layer):
-            reasons[name] = f"{type(layer).__name__} adds to nn.Conv2d"
-            continue
-        before, after = count_parameters(layer), count_parameters(_like(layer, conv, device="meta"))
-        reasons[name] = "" if grow or after < before else f"would not get smaller ({before:,} -> {after:,})"
+        reasons[name] = "" if take_apart(layer) else f"{type(layer).__name__} adds to nn.Conv2d"
     return reasons
 
 
-def _names_of(model, layers, selection, argument):
-    """The names of the layers that `skip` or `include` stands for."""
-    modules, found = dict(model.named_modules()), set()
-    for item in selection if isinstance(selection, (list, tuple, set, frozenset)) else [selection]:
-        if isinstance(item, str):
-            parents = [name for name in modules if fnmatch.fnmatchcase(name, item)]
-            if not parents:
-                raise ConversionError(f"{argument}: no module of the model is called {item!r}")
-        elif isinstance(item, type):
-            parents = [name for name, module in modules.items() if isinstance(module, item)]
-        elif callable(item):
-            parents = [name for name, layer in layers.items() if item(name, layer)]
-        else:
-            raise ConversionError(f"{argument} takes names, patterns, types or functions (name, layer), got {item!r}")
-        found |= {name for name in layers if any(f"{name}.".startswith(f"{parent}.") for parent in parents)}
-    return found
+def _replacements(layers, variants, reasons, evidence, plan, init):
+    """{convolution: what stands for it}, and the reports of all convolutions."""
+    replacements, reports = {}, []
+    for name, layer in layers.items():
+        new, positions = layer, evidence.positions.get(name)
+        row = {"name": name, "reason": reasons[name], "parameters_before": count_parameters(layer)}
+        if not reasons[name]:
+            pad, conv = take_apart(layer)
+            new = like(conv, variants[name].conv)
+            replacements[layer] = new if pad is None else nn.Sequential(pad, new)
+            row |= {"variant": variants[name], "expected": plan.expected.get(name)}
+            if init == "fit":
+                row["filter_error"], row["output_error"] = fit(new, layer, evidence.moments.get(name))
+        row["parameters_after"] = count_parameters(new)
+        if positions is not None:
+            row |= {"macs_before": count_macs(layer, positions), "macs_after": count_macs(new, positions)}
+        reports.append(LayerReport(**row))
+    return replacements, reports
 
 
-def _like(layer, conv, device=None):
-    """A LinearConv of the geometry, device, dtype, memory format and `requires_grad` of an nn.Conv2d."""
-    factory = {"device": device or layer.weight.device, "dtype": layer.weight.dtype}
-    new = conv(**{name: getattr(layer, name) for name in GEOMETRY}, bias=layer.bias is not None, **factory)
-    if not layer.weight.is_contiguous() and layer.weight.is_contiguous(memory_format=torch.channels_last):
-        new.to(memory_format=torch.channels_last)
-    for name, parameter in new.named_parameters():
-        parameter.requires_grad_((layer.bias if name == "bias" else layer.weight).requires_grad)
-    return new
+def _reason_of_size(layer, variant, grow):
+    if variant is None:
+        return "plain is best"
+    before, after = count_parameters(layer), count_parameters(like(layer, variant.conv, device="meta"))
+    return "" if grow or after < before else f"would not get smaller ({before:,} -> {after:,})"

@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,12 +11,17 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
+from torch.utils._pytree import tree_map
 
 from linearconv_convert.folding import fold
+from linearconv_convert.inputs import Call, example_call, tensors_of
+from linearconv_convert.leftovers import ConversionWarning
 from linearconv_convert.surgery import ConversionError, copy_of, first_line
 
 FORMS = ("features", "folded")
 TOLERANCE = 1e-4  # largest difference over the largest magnitude of the outputs
+TINY = torch.finfo(torch.float64).tiny
+MORE = (32, 64)  # rows and columns of the larger images that dynamic files are checked with
 LARGEST_FILE = 2**31 - 2**20  # bytes of weights that one ONNX file takes
 
 
@@ -29,20 +35,24 @@ class Exported:
     error: float  # largest difference from PyTorch's outputs, relative to the largest magnitude of these
 
 
-def export(model: nn.Module, path: str | Path, example_input: torch.Tensor, form: str = "features") -> Exported:
+def export(
+    model: nn.Module, path: str | Path, example_input: object, form: str = "features", dynamic: bool = False
+) -> Exported:
     """Write a model to a file that takes batches of any size, and check it against the model.
 
     The model is exported in eval mode. BatchNorm is folded where it follows a convolution, if the model can be traced.
 
     Args:
-        model: any model of one image tensor and one output tensor, with LinearConv layers or not.
+        model: any model, with LinearConv layers or not.
         path: ending in `.onnx` for ONNX, run by onnxruntime for the check, or in `.pt2` for torch.export's own
             format. A file that stands there is replaced once the new one has been checked.
-        example_input: images (N, C, H, W); all but N is fixed by it.
+        example_input: what the model takes: images (N, C, H, W), a tuple of all arguments, or a dict of them by name.
+            All but N is fixed by it.
         form: `"features"` keeps LinearConv layers factorised, small and fast; `"folded"` writes plain convolutions.
+        dynamic: leave height and width of images open too.
 
     Returns:
-        The file, its bytes, its largest relative error at batches of 1 and 7.
+        The file, its bytes, its largest relative error at batches of 1 and 7, with `dynamic` of larger images too.
 
     Raises:
         ConversionError: for another ending or form, missing packages, a model that cannot be exported, or outputs that
@@ -55,10 +65,14 @@ def export(model: nn.Module, path: str | Path, example_input: torch.Tensor, form
         raise ConversionError(f"{path}: the ending decides the format and must be .onnx or .pt2")
     model = copy_of(model).eval()
     prepared = _prepare(model, form)
+    call = example_call(model, example_input)
+    calls = [_batch(call, size) for size in (1, 7)] + ([_larger(_batch(call, 1))] if dynamic else [])
+    expected = [_outputs(model, each) for each in calls]
     with whole_file(path) as part:
-        _write(prepared, part, _resized(example_input, max(2, len(example_input))))
+        _write(prepared, part, _batch(call, 2), dynamic)
         run = runner(part)
-        error = max(_error(model, run, _resized(example_input, batch)) for batch in (1, 7))
+        errors = [_error(run, *each) for each in zip(calls, expected, strict=True)]
+        error = torch.tensor(errors).max().item()  # NaN too
         if not error <= TOLERANCE:
             raise ConversionError(f"the exported file differs from the model by {error:.1e} relative to its outputs")
     return Exported(path, form, path.stat().st_size, error)
@@ -78,13 +92,15 @@ def whole_file(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def runner(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return a function (images) -> outputs that runs an exported file on the CPU."""
+def runner(path: Path) -> Callable[..., object]:
+    """Return a function that runs an exported file on the CPU, of the model's arguments."""
     return onnx_runner(path) if path.suffix == ".onnx" else torch.export.load(path).module()
 
 
-def onnx_runner(path: str | Path, threads: int | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return a function (images) -> outputs that runs an ONNX file on the CPU, by as many threads as torch or as given.
+def onnx_runner(path: str | Path, threads: int | None = None) -> Callable[..., object]:
+    """Return a function that runs an ONNX file on the CPU, by as many threads as torch or as given.
+
+    It takes the model's arguments, and gives the output tensor, or a list of them where there are several.
 
     Raises:
         ConversionError: where onnxruntime is missing.
@@ -95,8 +111,14 @@ def onnx_runner(path: str | Path, threads: int | None = None) -> Callable[[torch
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the cores to others
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda images: torch.from_numpy(session.run(None, {name: images.detach().cpu().numpy()})[0])
+    names = [each.name for each in session.get_inputs()]
+
+    def run(*args, **kwargs):
+        arrays = [tensor.detach().cpu().numpy() for tensor in tensors_of((args, kwargs))]
+        outputs = [torch.from_numpy(output) for output in session.run(None, dict(zip(names, arrays, strict=True)))]
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    return run
 
 
 def milliseconds(run: Callable[[torch.Tensor], object], images: torch.Tensor, seconds: float = 1.0) -> float:
@@ -110,45 +132,90 @@ def milliseconds(run: Callable[[torch.Tensor], object], images: torch.Tensor, se
 def _prepare(model, form):
     factorised = form == "features"
     try:
-        return fold(model, batch_norm=True, factorised=factorised)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConversionWarning)  # the file is right with BatchNorm too
+            return fold(model, batch_norm=True, factorised=factorised)
     except ConversionError:  # of a model that cannot be traced; what else is wrong comes up again
         return fold(model, factorised=factorised)
 
 
-def _write(model, path, images):
-    shapes = ({0: torch.export.Dim("batch", min=1)},)
+def _write(model, path, call, dynamic):
+    batch = torch.export.Dim("batch", min=1)
+    sides = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+
+    def open_dimensions(leaf):
+        if not isinstance(leaf, torch.Tensor):
+            return None
+        first = {0: batch} if leaf.ndim and len(leaf) == call.batch else {}
+        return first | (sides if dynamic and leaf.ndim == 4 else {})
+
+    shapes = tree_map(open_dimensions, call.kwargs or call.args)
     if path.suffix == ".onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):
             _import_onnx(package)
         if sum(tensor.nbytes for tensor in model.state_dict().values()) > LARGEST_FILE:
             raise ConversionError("the model is larger than the 2 GiB that one ONNX file holds")
-    log = logging.getLogger("onnxscript")
-    level = log.level
-    log.setLevel(logging.ERROR)  # it warns of every constant that it leaves to the runtime
+    given = {"args": call.args, "kwargs": call.kwargs, "dynamic_shapes": shapes}
     try:
-        if path.suffix == ".onnx":
-            program = torch.onnx.export(model, (images,), dynamo=True, dynamic_shapes=shapes, verbose=False)
-            program.save(path, external_data=False)
-        else:
-            torch.export.save(torch.export.export(model, (images,), dynamic_shapes=shapes), path)
+        with _silence():
+            if path.suffix == ".onnx":
+                program = torch.onnx.export(model, **given, dynamo=True, verbose=False)
+                program.save(path, external_data=False)
+            else:
+                torch.export.save(torch.export.export(model, **given), path)
     except Exception as error:
         raise ConversionError(f"torch cannot export the model: {first_line(error)}") from error
+
+
+@contextmanager
+def _silence():
+    """Hold back what torch and onnxscript say on the way: nothing of it is for whoever only wants the file."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
-        log.setLevel(level)
+        logging.disable(disabled)
 
 
 @torch.no_grad()
-def _error(model, run, images):
-    expected, found = model(images), run(images)
-    if not isinstance(expected, torch.Tensor):
-        raise ConversionError(f"only models of one output tensor are exported, this gives a {type(expected).__name__}")
-    scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
-    return ((found.to(expected) - expected).abs().max() / scale).item()
+def _outputs(model, call):
+    outputs = [tensor.double() for tensor in tensors_of(call.run(model))]
+    if not outputs:
+        raise ConversionError("only models whose outputs are tensors, in tuples, lists or dicts, are exported")
+    return outputs
 
 
-def _resized(images, batch):
-    """A batch of that many images, the given ones over and over."""
-    return images[torch.arange(batch, device=images.device) % len(images)]
+@torch.no_grad()
+def _error(run, call, expected):
+    try:
+        found = [tensor.to(expected[0]) for tensor in tensors_of(run(*call.args, **call.kwargs))]
+    except Exception as error:  # runtimes fail in ways of their own
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in call.tensors)
+        raise ConversionError(f"the exported file does not take inputs {shapes}: {first_line(error)}") from error
+    if [tensor.shape for tensor in found] != [tensor.shape for tensor in expected]:
+        raise ConversionError("the exported file gives outputs of other shapes than the model")
+    pairs = [pair for pair in zip(found, expected, strict=True) if pair[0].numel()]
+    errors = [(ours - theirs).abs().max() / theirs.abs().max().clamp_min(TINY) for ours, theirs in pairs]
+    return torch.stack(errors).max().item() if errors else 0.0
+
+
+def _batch(call: Call, size: int) -> Call:
+    """The same of that many images, the given ones over and over."""
+    return call.images(torch.arange(size) % max(1, call.batch))
+
+
+def _larger(call: Call) -> Call:
+    """The same with images repeated beyond their edges."""
+
+    def grow(tensor):
+        rows, columns = (torch.arange(side + more) % side for side, more in zip(tensor.shape[-2:], MORE, strict=True))
+        return tensor[..., rows, :][..., columns]
+
+    larger = call.map(lambda tensor: grow(tensor) if tensor.ndim == 4 else tensor)
+    return larger._replace(what="larger images, as dynamic asks for")
 
 
 def _import_onnx(package):

@@ -1,5 +1,6 @@
 """From LinearConv back to nn.Conv2d, and BatchNorm into the convolution before it."""
 
+import warnings
 from collections import Counter
 
 import torch
@@ -9,6 +10,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from linearconv import LinearConv
 from linearconv_convert import surgery
+from linearconv_convert.leftovers import ConversionWarning
+from linearconv_convert.padding import SamePad2d
 from linearconv_convert.surgery import ConversionError, layers_of
 from linearconv_lowrank import LinearConvLowRank
 
@@ -21,8 +24,9 @@ def fold(model: nn.Module, *, batch_norm: bool = False, factorised: bool = False
     Args:
         model: any model.
         batch_norm: also fold every nn.BatchNorm2d that alone takes the output of a convolution into that convolution,
-            and leave an nn.Identity in its place. The model must be in eval mode and traceable by torch.fx outside of
-            modules without BatchNorm. Layers with hooks are left alone.
+            and leave an nn.Identity in its place. The model must be in eval mode and traceable by torch.fx, if need be
+            outside of modules without BatchNorm. Layers with hooks are left alone. Where there are BatchNorms and none
+            is folded, a ConversionWarning says so.
         factorised: keep LinearConv layers, faster and smaller than what they fold to, and fold only BatchNorm into
             them: W_p by its factors s_p, A by s_s / s_p, unless a coefficient would exceed 1e4.
         inplace: change the model itself.
@@ -49,7 +53,18 @@ def fold(model: nn.Module, *, batch_norm: bool = False, factorised: bool = False
         folded = _fold_batch_norm(replacements.get(conv, conv), norm)
         if folded is not None:
             replacements |= {conv: folded, norm: nn.Identity()}
+    norms = layers_of(target, nn.BatchNorm2d) if batch_norm else {}
+    if norms and not replacements.keys() & set(norms.values()):
+        reason = "of none is it certain that it alone takes the output of a convolution without hooks"
+        warnings.warn(f"no BatchNorm was folded: {len(norms)} are there, {reason}", ConversionWarning, stacklevel=2)
     return surgery.replace(target, replacements)
+
+
+class _DownToLayers(Tracer):
+    """A tracer that looks into everything but layers."""
+
+    def is_leaf_module(self, module, qualified_name):
+        return isinstance(module, (LinearConv, SamePad2d)) or super().is_leaf_module(module, qualified_name)
 
 
 class _DownToBatchNorm(Tracer):
@@ -64,11 +79,7 @@ def _convolutions_before_batch_norms(model):
     """Names (convolution, BatchNorm) of all pairs of which the second alone takes the first's output."""
     if not layers_of(model, nn.BatchNorm2d):
         return []
-    try:
-        graph = _DownToBatchNorm().trace(model)
-    except Exception as error:  # any operation of a model's forward may refuse a stand-in
-        reason = f"cannot be traced by torch.fx to find what is normalised ({surgery.first_line(error)})"
-        raise ConversionError(f"the model {reason}") from None
+    graph = _trace(model)
     calls = {node: model.get_submodule(node.target) for node in graph.nodes if node.op == "call_module"}
     uses = Counter(calls.values())
     names = Counter(module for _, module in model.named_modules(remove_duplicate=False))
@@ -80,6 +91,18 @@ def _convolutions_before_batch_norms(model):
             if uses[conv] == uses[norm] == names[conv] == names[norm] == 1 and _can_be_folded(conv, norm):
                 pairs.append((before.target, node.target))
     return pairs
+
+
+def _trace(model):
+    try:
+        return _DownToLayers().trace(model)
+    except Exception:  # any operation of a model's forward may refuse a stand-in
+        pass
+    try:
+        return _DownToBatchNorm().trace(model)
+    except Exception as error:
+        reason = f"cannot be traced by torch.fx to find what is normalised ({surgery.first_line(error)})"
+        raise ConversionError(f"the model {reason}") from None
 
 
 def _can_be_folded(conv, norm):

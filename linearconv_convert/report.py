@@ -1,13 +1,11 @@
 """The report of a conversion: what became of each convolution, in parameters, multiply-adds and errors."""
 
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import torch
 import torch.nn as nn
 
 from linearconv import LinearConv
-from linearconv_convert.surgery import eval_with_hooks
+from linearconv_variants import Variant
 
 
 @dataclass(frozen=True)
@@ -17,10 +15,12 @@ class LayerReport:
     name: str
     parameters_before: int
     parameters_after: int
-    macs_before: int | None = None  # multiply-adds of one image at inference; None without `example_input`
+    macs_before: int | None = None  # multiply-adds of one image at inference; None without inputs
     macs_after: int | None = None
     filter_error: float | None = None  # relative Frobenius norm of what filters differ by; None where nothing is fitted
     output_error: float | None = None  # the same of the outputs on calibration images; None without these
+    variant: Variant | None = None  # with its setting; None for a layer that was left alone
+    expected: float | None = None  # relative error of the network's output by this layer, where its setting was chosen
     reason: str = ""  # why the layer was left alone; empty for a converted one
 
 
@@ -31,6 +31,16 @@ class Report:
     layers: list[LayerReport]  # of each convolution
     parameters_before: int  # of the whole model
     parameters_after: int
+    macs_before: int | None = None  # of one image in the whole model; None without inputs
+    expected: float | None = None  # relative error of the network's output, where settings were chosen
+    curve: list[tuple[float, float]] = field(default_factory=list)  # (size, expected error) of the best choices
+    others: dict[str, tuple[int, int]] = field(default_factory=dict)  # {type: (number, parameters)}, not converted
+
+    @property
+    def macs_after(self) -> int | None:
+        """Multiply-adds of one image in the whole model; None without inputs."""
+        reached = [layer for layer in self.layers if layer.macs_before is not None]
+        return self.macs_before and self.macs_before - sum(layer.macs_before - layer.macs_after for layer in reached)
 
     @property
     def converted(self) -> list[LayerReport]:
@@ -39,18 +49,35 @@ class Report:
 
     def __str__(self) -> str:
         width = max(len(layer.name) for layer in self.layers)
-        lines = [f"{'layer':{width}}  {'parameters':>23}  {'multiply-adds':>27}  filter error  output error"]
+        expected = f"  {'expected':>8}" if self.curve else ""
+        head = (
+            f"{'layer':{width}}  {'parameters':>23}  {'multiply-adds':>27}  {'setting':>14}  filter error  output error"
+        )
+        lines = [head + expected]
         for layer in self.layers:
             parameters = _change(layer.parameters_before, layer.parameters_after)
             macs = _change(layer.macs_before, layer.macs_after)
-            errors = f"{_percent(layer.filter_error):>12}  {_percent(layer.output_error):>12}"
+            errors = (
+                f"{_setting(layer.variant):>14}  {_percent(layer.filter_error):>12}  {_percent(layer.output_error):>12}"
+            )
+            errors += f"  {_percent(layer.expected):>8}" if self.curve else ""
             lines.append(f"{layer.name:{width}}  {parameters:>23}  {macs:>27}  {layer.reason or errors}")
         totals = f"{len(self.converted)} of {len(self.layers)} convolutions converted; parameters "
         totals += _total(self.parameters_before, self.parameters_after)
-        if all(layer.macs_before is not None for layer in self.layers):
-            before, after = (sum(getattr(layer, key) for layer in self.layers) for key in ("macs_before", "macs_after"))
-            totals += f"; multiply-adds of convolutions {_total(before, after)}"
-        return "\n".join([*lines, totals])
+        if self.macs_before:
+            totals += f"; multiply-adds {_total(self.macs_before, self.macs_after)}"
+        if self.curve:
+            totals += f"; expected error {_percent(self.expected)}"
+        others = ", ".join(f"{number} {kind} of {short(size)}" for kind, (number, size) in self.others.items())
+        return "\n".join([*lines, totals, *([f"not converted: {others}"] if others else [])])
+
+
+def short(count: int) -> str:
+    """Return a count as one reads it: 312, 4.1 k, 1.2 M."""
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return str(count)
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -65,19 +92,6 @@ def count_macs(layer: nn.Conv2d | LinearConv, positions: int) -> int:
     return positions * layer.weight.numel()
 
 
-@torch.no_grad()
-def output_positions(model: nn.Module, layers: dict[str, nn.Module], arguments: tuple) -> dict[str, int]:
-    """Run a model once on its arguments, and return {name: output positions of one image} of the layers reached."""
-    positions = Counter()
-
-    def add_positions(name, layer, output):
-        positions[name] += output.shape[-2] * output.shape[-1]
-
-    with eval_with_hooks(model, layers, add_positions):
-        model(*arguments)
-    return positions
-
-
 def _change(before, after):
     if before is None:
         return ""
@@ -88,5 +102,12 @@ def _total(before, after):
     return f"{before:,} -> {after:,} ({100 * after / before:.1f} %)"
 
 
-def _percent(error):
-    return "" if error is None else f"{100 * error:.2f} %"
+def _setting(variant):
+    if variant is None:
+        return ""
+    rank = "" if variant.type == "sparse" or variant.rank == 1 else f", rank {variant.rank:g}"
+    return f"alpha {variant.alpha:.3g}{rank}"
+
+
+def _percent(share, digits=2):
+    return "" if share is None else f"{100 * share:.{digits}f} %"

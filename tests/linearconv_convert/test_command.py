@@ -1,5 +1,7 @@
 """`linearconv-convert MODEL ...`, as a user runs it."""
 
+import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,32 @@ def test_a_network_is_converted_saved_and_exported(tmp_path, capsys, monkeypatch
     small.load_state_dict(torch.load(tmp_path / "small.pt", weights_only=True))
 
 
+def test_a_budget_is_shared_out_drawn_and_loaded_again(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    words = "--budget 0.5 --of macs --curve curve.png --output small.pt --image-size 64".split()
+    main([BASE, *words])
+    out = capsys.readouterr().out
+    assert "expected error" in out and (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "convert(model, 'rank', **json.load(open('small.json')), init='scratch')" in out
+    small = convert(Base(), "rank", **json.loads((tmp_path / "small.json").read_text()), init="scratch")
+    small.load_state_dict(torch.load(tmp_path / "small.pt", weights_only=True))
+
+
+def test_what_is_not_done_is_one_line_on_stderr(tmp_path, capsys):
+    (tmp_path / "thin.py").write_text("import torch.nn as nn\nNet = lambda: nn.Sequential(nn.Conv2d(3, 64, 1))")
+    main([f"{tmp_path}/thin.py:Net"])
+    error = capsys.readouterr().err
+    assert error.startswith("linearconv-convert: nothing was converted: 1 conv") and error.count("\n") == 1
+
+
+def test_matplotlib_is_named_where_it_is_missing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(SystemExit):
+        main([BASE, "--budget", "0.5", "--curve", "curve.png"])
+    assert capsys.readouterr().err.endswith("pip install matplotlib (--help lists the options)\n")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_network_of_a_library_has_random_weights_and_images_of_its_size(tmp_path, capsys):
     main(["torchvision:squeezenet1_1", "--image-size", "64"])
     out = capsys.readouterr().out
@@ -54,7 +82,11 @@ def test_a_network_of_a_library_has_random_weights_and_images_of_its_size(tmp_pa
         (f"{BASE} --weights missing.pt", "No such file or directory: 'missing.pt'"),
         (f"{BASE} --calibration missing.pt", "No such file or directory: 'missing.pt'"),
         (f"{BASE} --calibration list.pt", "holds no images"),
-        (f"{BASE} --calibration grey.pt", "does not run on these images"),
+        (f"{BASE} --calibration grey.pt", "does not run on calibration"),
+        (f"{BASE} -t lowrank", "lowrank needs a rank"),
+        (f"{BASE} --budget 0.01", "budget=0.01 cannot be reached: the smallest size is 0."),
+        (f"{BASE} --budget 0.5 --alpha 0.5", "choose alpha: leave it out"),
+        (f"{BASE} --curve curve.png", "give one of them"),
         (f"{BASE} --output list.pt/small.pt", "list.pt"),
         (f"{BASE} -t lowrank -r 1.5", "integer of at least 1"),
         (f"{BASE} -t rank -r 3", "share of the primary filters"),

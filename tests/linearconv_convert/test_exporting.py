@@ -1,12 +1,15 @@
 """Exported files run with any batch size, agree with the model, and are as small as the form promises."""
 
 import sys
+import warnings
 from functools import cache
 
 import pytest
 import torch
 import torch.nn as nn
+from torch.utils._pytree import tree_leaves
 
+from linearconv import LinearConv
 from linearconv_convert import ConversionError, convert, export
 from linearconv_convert.exporting import runner
 from models.vgg_xcnn import VGG11
@@ -72,9 +75,57 @@ def test_a_model_in_training_mode_is_exported_as_in_eval_mode_and_left_alone(tmp
     assert model.training and isinstance(model.norm1, nn.BatchNorm2d)
 
 
-class TwoOutputs(nn.Module):
+class Pair(nn.Module):
+    """Several inputs, by name too, and several outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = LinearConv(3, 8, 3)
+
+    def forward(self, x, shift, scale=None):
+        y = self.conv(x) + shift[:, None, None, None]
+        return {"maps": y if scale is None else y * scale, "means": (y.mean((1, 2, 3)), y.amax((1, 2, 3)))}
+
+
+@pytest.mark.parametrize("ending", ["pt2", "onnx"])
+@pytest.mark.parametrize("named", [False, True])
+def test_models_of_several_inputs_and_outputs_are_exported(ending, named, tmp_path):
+    if ending == "onnx":
+        onnx()
+    x, shift = IMAGES[:3, :, :8, :8], torch.arange(3.0)
+    example = {"x": x, "shift": shift, "scale": torch.tensor(2.0)} if named else (x, shift)
+    model, path = Pair(), tmp_path / f"net.{ending}"
+    assert export(model, path, example).error <= 1e-4
+    arguments = ((), example) if named else (example, {})
+    found = tree_leaves(runner(path)(*arguments[0], **arguments[1]))
+    for ours, theirs in zip(found, tree_leaves(model(*arguments[0], **arguments[1])), strict=True):
+        assert relative_error(ours, theirs) <= 1e-4
+
+
+@pytest.mark.parametrize("ending", ["pt2", "onnx"])
+@torch.no_grad()
+def test_height_and_width_stay_open_where_that_is_asked_for(ending, tmp_path):
+    if ending == "onnx":
+        onnx()
+    model = nn.Sequential(LinearConv(3, 16, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2))
+    export(model, tmp_path / f"net.{ending}", IMAGES[:1], dynamic=True)
+    run = runner(tmp_path / f"net.{ending}")
+    assert relative_error(run(IMAGES[:5, :, :17, :29]), model(IMAGES[:5, :, :17, :29])) <= 1e-4
+    fixed = nn.Sequential(*model[:1], nn.Flatten(), nn.Linear(3600, 2))
+    with pytest.raises(ConversionError, match="does not run on larger images"):
+        export(fixed, tmp_path / "fixed.pt2", IMAGES[:1], dynamic=True)
+
+
+def test_exporting_says_nothing_on_the_way(tmp_path, capfd):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        export(nn.Sequential(nn.BatchNorm2d(3), LinearConv(3, 8, 3)), tmp_path / "net.pt2", IMAGES[:1])
+    assert not caught and capfd.readouterr() == ("", "")
+
+
+class NoTensors(nn.Module):
     def forward(self, x):
-        return x, x + 1
+        return "nothing"
 
 
 @pytest.mark.parametrize(
@@ -82,7 +133,8 @@ class TwoOutputs(nn.Module):
     [
         (nn.Conv2d(3, 4, 3), "net.pb", "features", "must be .onnx or .pt2"),
         (nn.Conv2d(3, 4, 3), "net.pt2", "fused", "form must be one of"),
-        (TwoOutputs(), "net.pt2", "features", "one output tensor"),
+        (NoTensors(), "net.pt2", "features", "outputs are tensors"),
+        (nn.Conv2d(5, 4, 3), "net.pt2", "features", "does not run on example_input"),
     ],
 )
 def test_what_cannot_be_exported_is_told_and_leaves_no_file(model, name, form, message, tmp_path):

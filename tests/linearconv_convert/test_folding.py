@@ -84,6 +84,20 @@ def test_a_convolution_that_is_used_elsewhere_unseen_stays():
     assert relative_error(folded(IMAGES), model(IMAGES)) < 1e-10
 
 
+class Untraceable(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+@pytest.mark.parametrize("rest", [nn.Identity(), Untraceable()], ids=["traceable", "untraceable"])
+def test_batch_norm_is_folded_across_containers_and_beside_what_cannot_be_traced(rest):
+    inside = nn.Sequential(nn.Conv2d(3, 8, 3)) if isinstance(rest, nn.Identity) else nn.Conv2d(3, 8, 3)
+    model = disturb(nn.Sequential(inside, nn.BatchNorm2d(8), rest)).double().eval()
+    folded = fold(model, batch_norm=True)
+    assert type(folded[1]) is nn.Identity
+    assert relative_error(folded(IMAGES), model(IMAGES)) < 1e-10
+
+
 def test_training_mode_and_control_flow_are_told():
     class Choosing(nn.Module):
         def __init__(self):

@@ -24,4 +24,6 @@ def test_the_report_counts_what_counting_counts():
     linear = model.fc.weight.numel()
     assert sum(row.macs_before for row in report.layers) == macs_inference(model, (3, 32, 32)) - linear
     assert sum(row.macs_after for row in report.layers) == macs_inference(small, (3, 32, 32)) - linear
+    assert report.macs_before == macs_inference(model, (3, 32, 32))
+    assert report.macs_after == macs_inference(small, (3, 32, 32))
     assert all(row.name in str(report) for row in report.layers) and "%" in str(report)

@@ -1,0 +1,65 @@
+"""What example and calibration inputs tell of a model: sizes of maps, multiply-adds, moments of outputs."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn as nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from linearconv_convert.calibration import Moments, output_moments
+from linearconv_convert.inputs import Call, calibration_calls, example_call
+from linearconv_convert.surgery import eval_with_hooks
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a model; empty without inputs."""
+
+    positions: dict[str, int] = field(default_factory=dict)  # output positions of one image, by layer
+    macs: int | None = None  # multiply-adds of one image, in the whole model
+    moments: dict[str, Moments] = field(default_factory=dict)  # of the outputs of layers of one group
+    call: Call | None = None  # the first batch of calibration
+
+
+def gather(
+    model: nn.Module, layers: dict[str, nn.Module], chosen: dict[str, nn.Module], calibration: object, example: object
+) -> Evidence:
+    """Run a model on what there is of inputs.
+
+    Args:
+        model: left as it was.
+        layers: {name: layer} whose positions count.
+        chosen: {name: layer} of those to calibrate.
+        calibration: batches, or None.
+        example: an example input, or None, for which the first batch stands in.
+
+    Raises:
+        ConversionError: where the model does not take them.
+    """
+    calibration = list(calibration) if isinstance(calibration, Iterator) else calibration  # it is read twice
+    call = None if calibration is None else next(calibration_calls(model, calibration))
+    counted = call if example is None else example_call(model, example)
+    positions, macs = ({}, None) if counted is None else trace_macs(model, layers, counted)
+    of_one_group = {name: layer for name, layer in chosen.items() if layer.groups == 1}
+    moments = {} if calibration is None else output_moments(model, of_one_group, calibration)
+    return Evidence(positions, macs, moments, call)
+
+
+@torch.no_grad()
+def trace_macs(model: nn.Module, layers: dict[str, nn.Module], call: Call) -> tuple[dict[str, int], int]:
+    """Run a model once and return what one image takes of it.
+
+    Returns:
+        {name: output positions, summed over its calls} of the layers reached, and the multiply-adds of the whole model.
+    """
+    positions, batches = Counter(), {1}
+
+    def add_positions(name, layer, output):
+        positions[name] += output.shape[-2] * output.shape[-1]
+        batches.add(len(output) if output.ndim == 4 else 1)
+
+    with eval_with_hooks(model, layers, add_positions), FlopCounterMode(display=False) as counter:
+        call.run(model)
+    return dict(positions), counter.get_total_flops() // 2 // max(batches)

@@ -1,0 +1,103 @@
+"""Layers that are convolutions under another name: nn.Linear, one of 1x1, and nn.Conv1d, one of height 1.
+
+While a model is converted, shells that hold such a convolution stand in their places; those whose convolution was not
+converted give the layer back.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn as nn
+
+from linearconv_convert import surgery
+from linearconv_convert.surgery import ConversionError, layers_of
+
+
+class ConvShell(nn.Module):
+    """A convolution that does the work of another layer."""
+
+    def __init__(self, layer: nn.Module, geometry: dict[str, object]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(**geometry, bias=layer.bias is not None, device="meta")
+        weight = layer.weight.detach().view(self.conv.weight.shape)
+        self.conv.weight, self.conv.bias = nn.Parameter(weight, layer.weight.requires_grad), layer.bias
+        self._dimensions = layer.weight.ndim
+        self._layer = [layer]  # in a list, so that its parameters are not the shell's too
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The filters, of the shape of the layer's weight."""
+        return self.conv.weight.flatten(self._dimensions - 1)
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The layer's bias."""
+        return self.conv.bias
+
+
+class LinearShell(ConvShell):
+    """An nn.Linear as a 1x1 convolution of the positions between the first dimension and the last."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(
+            layer, {"in_channels": layer.in_features, "out_channels": layer.out_features, "kernel_size": 1}
+        )
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        rows = input.reshape(input.shape[0] if input.dim() > 1 else 1, -1, input.shape[-1])  # (N, L, C)
+        maps = self.conv(rows.transpose(1, 2).unsqueeze(-1))  # (N, F, L, 1)
+        return maps.squeeze(-1).transpose(1, 2).reshape(*input.shape[:-1], maps.shape[1])
+
+
+class Conv1dShell(ConvShell):
+    """An nn.Conv1d as a convolution of maps of height 1."""
+
+    def __init__(self, layer: nn.Conv1d) -> None:
+        pairs = {name: (1, *getattr(layer, name)) for name in ("kernel_size", "stride", "dilation")}
+        padding = layer.padding if isinstance(layer.padding, str) else (0, *layer.padding)
+        same = {name: getattr(layer, name) for name in ("in_channels", "out_channels", "groups", "padding_mode")}
+        super().__init__(layer, {**pairs, **same, "padding": padding})
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return self.conv(input.unsqueeze(-2)).squeeze(-2)
+
+
+SHELLS = {"conv1d": (nn.Conv1d, Conv1dShell), "linear": (nn.Linear, LinearShell)}
+KINDS = ("conv2d", *SHELLS)
+
+
+@contextmanager
+def in_shells(model: nn.Module, kinds: tuple[str, ...]) -> Iterator[None]:
+    """Put shells in the places of a model's layers of some kinds, and give the layers back that were not converted.
+
+    Layers of subclasses, the model itself, and those that share a parameter with others stay.
+
+    Raises:
+        ConversionError: for a kind that is none of `KINDS`.
+    """
+    if isinstance(kinds, str) or not set(kinds) <= set(KINDS):
+        raise ConversionError(f"kinds must be several of {', '.join(KINDS)}, in a tuple, got {kinds!r}")
+    counts = {}
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        counts[parameter] = counts.get(parameter, 0) + 1
+    shells = {}
+    for kind, shell in (SHELLS[kind] for kind in kinds if kind in SHELLS):
+        for layer in layers_of(model, kind).values():
+            own = layer._parameters.values()
+            alone = all(counts[each] == 1 for each in own if each is not None) and "weight" in layer._parameters
+            if type(layer) is kind and layer is not model and alone and not isinstance(layer, nn.LazyLinear):
+                shells[layer] = shell(layer)
+    surgery.replace(model, shells)
+    try:
+        yield
+    finally:
+        give_back(model)
+
+
+def give_back(model: nn.Module) -> None:
+    """Put layers back in the places of those shells whose convolution is still a plain one."""
+    shells = [shell for shell in layers_of(model, ConvShell).values() if shell._layer]
+    surgery.replace(model, {shell: shell._layer[0] for shell in shells if isinstance(shell.conv, nn.Conv2d)})
+    for shell in shells:
+        shell._layer = None

@@ -1,0 +1,209 @@
+"""Budgets are kept, met with the least that can be lost, and better spent than by the same share for every layer."""
+
+import itertools
+import json
+
+import pytest
+import torch
+import torch.nn as nn
+
+from linearconv import LinearConv
+from linearconv_convert import ConversionError, convert
+from linearconv_convert.budget import Option, curve_of, share_out
+from linearconv_convert.effects import Effect
+from linearconv_convert.spectrum import alpha_of, full_rank_spectrum, low_rank_spectrum
+from linearconv_lowrank import LinearConvLowRank
+from tests.helpers.layers import relative_error
+from tests.helpers.networks import images, tiny
+from training.counting import count_parameters, macs_inference
+
+
+def structured():
+    """A thin layer, a wide one whose filters are of rank 8, a wide one of a flat spectrum."""
+    torch.manual_seed(0)
+    convolutions = nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU()
+    model = nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)).eval()
+    with torch.no_grad():
+        model[2].weight.copy_((torch.randn(64, 8) @ torch.randn(8, 32 * 9)).view_as(model[2].weight) / 50)
+    return model
+
+
+def random_options(layers=4, choices=6):
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.randint(1, 100, (layers, choices), generator=generator).tolist()
+    losses = torch.rand(layers, choices, generator=generator).tolist()
+    return {
+        str(layer): [Option({}, 120), *(Option({"rank": 1}, *pair) for pair in zip(*pairs, strict=True))]
+        for layer, pairs in enumerate(zip(sizes, losses, strict=True))
+    }
+
+
+def test_sharing_out_is_as_good_as_trying_everything_but_for_one_step():
+    options = random_options()
+    everything = [
+        (sum(o.size for o in each), sum(o.loss for o in each)) for each in itertools.product(*options.values())
+    ]
+    hull = curve_of(options)
+    for budget in range(min(size for size, _ in everything), 481, 7):
+        chosen = share_out(options, budget).values()
+        assert sum(option.size for option in chosen) <= budget
+        loss = sum(option.loss for option in chosen)
+        best = min(loss for size, loss in everything if size <= budget)
+        assert best <= loss + 1e-9 and loss <= max(each for size, each in hull if size <= budget) + 1e-9
+    for size, loss in hull:  # at its corners the hull is the optimum itself
+        assert loss == pytest.approx(min(each for other, each in everything if other <= size))
+        assert sum(option.loss for option in share_out(options, size).values()) == pytest.approx(loss)
+
+
+@pytest.mark.parametrize("filters", [1, 2, 3, 7, 49, 64, 100, 1000, 1023])
+def test_every_number_of_primary_filters_can_be_given_through_alpha(filters):
+    for primary in range(1, filters + 1):
+        assert LinearConv(1, filters, 1, device="meta", alpha=alpha_of(primary, filters)).primary_channels == primary
+
+
+@pytest.mark.parametrize("shape", [(24, 8, 3, 3), (24, 2, 3, 3)])
+def test_one_spectrum_gives_the_errors_of_all_conversions(shape):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(shape[1], shape[0], 3).double()
+    root = conv.weight.detach().flatten(1)
+    spectrum = full_rank_spectrum(root)
+    for primary in (1, 5, 12, 23):
+        small, report = convert(conv, "rank", **spectrum.setting(primary), grow=True, return_report=True)
+        assert small.primary_channels == primary
+        assert report.layers[0].filter_error == pytest.approx(spectrum.errors[primary].item(), rel=5e-3, abs=1e-6)
+        torch.testing.assert_close(  # the projection keeps what the layer keeps
+            torch.linalg.norm(root - spectrum.projection(primary) @ root) / root.norm(), spectrum.errors[primary]
+        )
+    ranks = low_rank_spectrum(root, 12)
+    for rank in (1, 4, 12):
+        _, report = convert(conv, "lowrank", **ranks.setting(rank), grow=True, return_report=True)
+        assert report.layers[0].filter_error <= 1.001 * ranks.errors[rank].item() + 1e-6
+        found = torch.linalg.norm(root - ranks.projection(rank) @ root) / root.norm()
+        assert found <= ranks.errors[rank] * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("calibration", [None, images(24, 16)])
+@pytest.mark.parametrize(
+    "kind, of, budget", [("rank", "parameters", 0.6), ("rank", "macs", 0.6), ("lowrank", "parameters", 0.54)]
+)
+def test_a_budget_is_kept_and_nearly_spent(kind, of, budget, calibration):
+    model = structured()
+    small, report = convert(
+        model, kind, budget=budget, of=of, calibration=calibration, example_input=images(24), return_report=True
+    )
+    if of == "parameters":
+        share = count_parameters(small) / count_parameters(model)
+        assert share == report.parameters_after / report.parameters_before
+    else:
+        share = macs_inference(small, (3, 24, 24)) / macs_inference(model, (3, 24, 24))
+        assert share == pytest.approx(report.macs_after / report.macs_before, rel=1e-6)
+    assert budget - (0.04 if of == "parameters" else 0.1) < share <= budget
+    assert type(small[2]) is type(small[4]) is (LinearConvLowRank if kind == "lowrank" else LinearConv)
+    sizes, errors = zip(*report.curve, strict=True)
+    assert sorted(sizes) == list(sizes) and sorted(errors, reverse=True) == list(errors)
+    assert sizes[-1] == pytest.approx(1) and errors[-1] == pytest.approx(0, abs=1e-6)
+    assert 0 <= report.expected <= 1 and "expected" in str(report) and "alpha" in str(report)
+
+
+class Branches(nn.Module):
+    """Two equal convolutions side by side, of which the second hardly counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.loud, self.quiet = nn.Conv2d(3, 32, 3), nn.Conv2d(3, 32, 3)
+        self.quiet.load_state_dict(self.loud.state_dict())
+
+    def forward(self, x):
+        return self.loud(x) + 0.1 * self.quiet(x)
+
+
+def test_what_hardly_changes_the_output_is_cut_down_first():
+    torch.manual_seed(0)
+    _, report = convert(Branches(), "rank", budget=0.6, calibration=images(24, 16), return_report=True)
+    loud, quiet = (row.parameters_after for row in report.layers)
+    assert quiet < 0.6 * loud
+    _, blind = convert(Branches(), "rank", budget=0.6, return_report=True)
+    assert abs(blind.layers[0].parameters_after - blind.layers[1].parameters_after) < 60
+
+
+@pytest.mark.parametrize("alpha", [0.25, 0.5])
+def test_a_budget_is_no_worse_than_the_same_share_for_every_layer(alpha):
+    model, seen, unseen = structured(), images(24, 32), torch.randn(64, 3, 24, 24)
+    uniform, report = convert(model, "rank", alpha=alpha, calibration=seen, return_report=True)
+    budget = report.parameters_after / report.parameters_before
+    shared = convert(model, "rank", budget=budget, calibration=seen)
+    assert count_parameters(shared) <= count_parameters(uniform)
+    with torch.no_grad():
+        assert relative_error(shared(unseen), model(unseen)) < relative_error(uniform(unseen), model(unseen))
+
+
+def test_an_error_gives_each_layer_the_fewest_filters_within_it():
+    _, report = convert(structured(), "rank", error=0.2, return_report=True)
+    for row in report.converted:
+        assert row.filter_error <= 0.2 * 1.003
+        fewer = row.variant.alpha - 1.01 / (32 if row.name == "0" else 64)
+        _, closer = convert(structured(), "rank", alpha=fewer, include=[row.name], return_report=True)
+        assert next(each for each in closer.converted).filter_error > 0.2
+    assert {row.name for row in report.converted} >= {"2"} and report.curve
+
+
+def test_effects_pass_through_what_was_measured_and_are_proportional_beyond():
+    points = tuple((float(x), float(d)) for x, d in ((0.01, 0.001), (0.1, 0.05)))
+    effect = Effect(points)
+
+    def at(x):
+        return effect.at((1 - torch.exp(torch.tensor(-x, dtype=torch.float64)).item()) ** 0.5)
+
+    assert at(0.01) == pytest.approx(0.001) and at(0.1) == pytest.approx(0.05)
+    assert at(0.005) == pytest.approx(0.0005) and at(0.2) == pytest.approx(0.1) and at(0) == 0
+    assert 0.001 < at(0.03) < 0.05
+    assert Effect().at(0.1) == pytest.approx(0.01, rel=0.01) and Effect().at(1.0) < float("inf")
+
+
+def test_alpha_and_rank_are_given_by_name_or_pattern():
+    model = tiny()
+    small = convert(model, "lowrank", alpha={"stem": 0.25, "b*": 0.75}, rank={"twice": 2, "*": 3}, grow=True)
+    assert small.stem.primary_channels == 4 and small.block[0].primary_channels == 12
+    assert small.twice.primary_channels == 12 and small.twice.row_weights.shape[0] == 2
+    assert small.stem.row_weights.shape[0] == 3
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        (dict(type="rank", budget=0.01), r"budget=0.01 cannot be reached: the smallest size is 0\.\d+ of the model's"),
+        (dict(type="rank", budget=0.5, error=0.1), "exclude each other"),
+        (dict(type="rank", budget=0.5, alpha=0.5), "choose alpha: leave it out"),
+        (dict(type="lowrank", budget=0.5, rank=3), "choose rank: leave it out"),
+        (dict(type="sparse", budget=0.5), "nothing else"),
+        (dict(type="rank", budget=0.5, rank=0.5), "nothing else"),
+        (dict(type="rank", budget=0.5, grow=True), "leave grow out"),
+        (dict(type="rank", budget=0.5, of="macs"), "needs example_input or calibration"),
+        (dict(type="rank", budget=1.5), "budget must lie in"),
+        (dict(type="rank", error=0), "error must lie in"),
+        (dict(type="rank", budget=0.5, of="bytes"), "of must be one of"),
+        (dict(type="lowrank"), "lowrank needs a rank"),
+        (dict(type="lowrank", rank={"stem": 3}), "rank: no entry fits"),
+        (dict(type="rank", alpha={"conv9": 0.5}), "no module of the model is called 'conv9'"),
+        (dict(type="rank", alpha={"*": 0.5, "stem": 0.25}), "other entries stand before 'stem'"),
+    ],
+)
+def test_what_cannot_be_chosen_is_told_in_one_line(setting, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        convert(tiny(), **setting)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_smallest_budget_that_is_named_can_be_reached():
+    with pytest.raises(ConversionError) as caught:
+        convert(tiny(), "rank", budget=0.001)
+    smallest = float(str(caught.value).split("size is ")[1].split()[0])
+    _, report = convert(tiny(), "rank", budget=smallest, return_report=True)
+    assert report.parameters_after / report.parameters_before <= smallest
+
+
+def test_a_choice_can_be_given_again(tmp_path):
+    _, report = convert(structured(), "rank", budget=0.5, return_report=True)
+    alphas = {row.name: row.variant.alpha if row.variant else 1.0 for row in report.layers}
+    again = convert(structured(), "rank", alpha=json.loads(json.dumps(alphas)), init="scratch")
+    assert count_parameters(again) == report.parameters_after

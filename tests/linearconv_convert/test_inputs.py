@@ -1,0 +1,90 @@
+"""Calibration and example inputs are whatever the model takes, and what it does not take is told in one line."""
+
+import pytest
+import torch
+import torch.nn as nn
+from torch.utils._pytree import tree_structure
+
+from linearconv_convert import ConversionError, convert
+from linearconv_convert.inputs import calibration_calls, example_call, tensors_of
+from tests.helpers.networks import images, tiny
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3)
+
+    def forward(self, image, shift, scale=None):
+        y = self.conv(image) + shift.view(-1, 1, 1, 1)
+        return {"maps": y if scale is None else y * scale, "size": 16}
+
+
+class Whole(nn.Module):
+    """Takes a dict as its one argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3)
+
+    def forward(self, batch):
+        return (self.conv(batch["image"]),)
+
+
+IMAGE, SHIFT, LABELS = images(12), torch.arange(2.0), torch.tensor([1, 2])
+
+
+@pytest.mark.parametrize(
+    "model, calibration, args, kwargs",
+    [
+        (tiny(), IMAGE, [IMAGE], {}),
+        (tiny(), (IMAGE, LABELS), [IMAGE], {}),
+        (tiny(), [[IMAGE, LABELS]], [IMAGE], {}),
+        (tiny(), iter([IMAGE]), [IMAGE], {}),
+        (Two(), (IMAGE, SHIFT, LABELS), [IMAGE, SHIFT], {}),
+        (Two(), [((IMAGE, SHIFT), LABELS)], [IMAGE, SHIFT], {}),
+        (Two(), {"image": IMAGE, "shift": SHIFT, "label": LABELS}, [], {"image": IMAGE, "shift": SHIFT}),
+        (Two(), [({"image": IMAGE, "shift": SHIFT}, LABELS)], [], {"image": IMAGE, "shift": SHIFT}),
+        (Whole(), {"image": IMAGE}, [{"image": IMAGE}], {}),
+    ],
+)
+def test_the_model_gets_what_it_cannot_do_without(model, calibration, args, kwargs):
+    (call,) = calibration_calls(model, calibration)
+    assert tree_structure((call.args, call.kwargs)) == tree_structure((tuple(args), kwargs))
+    assert all(ours is theirs for ours, theirs in zip(call.tensors, tensors_of((args, kwargs)), strict=True))
+    call.run(model)
+
+
+@pytest.mark.parametrize(
+    "model, example",
+    [(Two(), (IMAGE, SHIFT)), (Two(), {"image": IMAGE, "shift": SHIFT}), (Whole(), {"image": IMAGE})],
+)
+def test_models_of_several_inputs_are_calibrated_counted_and_given_a_budget(model, example):
+    small, report = convert(model, "rank", budget=0.7, calibration=example, return_report=True)
+    assert report.macs_before == 100 * 16 * 27 and report.converted[0].output_error > 0
+    again = example_call(model, example)
+    assert again.run(small).keys() == again.run(model).keys() if isinstance(model, Two) else again.run(small)
+
+
+def test_some_images_of_a_call_are_taken_of_all_its_tensors():
+    call = example_call(Two(), (torch.arange(6).view(3, 2), torch.arange(3), torch.tensor(5), "label"))
+    first = call.images(slice(2))
+    assert [len(each) for each in first.args[:2]] == [2, 2] and first.args[2:] == (torch.tensor(5), "label")
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        (dict(calibration=torch.randn(2, 5, 8, 8)), "does not run on calibration: .*channels"),
+        (dict(calibration=[torch.randn(2, 3)]), "does not run on calibration"),
+        (dict(calibration="images"), "does not run on calibration"),
+        (dict(calibration=[]), "calibration holds no batch"),
+        (dict(calibration=3), "does not run on calibration"),
+        (dict(example_input=(IMAGE, IMAGE)), "does not run on example_input"),
+        (dict(example_input={"pixels": IMAGE}), "does not run on example_input"),
+    ],
+)
+def test_what_the_model_does_not_take_is_told_in_one_line(setting, message):
+    with pytest.raises(ConversionError, match=message) as caught:
+        convert(tiny(), "rank", **setting)
+    assert "\n" not in str(caught.value)

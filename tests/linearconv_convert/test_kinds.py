@@ -1,0 +1,85 @@
+"""nn.Linear and nn.Conv1d are converted where that is asked for, and given back as they were where not."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn as nn
+
+from linearconv import LinearConv
+from linearconv_convert import ConversionError, convert, export, fold
+from linearconv_convert.kinds import ConvShell, in_shells
+from tests.helpers.layers import relative_error
+from training.counting import count_parameters
+
+SEQUENCE = torch.randn(2, 16, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+class Mixed(nn.Module):
+    """A Conv1d of every setting, Linears of tokens, of images and of nothing but channels, one of them tied."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(16, 32, 3, stride=2, padding=2, dilation=2, groups=2, padding_mode="circular")
+        self.tokens, self.thin = nn.Linear(32, 64), nn.Linear(64, 1)
+        self.embedding, self.tied = nn.Embedding(64, 64), nn.Linear(64, 64, bias=False)
+        self.tied.weight = self.embedding.weight
+
+    def forward(self, x):
+        x = self.tied(self.tokens(self.conv(x).transpose(1, 2)).relu())  # (N, L, 64)
+        return self.thin(x[0, 0]) + self.thin(x[:, 0]).sum() + self.thin(x[:, :, None]).sum()
+
+
+def mixed():
+    torch.manual_seed(0)
+    return Mixed().double().eval()
+
+
+@torch.no_grad()
+def test_shells_compute_what_the_layers_do_and_give_them_back():
+    model = mixed()
+    layers, expected = dict(model.named_modules()), model(SEQUENCE)
+    with in_shells(model, ("conv1d", "linear")):
+        assert {type(layer) for layer in (model.conv, model.tokens, model.thin)}.isdisjoint({nn.Conv1d, nn.Linear})
+        assert type(model.tied) is nn.Linear and model.tokens.weight.shape == (64, 32)
+        assert count_parameters(model) == count_parameters(mixed())
+        torch.testing.assert_close(model(SEQUENCE), expected)
+    assert dict(model.named_modules()) == layers
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("inplace", [False, True])
+def test_linear_layers_are_converted_with_their_weights(inplace):
+    model = mixed()
+    before = copy.deepcopy(model)
+    same = convert(model, "rank", alpha=1.0, grow=True, kinds=("conv1d", "linear"), inplace=inplace)
+    assert (same is model) is inplace
+    assert all(type(shell.conv) is LinearConv for shell in (same.conv, same.tokens, same.thin))
+    torch.testing.assert_close(same(SEQUENCE), before(SEQUENCE))
+    small, report = convert(before, "rank", alpha=0.25, kinds=("linear",), calibration=SEQUENCE, return_report=True)
+    assert isinstance(small.tokens, ConvShell) and type(small.thin) is nn.Linear and type(small.conv) is nn.Conv1d
+    assert type(before.tokens) is nn.Linear and count_parameters(small) < count_parameters(before)
+    (row,) = report.converted
+    assert row.name == "tokens.conv" and row.output_error > 0 and row.macs_before == 10 * 32 * 64
+    torch.testing.assert_close(fold(small)(SEQUENCE), small(SEQUENCE))
+    assert fold(small).tokens.weight.shape == (64, 32)
+
+
+def test_a_budget_takes_all_kinds_and_errors_leave_the_model_as_it_was():
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 512), nn.Linear(512, 9)
+    )
+    small, report = convert(model, "rank", budget=0.6, kinds=("conv2d", "linear"), return_report=True)
+    assert report.parameters_after <= 0.6 * report.parameters_before and isinstance(small[4], ConvShell)
+    with pytest.raises(ConversionError, match="cannot be reached"):
+        convert(model, "rank", budget=1e-4, kinds=("linear",), inplace=True)
+    assert type(model[3]) is nn.Linear
+    with pytest.raises(ConversionError, match="kinds must be several of conv2d, conv1d, linear"):
+        convert(model, "rank", kinds=("conv3d",))
+
+
+def test_converted_linear_layers_are_exported(tmp_path):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 64), nn.ReLU(), nn.Linear(64, 8))
+    small = convert(model, "rank", kinds=("linear",))
+    assert export(small, tmp_path / "net.pt2", torch.randn(2, 3, 4, 4)).error <= 1e-4
+    assert relative_error(fold(small)(torch.ones(1, 48)), small(torch.ones(1, 48))) < 1e-5
