@@ -11,13 +11,15 @@ from pathlib import Path
 
 from benchmarks import speed_table
 from experiments import compress_table, paper, sweep_table, table1_counts
+from experiments.reading import by_method, comparable, every_run
 from models import resnet_xcnn
 from training.options import make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 MARKED = re.compile(r"(<!-- docs/tables\.py: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-COMPARED = ("-t dense", "-t rank -r 1")
+COMPARED = ("Conv", "-Lr")
+NOT_FOR_TABLES = ("ablation_", "search_")
 
 
 def load(name: str) -> dict:
@@ -26,20 +28,17 @@ def load(name: str) -> dict:
 
 
 def measured(architecture: str) -> dict[str, list[dict]]:
-    """Return the reports of a network's trainings on CIFAR-10 by setting: `-t dense`, `-t rank -r 1` and so on.
+    """Return the reports of a network's trainings on CIFAR-10 with the paper's recipe, by the paper's names of methods.
 
     Those of one number of epochs, so that they compare: the largest.
 
     Args:
         architecture: as reports name it, `ResNet18`.
     """
-    by_epochs = {}
-    for path in sorted((ROOT / "results").glob("*_cifar10.json")):
-        for run in load(path.stem)["runs"]:
-            report = run["report"]
-            if (report["architecture"], report["width"]) == (architecture, 1):
-                by_epochs.setdefault(report["epochs"], {}).setdefault(run["setting"], []).append(report)
-    return by_epochs[max(by_epochs)] if by_epochs else {}
+    groups = comparable(run for run in every_run() if not run["file"].startswith(NOT_FOR_TABLES))
+    epochs = [key[-1] for key in groups if key[:-1] == (architecture, "cifar10", "paper")]
+    runs = by_method(groups[architecture, "cifar10", "paper", max(epochs)]) if epochs else {}
+    return {method: [run["report"] for run in same] for method, same in runs.items()}
 
 
 def summary() -> list[str]:

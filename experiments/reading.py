@@ -66,17 +66,23 @@ def every_run(folder: Path = RESULTS, pattern: str = "*") -> Iterator[dict]:
             if "report" not in run:  # of another kind of file
                 break
             report = {"recipe": "paper"} | run["report"]
-            if report["dataset"] == "imagefolder":
-                told = f"{run['run']} {path.stem} {record.get('note', '')}"
-                report["dataset"] = run.get("dataset") or _named_dataset(told)
+            report["dataset"] = dataset_of(run, f"{path.stem} {record.get('note', '')}")
             yield run | {"file": path.stem, "report": report, "method": method(run)}
 
 
-def _named_dataset(text):
-    """The data set that a text names; of cifar10 and cifar100 the longer one."""
-    text = text.lower().replace("-", "")
+def dataset_of(run: dict, told: str = "") -> str:
+    """Return a run's data set: of an imagefolder the one that it was, as far as its result tells.
+
+    Args:
+        run: of a result file.
+        told: what else may name the set, beside the run's name.
+    """
+    dataset = run.get("dataset") or run["report"]["dataset"]
+    if dataset != "imagefolder":
+        return dataset
+    text = f"{run['run']} {told}".lower().replace("-", "")
     named = [name for name in DATASETS if name != "imagefolder" and name in text]
-    return max(named, key=len, default="imagefolder")
+    return max(named, key=len, default="imagefolder")  # of cifar10 and cifar100 the longer one
 
 
 def method(run: dict) -> str:

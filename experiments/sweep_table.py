@@ -9,7 +9,7 @@ be chosen on the test images. Mean and sample standard deviation (divided by n -
 import statistics
 from collections.abc import Sequence
 
-from experiments.reading import mean_and_deviation
+from experiments.reading import dataset_of, mean_and_deviation
 
 COUNTS = {
     "parameters": "parameters",
@@ -69,11 +69,6 @@ def over_seeds(runs: Sequence[dict]) -> list[dict]:
         reference = (plain or same) if row["type"] == "dense" else (same or plain)
         row["against_dense"] = None if reference is None else row["accuracy"][0] - reference["accuracy"][0]
     return sorted(rows, key=lambda row: (row["dataset"], row["network"]))  # settings stay in the sweep's order
-
-
-def dataset_of(run: dict) -> str:
-    """Return the name of a run's data set, of an imagefolder that of the folder where the run has it."""
-    return run.get("dataset") or run["report"]["dataset"]
 
 
 def markdown(runs: Sequence[dict], columns: Sequence[str] = USUAL_COLUMNS) -> list[str]:

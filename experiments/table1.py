@@ -20,11 +20,10 @@ from itertools import product
 from dataloaders import DATASETS, describe
 from experiments import table1_accuracy
 from experiments.command_line import split_arguments
-from experiments.reading import every_run
+from experiments.reading import dataset_of, every_run
 from experiments.sweep_command import add_sweep_options, carry_out, check_sweep_options
 from experiments.sweep_plan import plan_run, script_parser, unique
 from experiments.sweep_runs import Run
-from experiments.sweep_table import dataset_of
 from experiments.table1_accuracy import ROWS, setting
 from experiments.table1_counts import IMAGE, NETWORKS, RESULT, count_rows, markdown
 from linearconv_variants import OneLineParser

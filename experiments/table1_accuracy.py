@@ -9,8 +9,9 @@ from functools import cache
 
 from dataloaders import DATASETS, describe
 from experiments import paper
+from experiments.reading import dataset_of
 from experiments.sweep_plan import shortest
-from experiments.sweep_table import dataset_of, over_seeds, table
+from experiments.sweep_table import over_seeds, table
 from experiments.table1_counts import NETWORKS
 from experiments.thinner import macs_of, width_for
 from linearconv import LinearConv
