@@ -16,7 +16,7 @@ from models import resnet_xcnn
 from training.options import make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 MARKED = re.compile(r"(<!-- docs/tables\.py: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 COMPARED = ("Conv", "-Lr")
 NOT_FOR_TABLES = ("ablation_", "search_")
@@ -118,6 +118,24 @@ def counts() -> list[str]:
     return table1_counts.markdown(load("table1_counts")["rows"])
 
 
+def shares() -> list[str]:
+    """Return what full rank and rank 10 take away from parameters and add to operations, network by network."""
+    lines = [
+        "| network | parameters, full rank | rank 10 | FLOPs by the paper | rank 10 | multiply-adds as run | rank 10 |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    rows = {row["network"]: row for row in load("table1_counts")["rows"]}
+    for name in table1_counts.NETWORKS:
+        ratios = {
+            key: [rows[name + variant][key] / rows[name][key] for variant in ("-Lr", "-LRr")]
+            for key in ("parameters", "flops_paper", "macs_inference")
+        }
+        cells = [f"{100 * (ratio - 1):+.0f} %" for ratio in ratios.pop("parameters")]
+        cells += [f"x {ratio:.2f}" for pair in ratios.values() for ratio in pair]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
 def compression() -> list[str]:
     """Return the accuracies of a trained network made smaller."""
     return compress_table.markdown(load("compress_base"))
@@ -132,7 +150,7 @@ def deployment() -> list[str]:
 
 TABLES = {
     made.__name__: made
-    for made in (summary, options, paper_recipe, accuracy, pruned, precision, counts, compression, deployment)
+    for made in (summary, options, paper_recipe, accuracy, pruned, precision, counts, shares, compression, deployment)
 }
 
 

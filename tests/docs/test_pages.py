@@ -36,7 +36,7 @@ def anchors(page):
     return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
 
 
-for_each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+for_each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 SHOWN = [(page.name, words) for page in PAGES for words in commands(page)]
 for_each_command = pytest.mark.parametrize(
     "words", [words for _, words in SHOWN], ids=[f"{name}: {shlex.join(words)}" for name, words in SHOWN]
@@ -46,7 +46,7 @@ for_each_command = pytest.mark.parametrize(
 def test_readme_is_short_and_leads_to_every_page():
     text = README.read_text()
     assert len(text.splitlines()) <= 130
-    assert all(f"](docs/{page.name})" in text for page in DOCS)
+    assert all(f"]({page.relative_to(ROOT)})" in text for page in DOCS)
 
 
 def test_every_table_is_shown_once():

@@ -12,7 +12,9 @@ from experiments.reading import every_run
 from tests.helpers.runs import SCRIPTS
 
 SETTINGS = {"Conv": "-t dense", "-Lr": "-t rank -r 1", "-LRr": "-t lowrank -r 10"}
-TEXT = {page.name: " ".join(page.read_text().split()) for page in PAGES}  # each run of white space as one space
+TEXT = {
+    page.relative_to(ROOT).as_posix().removeprefix("docs/"): " ".join(page.read_text().split()) for page in PAGES
+}  # each run of white space as one space
 
 
 # ---- counts --------------------------------------------------------------------------------------------------------
@@ -80,6 +82,44 @@ def test_what_the_papers_recipe_reaches_is_that_of_the_results():
         "in the mean of the last ten epochs {:.1f} and {:.1f}; rank 10 has {:.1f}. Without the correlation regulariser"
     )
     assert f"{shown.format(*means)} full rank has {means[3]:.1f}," in TEXT["README.md"]
+
+
+def test_the_verdicts_stand_on_the_results():
+    text = TEXT["results/README.md"]
+    rows = {row["network"]: row for row in load("table1_counts")["rows"]}
+    ratios = {
+        key: {
+            name + variant: rows[name + variant][key] / rows[name][key]
+            for name in paper.ACCURACY
+            for variant in ("-Lr", "-LRr")
+        }
+        for key in ("parameters", "flops_paper", "macs_inference")
+    }
+    halved = [name for name, ratio in ratios["parameters"].items() if ratio < 0.58]
+    assert sum(name.endswith("-Lr") for name in halved) == 4  # "at full rank for four of six"
+    low = {name for name in ratios["parameters"] if name.endswith("-LRr")}
+    assert low - set(halved) == {"MobileNetV2-LRr"}
+    flops, macs = ratios["flops_paper"], ratios["macs_inference"].values()
+    assert f"up to {flops['VGG11-Lr']:.0f} times" in text and f"{flops['MobileNetV2-Lr']:.0f} times for Mob" in text
+    assert f"an image costs {min(macs):.2f} to {max(macs):.2f} of" in text
+    speeds = [
+        row["ratio"]
+        for row in load("speed_cpu_float32")["rows"]
+        if (row["contender"], row["task"]) == ("full rank, auto", "infer 1")
+    ]
+    assert f"{min(speeds):.2f} to {max(speeds):.2f} times as fast" in text
+    logs = {
+        run["method"]: [record["test_accuracy"] for record in run["log"]]
+        for run in every_run(pattern="base_paper_cifar10")
+    }
+    mean = {method: statistics.fmean(log[-10:]) for method, log in logs.items()}
+    behind = {method: mean["Conv"] - value for method, value in mean.items()}
+    assert f"Base is {behind['-Lr']:.2f} behind at full rank, {behind['-LRr']:.2f} at rank 10" in text
+    assert f"are -{behind['-Lr']:.2f} at full rank (the paper: -0.1), -{behind['-LRr']:.2f} at rank 10" in text
+    assert f"and -{behind['-L']:.2f} at full rank without the regulariser" in text
+    early = {method: logs["Conv"][15] - log[15] for method, log in logs.items()}
+    assert f"full rank is {early['-Lr']:.2f} points behind, rank 10 {early['-LRr']:.2f}" in text
+    assert f"ends {mean['-L'] - mean['-Lr']:.2f} points higher" in text
 
 
 def test_accuracies_with_a_falling_learning_rate_are_those_of_the_results():
