@@ -1,5 +1,6 @@
 """The curve of a budget, as a picture: expected error of the network's output against its size."""
 
+import importlib
 from pathlib import Path
 
 from linearconv_convert.report import Report
@@ -9,10 +10,10 @@ from linearconv_convert.surgery import ConversionError
 def new_figure() -> object:
     """Return an empty figure of matplotlib's; a ConversionError where that is missing."""
     try:
-        from matplotlib.figure import Figure
+        module = importlib.import_module("matplotlib.figure")
     except ImportError:
         raise ConversionError("a picture of the curve needs the package matplotlib: pip install matplotlib") from None
-    return Figure(figsize=(5, 3.5), layout="constrained")
+    return module.Figure(figsize=(5, 3.5), layout="constrained")
 
 
 def draw_curve(figure: object, report: Report, of: str, path: Path) -> None:

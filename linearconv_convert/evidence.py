@@ -1,16 +1,19 @@
 """What example and calibration inputs tell of a model: sizes of maps, multiply-adds, moments of outputs."""
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn as nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from linearconv_convert.calibration import Moments, output_moments
 from linearconv_convert.inputs import Call, calibration_calls, example_call
+from linearconv_convert.leftovers import ConversionWarning
 from linearconv_convert.surgery import eval_with_hooks
+
+LEAST_POSITIONS = 4  # of calibration for each output channel
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,12 @@ def gather(
     positions, macs = ({}, None) if counted is None else trace_macs(model, layers, counted)
     of_one_group = {name: layer for name, layer in chosen.items() if layer.groups == 1}
     moments = {} if calibration is None else output_moments(model, of_one_group, calibration)
+    few = {name: each.count for name, each in moments.items() if each.count < LEAST_POSITIONS * len(each.first)}
+    if few:
+        name = min(few, key=few.get)
+        found = f"{few[name]} positions of {len(moments[name].first)} channels in layer {name!r}"
+        text = f"calibration gives only {found}, too few to tell what its outputs are like: give more images"
+        warnings.warn(text, ConversionWarning, stacklevel=3)
     return Evidence(positions, macs, moments, call)
 
 
@@ -54,6 +63,8 @@ def trace_macs(model: nn.Module, layers: dict[str, nn.Module], call: Call) -> tu
     Returns:
         {name: output positions, summed over its calls} of the layers reached, and the multiply-adds of the whole model.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton, and only counting needs it
+
     positions, batches = Counter(), {1}
 
     def add_positions(name, layer, output):

@@ -24,9 +24,9 @@ def fold(model: nn.Module, *, batch_norm: bool = False, factorised: bool = False
     Args:
         model: any model.
         batch_norm: also fold every nn.BatchNorm2d that alone takes the output of a convolution into that convolution,
-            and leave an nn.Identity in its place. The model must be in eval mode and traceable by torch.fx, if need be
-            outside of modules without BatchNorm. Layers with hooks are left alone. Where there are BatchNorms and none
-            is folded, a ConversionWarning says so.
+            and leave in its place an nn.Identity, or what a subclass applies after it (timm's BatchNormAct2d). The
+            model must be in eval mode and traceable by torch.fx, if need be outside of modules without BatchNorm.
+            Layers with hooks are left alone. A ConversionWarning says so where there are BatchNorms and none is folded.
         factorised: keep LinearConv layers, faster and smaller than what they fold to, and fold only BatchNorm into
             them: W_p by its factors s_p, A by s_s / s_p, unless a coefficient would exceed 1e4.
         inplace: change the model itself.
@@ -52,7 +52,7 @@ def fold(model: nn.Module, *, batch_norm: bool = False, factorised: bool = False
         conv, norm = layers[conv_name], layers[norm_name]
         folded = _fold_batch_norm(replacements.get(conv, conv), norm)
         if folded is not None:
-            replacements |= {conv: folded, norm: nn.Identity()}
+            replacements |= {conv: folded, norm: _after_batch_norm(norm)}
     norms = layers_of(target, nn.BatchNorm2d) if batch_norm else {}
     if norms and not replacements.keys() & set(norms.values()):
         reason = "of none is it certain that it alone takes the output of a convolution without hooks"
@@ -64,7 +64,8 @@ class _DownToLayers(Tracer):
     """A tracer that looks into everything but layers."""
 
     def is_leaf_module(self, module, qualified_name):
-        return isinstance(module, (LinearConv, SamePad2d)) or super().is_leaf_module(module, qualified_name)
+        layers = LinearConv, SamePad2d, nn.BatchNorm2d  # of subclasses too
+        return isinstance(module, layers) or super().is_leaf_module(module, qualified_name)
 
 
 class _DownToBatchNorm(Tracer):
@@ -86,7 +87,7 @@ def _convolutions_before_batch_norms(model):
     pairs = []
     for node, norm in calls.items():
         before = node.args[0] if node.args else None
-        if type(norm) is nn.BatchNorm2d and before in calls and len(before.users) == 1:
+        if isinstance(norm, nn.BatchNorm2d) and before in calls and len(before.users) == 1:
             conv = calls[before]
             if uses[conv] == uses[norm] == names[conv] == names[norm] == 1 and _can_be_folded(conv, norm):
                 pairs.append((before.target, node.target))
@@ -108,7 +109,25 @@ def _trace(model):
 def _can_be_folded(conv, norm):
     is_convolution = isinstance(conv, LinearConv) or surgery.is_plain_conv2d(conv)
     has_hooks = any(layer._forward_hooks or layer._forward_pre_hooks for layer in (conv, norm))
-    return is_convolution and norm.running_mean is not None and not norm.training and not has_hooks
+    is_fixed = norm.running_mean is not None and not norm.training
+    return is_convolution and is_fixed and not has_hooks and _after_batch_norm(norm) is not None
+
+
+@torch.no_grad()
+def _after_batch_norm(norm):
+    """What is left of a BatchNorm: the modules that a subclass, as timm's BatchNormAct2d, applies to what it gives.
+
+    None where a random input shows that it does anything else.
+    """
+    if type(norm) is nn.BatchNorm2d:
+        return nn.Identity()
+    rest = nn.Sequential(*norm.children())
+    images = torch.randn(2, norm.num_features, 3, 5, generator=torch.Generator().manual_seed(0)).to(norm.running_mean)
+    try:
+        same = torch.allclose(norm(images), rest(nn.BatchNorm2d.forward(norm, images)), rtol=1e-5, atol=1e-6)
+    except Exception:  # a subclass may ask for anything
+        return None
+    return rest if same else None
 
 
 @torch.no_grad()

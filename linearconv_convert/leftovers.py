@@ -14,7 +14,7 @@ LITTLE = 0.05  # of the parameters
 
 
 class ConversionWarning(UserWarning):
-    """Less was done than was asked for; str() is one line with the reason and the cure."""
+    """Less was done than was asked for, or worse than it could be; str() is one line with the reason and the cure."""
 
 
 def other_layers(model: nn.Module) -> dict[str, tuple[int, int]]:

@@ -7,6 +7,9 @@ import torch.nn as nn
 from linearconv import LinearConv
 from linearconv_variants import Variant
 
+COLUMNS = ("layer", "parameters", "multiply-adds", "setting", "filter error", "output error", "expected")
+LEFT = (0, 3)  # columns that are aligned so
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -48,20 +51,13 @@ class Report:
         return [layer for layer in self.layers if not layer.reason]
 
     def __str__(self) -> str:
-        width = max(len(layer.name) for layer in self.layers)
-        expected = f"  {'expected':>8}" if self.curve else ""
-        head = (
-            f"{'layer':{width}}  {'parameters':>23}  {'multiply-adds':>27}  {'setting':>14}  filter error  output error"
-        )
-        lines = [head + expected]
-        for layer in self.layers:
-            parameters = _change(layer.parameters_before, layer.parameters_after)
-            macs = _change(layer.macs_before, layer.macs_after)
-            errors = (
-                f"{_setting(layer.variant):>14}  {_percent(layer.filter_error):>12}  {_percent(layer.output_error):>12}"
-            )
-            errors += f"  {_percent(layer.expected):>8}" if self.curve else ""
-            lines.append(f"{layer.name:{width}}  {parameters:>23}  {macs:>27}  {layer.reason or errors}")
+        rows = [COLUMNS, *map(_row, self.layers)]
+        filled = [index for index in range(len(COLUMNS)) if any(row[index] for row in rows[1:])]
+        widths = {index: max(len(row[index]) for row in rows) for index in filled}
+        lines = []
+        for row in rows:
+            cells = [f"{row[index]:{'<' if index in LEFT else '>'}{width}}" for index, width in widths.items()]
+            lines.append("  ".join(cells).rstrip())
         totals = f"{len(self.converted)} of {len(self.layers)} convolutions converted; parameters "
         totals += _total(self.parameters_before, self.parameters_after)
         if self.macs_before:
@@ -92,6 +88,14 @@ def count_macs(layer: nn.Conv2d | LinearConv, positions: int) -> int:
     return positions * layer.weight.numel()
 
 
+def _row(layer):
+    """The cells of a layer."""
+    sizes = [_change(getattr(layer, f"{key}_before"), getattr(layer, f"{key}_after")) for key in ("parameters", "macs")]
+    errors = [] if layer.reason else [layer.filter_error, layer.output_error, layer.expected]
+    filler = [""] * (3 - len(errors))
+    return layer.name, *sizes, layer.reason or _setting(layer.variant), *map(_percent, errors), *filler
+
+
 def _change(before, after):
     if before is None:
         return ""
@@ -103,11 +107,9 @@ def _total(before, after):
 
 
 def _setting(variant):
-    if variant is None:
-        return ""
     rank = "" if variant.type == "sparse" or variant.rank == 1 else f", rank {variant.rank:g}"
     return f"alpha {variant.alpha:.3g}{rank}"
 
 
-def _percent(share, digits=2):
-    return "" if share is None else f"{100 * share:.{digits}f} %"
+def _percent(share):
+    return "" if share is None else f"{100 * share:.2f} %"

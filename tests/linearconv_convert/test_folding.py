@@ -84,6 +84,26 @@ def test_a_convolution_that_is_used_elsewhere_unseen_stays():
     assert relative_error(folded(IMAGES), model(IMAGES)) < 1e-10
 
 
+class Activated(nn.BatchNorm2d):
+    """BatchNorm and activation, as timm's BatchNormAct2d."""
+
+    def __init__(self, channels, scale=1):
+        super().__init__(channels)
+        self.act, self.scale = nn.ReLU(inplace=True), scale
+
+    def forward(self, x):
+        return self.act(super().forward(self.scale * x))
+
+
+def test_an_activation_inside_of_a_batch_norm_stays_when_that_is_folded():
+    model = (
+        disturb(nn.Sequential(nn.Conv2d(3, 8, 3), Activated(8), nn.Conv2d(8, 8, 3), Activated(8, 2))).double().eval()
+    )
+    folded = fold(model, batch_norm=True)
+    assert kinds(folded)["1.0"] is nn.ReLU and type(folded[3]) is Activated
+    assert relative_error(folded(IMAGES), model(IMAGES)) < 1e-10
+
+
 class Untraceable(nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x

@@ -4,6 +4,7 @@ import re
 import warnings
 
 import pytest
+import torch
 import torch.nn as nn
 
 from linearconv_convert import ConversionWarning, convert, fold
@@ -58,6 +59,13 @@ def test_a_model_of_which_little_is_converted_gets_one_line(model, settings, mes
 @pytest.mark.parametrize("settings", [{}, {"include": "stem"}, {"budget": 0.97}, {"alpha": 1.0, "grow": True}])
 def test_what_was_asked_for_is_not_warned_of(settings):
     assert told(convert, tiny(), "rank", **settings) == []
+
+
+def test_calibration_on_fewer_positions_than_channels_is_told():
+    conv, positions = nn.Conv2d(3, 16, 3), 4 * 16
+    (line,) = told(convert, conv, "rank", calibration=torch.randn(positions - 1, 3, 3, 3))
+    assert line.startswith("calibration gives only 63 positions of 16 channels in layer ''")
+    assert told(convert, conv, "rank", calibration=torch.randn(positions, 3, 3, 3)) == []
 
 
 def test_folding_without_effect_is_told():
