@@ -71,7 +71,7 @@ def measure_effects(
         call: the images, of which the first `IMAGES` are taken.
 
     Returns:
-        {name: effect}; plain squared errors where the outputs of two runs cannot be compared.
+        {name: effect}; those of filters where the outputs of two runs cannot be compared.
     """
     call, effects = call.images(slice(IMAGES)), {}
     with eval_with_hooks(model, {}, None):
@@ -81,10 +81,11 @@ def measure_effects(
             for value in {spectrum.fewest(error) for error in MEASURED}:
                 changed = _cut_down(name, layers[name], spectrum.projection(value), moments.get(name))
                 outputs = _outputs(call.run(model, changed))
-                if [output.shape for output in outputs] != [output.shape for output in expected]:
+                change = _change(outputs, expected)
+                if not math.isfinite(change):
                     return dict.fromkeys(spectra, Effect())
                 if (lost := _lost(spectrum.errors[value].item())) > 0:
-                    points[lost] = max(_change(outputs, expected), SMALLEST)
+                    points[lost] = max(change, SMALLEST)
             effects[name] = Effect(tuple(sorted(points.items()))) if points else Effect()
     return effects
 
@@ -105,9 +106,11 @@ def _outputs(tree):
 
 
 def _change(outputs, expected):
-    """Relative squared difference, the mean over the output tensors."""
+    """Relative squared difference, the mean over the output tensors; NaN where they do not correspond."""
+    if not expected or [output.shape for output in outputs] != [output.shape for output in expected]:
+        return math.nan
     changes = [
         (ours - theirs).square().sum() / theirs.square().sum().clamp_min(torch.finfo(theirs.dtype).tiny)
         for ours, theirs in zip(outputs, expected, strict=True)
     ]
-    return sum(changes).item() / max(1, len(changes))
+    return sum(changes).item() / len(changes)

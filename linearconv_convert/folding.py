@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from linearconv import LinearConv
 from linearconv_convert import surgery
 from linearconv_convert.leftovers import ConversionWarning
-from linearconv_convert.padding import SamePad2d
+from linearconv_convert.padding import SamePad2d, take_apart
 from linearconv_convert.surgery import ConversionError, layers_of
 from linearconv_lowrank import LinearConvLowRank
 
@@ -26,7 +26,9 @@ def fold(model: nn.Module, *, batch_norm: bool = False, factorised: bool = False
         batch_norm: also fold every nn.BatchNorm2d that alone takes the output of a convolution into that convolution,
             and leave in its place an nn.Identity, or what a subclass applies after it (timm's BatchNormAct2d). The
             model must be in eval mode and traceable by torch.fx, if need be outside of modules without BatchNorm.
-            Layers with hooks are left alone. A ConversionWarning says so where there are BatchNorms and none is folded.
+            Layers with hooks are left alone. A convolution that pads on its own, as timm's Conv2dSame, becomes an
+            nn.Sequential of a padding module and the convolution. Where there are BatchNorms and none is folded, a
+            ConversionWarning says so.
         factorised: keep LinearConv layers, faster and smaller than what they fold to, and fold only BatchNorm into
             them: W_p by its factors s_p, A by s_s / s_p, unless a coefficient would exceed 1e4.
         inplace: change the model itself.
@@ -64,7 +66,7 @@ class _DownToLayers(Tracer):
     """A tracer that looks into everything but layers."""
 
     def is_leaf_module(self, module, qualified_name):
-        layers = LinearConv, SamePad2d, nn.BatchNorm2d  # of subclasses too
+        layers = LinearConv, SamePad2d, nn.Conv2d, nn.BatchNorm2d  # and subclasses
         return isinstance(module, layers) or super().is_leaf_module(module, qualified_name)
 
 
@@ -107,7 +109,7 @@ def _trace(model):
 
 
 def _can_be_folded(conv, norm):
-    is_convolution = isinstance(conv, LinearConv) or surgery.is_plain_conv2d(conv)
+    is_convolution = isinstance(conv, LinearConv) or (isinstance(conv, nn.Conv2d) and take_apart(conv))
     has_hooks = any(layer._forward_hooks or layer._forward_pre_hooks for layer in (conv, norm))
     is_fixed = norm.running_mean is not None and not norm.training
     return is_convolution and is_fixed and not has_hooks and _after_batch_norm(norm) is not None
@@ -134,7 +136,9 @@ def _after_batch_norm(norm):
 def _fold_batch_norm(conv, norm):
     """The convolution followed by the BatchNorm; None where the coefficients would become too large."""
     if isinstance(conv, nn.Conv2d):
-        return fuse_conv_bn_eval(conv, norm)
+        pad, plain = take_apart(conv)
+        folded = fuse_conv_bn_eval(plain, norm)
+        return folded if pad is None else nn.Sequential(pad, folded)
     scale = (norm.running_var.double() + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight.double())
     shift = (0 if norm.bias is None else norm.bias.double()) - norm.running_mean.double() * scale
     layer = surgery.copy_of(conv)

@@ -66,6 +66,25 @@ def test_models_of_several_inputs_are_calibrated_counted_and_given_a_budget(mode
     assert again.run(small).keys() == again.run(model).keys() if isinstance(model, Two) else again.run(small)
 
 
+class Detector(nn.Module):
+    """Gives another number of boxes, or none, for other weights."""
+
+    def __init__(self, least):
+        super().__init__()
+        self.conv, self.least = nn.Conv2d(3, 16, 3), least
+
+    def forward(self, x):
+        y = self.conv(x)
+        return "none" if self.least is None else y[y > self.least]
+
+
+@pytest.mark.parametrize("least", [None, 0.5])
+def test_a_budget_is_shared_out_where_outputs_cannot_be_compared(least):
+    _, report = convert(Detector(least), "rank", budget=0.7, calibration=IMAGE, return_report=True)
+    row = report.converted[0]
+    assert row.expected == pytest.approx(row.output_error, rel=0.01)
+
+
 def test_some_images_of_a_call_are_taken_of_all_its_tensors():
     call = example_call(Two(), (torch.arange(6).view(3, 2), torch.arange(3), torch.tensor(5), "label"))
     first = call.images(slice(2))

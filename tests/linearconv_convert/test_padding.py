@@ -58,6 +58,8 @@ def test_layers_that_pad_are_converted_with_equal_outputs(build, pad, padding, s
     found, conv = take_apart(layer)
     assert type(found) is pad and conv.weight is layer.weight
     model = disturb(nn.Sequential(layer, nn.BatchNorm2d(8))).double().eval()
+    plain = fold(model, batch_norm=True)
+    assert type(plain[1]) is nn.Identity and relative_error(plain(images), model(images)) < 1e-12
     same_model = convert(model, "rank", alpha=1.0, grow=True)
     assert any(isinstance(module, LinearConv) for module in same_model.modules())
     assert relative_error(same_model(images), model(images)) < 1e-12
