@@ -148,20 +148,21 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="default: results/pipeline_<device>.json, stream_<device>.json")
     options = parser.parse_args()
     torch.manual_seed(0)
-    record = {"origin": origin(options.device), "images": options.images, "batch": BATCH}
     if options.streamed:
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
         torch.set_num_threads(options.cores)
-        record["cores"] = options.cores
         with tempfile.TemporaryDirectory() as folder:
             write_photographs(Path(folder), options.images)
             made = streamed_passes(Path(folder), options.cores, options.device)
-            record["rows"] = measure(made, options.rounds, options.device)
+            rows = measure(made, options.rounds, options.device)
     else:
         images = torch.randint(256, (options.images, 3, 32, 32), dtype=torch.uint8, device=options.device)
         made = passes(images, torch.arange(options.images, device=options.device) % 10)
-        record["rows"] = measure(made, options.rounds, options.device)
+        rows = measure(made, options.rounds, options.device)
+    record = {"origin": origin(options.device), "images": options.images, "batch": BATCH, "rows": rows}
+    if options.streamed:
+        record["cores"] = options.cores
     name = "stream" if options.streamed else "pipeline"
     write_json(options.output or ROOT / "results" / f"{name}_{options.device}.json", record)
 

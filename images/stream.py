@@ -118,7 +118,7 @@ class StreamLoader(Loader):
         if threading.current_thread() is threading.main_thread():
             # DataLoader has a worker's death raised wherever the program is. It is found out without that, by whoever
             # waits for the next batch.
-            signal.signal(signal.SIGCHLD, on_child)
+            signal.signal(signal.SIGCHLD, on_child or signal.SIG_DFL)
         atexit.register(_end_workers, weakref.ref(batches))
         self.looked_after = True
         return batches
