@@ -16,6 +16,7 @@ Source: Kahatapitiya & Rodrigo, "Exploiting the Redundancy in Convolutional Filt
 WACV 2021, arXiv 1907.11432.
 """
 
+from inspect import Signature, signature
 from math import prod
 
 import torch
@@ -23,18 +24,20 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor, is_grad_enabled
 from torch._C import _is_any_autocast_enabled
+from torch.fx import Proxy
 
 from linearconv_features import (
     MOST_JOINED,
     Kept,
     Overwriting,
-    Source,
     apply_factors,
     combine,
     features_pay,
     in_plain_eager_mode,
     lie_as_rows,
+    lower_precision,
     multiply_rows,
+    rounded,
 )
 
 GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
@@ -74,7 +77,8 @@ class LinearConv(nn.Module):
 
     With gradients off, filters are built once and reused until a parameter changes. Writing into `parameter.data` in
     place, or into shared memory by another process, escapes notice until the next pass with gradients or change between
-    `train()` and `eval()`.
+    `train()` and `eval()`. `weight` is computed wherever it is read: what is written into it, as by
+    `nn.init.normal_(layer.weight)` or `layer.weight.data.copy_()`, is lost. Write into the parameters.
 
     Example::
 
@@ -84,6 +88,9 @@ class LinearConv(nn.Module):
         >>> sum(p.numel() for p in layer.parameters())     # Conv2d: 73856
         41088
     """
+
+    transposed, output_padding = False, (0, 0)  # as in nn.Conv2d
+    _last_choice = None, ""  # what it was made for, and the way
 
     def __init__(
         self,
@@ -116,7 +123,7 @@ class LinearConv(nn.Module):
         self._pad_widths = conv._reversed_padding_repeated_twice  # as F.pad wants them, last dimension first
         self.compute = compute
         self.filter_size = in_channels // groups * prod(self.kernel_size)  # K
-        self._is_pointwise = self.kernel_size == (1, 1) and groups == 1 and not any(self._pad_widths)
+        self._is_pointwise = self.kernel_size == (1, 1) and groups == 1
         self._kept = Kept()  # for passes without gradients
         self._overwriting = Overwriting()
 
@@ -168,24 +175,23 @@ class LinearConv(nn.Module):
 
         They lie in memory as `conv_weights` do: contiguous or channels_last.
         """
-        return _make_filters(self.conv_weights, self.factors())
+        return self._make_filters(self.conv_weights, *self.factors())
 
-    def _thin_factors(self):
-        """The factors of `A` to combine maps with, or `A` itself where they would save little."""
-        factors = self.factors()
-        return factors if self._factors_pay else (apply_factors(factors[:-1], factors[-1]),)
+    def _make_filters(self, primary, *factors):
+        channels, width = self.in_channels // self.groups, self.kernel_size[1]
+        channels_last = primary.stride()[1:] == (1, width * channels, channels)  # also where is_contiguous() says both
+        filters = primary.permute(0, 2, 3, 1) if channels_last else primary  # no copy
+        rows = filters.flatten(1)
+        filters = torch.cat((rows, apply_factors(factors, rows))).unflatten(1, filters.shape[1:])
+        return filters.permute(0, 3, 1, 2) if channels_last else filters
 
     def fuse(self) -> nn.Conv2d:
         """Return the equivalent `nn.Conv2d` (F filters, equal output to rounding), sharing no memory with the layer."""
-        geometry = {name: getattr(self, name) for name in GEOMETRY}
-        factory = {"device": self.conv_weights.device, "dtype": self.conv_weights.dtype}
-        conv = nn.utils.skip_init(nn.Conv2d, **geometry, bias=self.bias is not None, **factory)
+        conv = nn.Conv2d(**{name: getattr(self, name) for name in GEOMETRY}, bias=False, device="meta")
         with torch.no_grad():
-            conv.weight.copy_(self.weight)
+            conv.weight = nn.Parameter(self.weight.clone(), self.conv_weights.requires_grad)
             if self.bias is not None:
-                conv.bias.copy_(self.bias)
-                conv.bias.requires_grad_(self.bias.requires_grad)
-        conv.weight.requires_grad_(self.conv_weights.requires_grad)
+                conv.bias = nn.Parameter(self.bias.clone(), self.bias.requires_grad)
         return conv.train(self.training)
 
     def switch_to_deploy(self) -> None:
@@ -238,63 +244,80 @@ class LinearConv(nn.Module):
         )
         return "features" if pays else "filters"
 
-    def _mode_for(self, padded):
+    def _mode_for(self, padded, eager):
         """The way this input is evaluated."""
-        if self.compute != "auto" or self.groups > 1 or not in_plain_eager_mode():
+        if self.compute != "auto" or self.groups > 1 or self.secondary_channels == 0 or not eager:
             return self.mode_at()
-        precision = "bfloat16" if padded.dtype.itemsize == 2 or _is_any_autocast_enabled() else "float32"
-        return self.mode_at(self._positions(padded), is_grad_enabled(), precision)
+        asked = padded.shape, padded.dtype, is_grad_enabled(), _is_any_autocast_enabled()
+        known, mode = self._last_choice
+        if asked != known:
+            shape, dtype, training, autocast = asked
+            precision = "bfloat16" if dtype.itemsize == 2 or autocast else "float32"
+            mode = self.mode_at(self._positions(shape), training, precision)
+            self._last_choice = asked, mode
+        return mode
 
-    def _positions(self, padded):
+    def _positions(self, shape):
         """Number of output positions (N H' W') of an input, padded already where the padding is not of zeros."""
         widths = self._pad_widths if self.padding_mode == "zeros" else (0, 0, 0, 0)
-        positions = padded.shape[0] if padded.dim() == 4 else 1
+        positions = shape[0]
         for axis, before in ((-1, 0), (-2, 2)):  # the widths are those of the last dimension first
-            size = padded.shape[axis] + widths[before] + widths[before + 1]
+            size = shape[axis] + widths[before] + widths[before + 1]
             window = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
             positions *= (size - window) // (self.stride[axis] or 1) + 1  # the convolution itself refuses a stride of 0
         return positions
 
     def forward(self, input: Tensor) -> Tensor:
-        padded = self._pad(input)
-        if self._mode_for(padded) == "features":
-            return self._combine_features(padded)
-        return self._convolve(padded, *self._make("_filters_and_bias"))  # [W_p ; A W_p] * x + b, the paper's way
+        if isinstance(input, Proxy) and (path := input.tracer.path_of_module(self)):  # a leaf of torch.fx, as Conv2d is
+            return input.tracer.create_proxy("call_module", path, (input,), {})
+        try:
+            return self._evaluate(input)
+        except (AttributeError, IndexError, RuntimeError, TypeError):
+            try:
+                with torch.no_grad():
+                    self.fuse()(input)
+            except Exception as theirs:  # nn.Conv2d's words for what is wrong with the input
+                raise theirs from None
+            raise
 
-    def _make(self, name):
-        """What a method makes of the parameters; kept in passes without gradients."""
-        if not in_plain_eager_mode():
-            return getattr(self, name)()
-        if is_grad_enabled():
+    def _evaluate(self, input):
+        if input.dim() == 3:
+            return self._evaluate(input.unsqueeze(0)).squeeze(0)
+        padded = input if self.padding_mode == "zeros" else F.pad(input, self._pad_widths, self.padding_mode)
+        eager = in_plain_eager_mode()
+        keeping = eager and not is_grad_enabled()
+        if eager and not keeping:
             self._kept.clear()  # whoever differentiates is about to change a parameter
-            return getattr(self, name)()
-        return self._kept.get(self, name)
+        if self._mode_for(padded, eager) == "features":
+            return self._combine(padded, eager, keeping)
+        weight, bias = self._kept.get(self, "_filters_and_bias") if keeping else self._filters_and_bias()
+        return self._convolve(padded, weight, bias, eager)  # [W_p ; A W_p] * x + b, the paper's way
 
-    def _combine_features(self, padded):
+    def _combine(self, padded, eager, keeping):
         """[y_p ; A y_p] + b, with the bias folded into both convolutions so that the output is written once.
 
         y_p carries its bias b_p already, so the secondary half adds b_s - A b_p instead of b_s.
         """
-        if is_grad_enabled() or not in_plain_eager_mode():
-            weight, primary_bias, shift, *factors = self._make("_parts")
-            source = Source(padded, weight, primary_bias)
-            primary = F.conv2d(*source, *self._conv_arguments())  # (N, P, H', W')
-            return combine(primary, factors, shift, source, self._overwriting if in_plain_eager_mode() else None)
-        joined, joined_shift, weight, primary_bias, shift, *factors = self._make("_joined_and_parts")
-        primary = self._convolve(padded, weight, primary_bias)
+        parts = self._kept.get(self, "_joined_and_parts") if keeping else (None, None, *self._parts())
+        joined, joined_shift, weight, primary_bias, shift, *factors = parts
+        primary = self._convolve(padded, weight, primary_bias, keeping)  # (N, P, H', W')
         if joined is not None and lie_as_rows(primary):
             return multiply_rows(primary, joined, joined_shift)
-        return combine(primary, factors, shift)
+        source = (padded, weight, primary_bias) if eager and not keeping else None
+        return combine(primary, factors, shift, source, self._overwriting)
 
     def _filters_and_bias(self):
-        filters, factors, device = self.conv_weights, self.factors(), self.conv_weights.device.type
-        if _is_any_autocast_enabled() and torch.is_autocast_enabled(device) and filters.dtype == torch.float32:
-            lower = torch.get_autocast_dtype(device)  # once each; autocast would round the secondary filters twice
-            filters, factors = filters.to(lower), [factor.to(lower) for factor in factors]
-        return _make_filters(filters, factors), self.bias
+        if self.secondary_channels == 0 and not is_grad_enabled() and in_plain_eager_mode():
+            return self.conv_weights, self.bias  # with gradients on, the empty coefficients are to get theirs
+        parts = self.conv_weights, *self.factors()
+        if _is_any_autocast_enabled():  # rounded once each; autocast would round the secondary filters twice
+            parts = [rounded(part, lower_precision(self)) for part in parts]
+        return self._make_filters(*parts), self.bias
 
     def _parts(self):
-        factors = self._thin_factors()
+        factors = self.factors()
+        if not self._factors_pay:
+            factors = (apply_factors(factors[:-1], factors[-1]),)
         if self.bias is None:
             return self.conv_weights, None, None, *factors
         primary_bias, secondary_bias = self.bias.split((self.primary_channels, self.secondary_channels))
@@ -310,23 +333,16 @@ class LinearConv(nn.Module):
         joined_shift = None if shift is None else F.pad(shift, (self.primary_channels, 0))
         return torch.cat((identity, product)), joined_shift, *parts
 
-    def _pad(self, input):
-        """Pad as `padding_mode` says; zeros are left to the convolution."""
-        return input if self.padding_mode == "zeros" else F.pad(input, self._pad_widths, mode=self.padding_mode)
-
-    def _convolve(self, padded, weight, bias):
-        if self._is_pointwise and in_plain_eager_mode() and lie_as_rows(padded):
+    def _convolve(self, padded, weight, bias, eager):
+        padding = self.padding if self.padding_mode == "zeros" else (0, 0)
+        if self._is_pointwise and eager and padding == (0, 0) and lie_as_rows(padded):
             down, across = self.stride
             if down == across == 1:
                 return multiply_rows(padded, weight.flatten(1), bias)
             if not is_grad_enabled():
                 seen = padded[:, :, ::down, ::across].contiguous(memory_format=torch.channels_last)
                 return multiply_rows(seen, weight.flatten(1), bias)
-        return F.conv2d(padded, weight, bias, *self._conv_arguments())
-
-    def _conv_arguments(self):
-        padding = self.padding if self.padding_mode == "zeros" else (0, 0)
-        return self.stride, padding, self.dilation, self.groups
+        return F.conv2d(padded, weight, bias, self.stride, padding, self.dilation, self.groups)
 
     def train(self, mode: bool = True) -> "LinearConv":
         if mode != self.training:
@@ -336,21 +352,17 @@ class LinearConv(nn.Module):
     def __getstate__(self):
         return {**self.__dict__, "_kept": Kept()}
 
+    def __prepare_scriptable__(self):
+        raise RuntimeError("torch.jit.script cannot compile LinearConv; torch.jit.trace and torch.export can")
+
+    def __init_subclass__(cls) -> None:
+        """Write out what *args and **kwargs of a variant stand for, where nn.utils.skip_init and help() look."""
+        super().__init_subclass__()
+        _, *own = signature(cls.__init__).parameters.values()
+        if any(p.kind is p.VAR_KEYWORD for p in own):
+            own = *getattr(cls, "__signature__", signature(LinearConv)).parameters.values(), *own
+        named = {p.name: p for p in own if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        cls.__signature__ = Signature(named.values())
+
     def extra_repr(self) -> str:
-        text = "{in_channels}, {out_channels}, kernel_size={kernel_size}, stride={stride}"
-        defaults = {"padding": (0, 0), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
-        for name, default in defaults.items():
-            if getattr(self, name) != default:
-                text += f", {name}={{{name}!r}}"
-        if self.bias is None:
-            text += ", bias=False"
-        return (text + ", alpha={alpha:g}, compute={compute!r}").format(**self.__dict__)
-
-
-def _make_filters(primary, factors):
-    """Filters (F, C/groups, kh, kw) of primary ones (P, C/groups, kh, kw), in their memory format."""
-    contiguous = primary.is_contiguous()
-    filters = primary if contiguous else primary.permute(0, 2, 3, 1)  # no copy where they are channels_last
-    rows = filters.flatten(1)
-    filters = torch.cat((rows, apply_factors(factors, rows))).unflatten(1, filters.shape[1:])
-    return filters if contiguous else filters.permute(0, 3, 1, 2)
+        return f"{nn.Conv2d.extra_repr(self)}, alpha={self.alpha:g}, compute={self.compute!r}"

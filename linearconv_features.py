@@ -12,68 +12,67 @@ passes without gradients.
 
 from collections import namedtuple
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C import _are_functorch_transforms_active, _get_tracing_state, _is_any_autocast_enabled
+from torch._C import (
+    _are_functorch_transforms_active,
+    _get_dispatch_mode,
+    _get_tracing_state,
+    _is_any_autocast_enabled,
+    _TorchDispatchModeKey,
+)
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils._mode_utils import no_dispatch
 
 MOST_ROWS = 4096  # maps that are multiplied as rows, see lie_as_rows
 MOST_JOINED = 64  # primary filters: up to here multiplying with I costs less than joining maps
+MAKE_FX = _TorchDispatchModeKey.PROXY
 
 
 def in_plain_eager_mode() -> bool:
-    """Return False while torch.compile, torch.export, torch.jit.trace or a torch.func transform runs the layer.
+    """Return False while torch.compile, export, make_fx, torch.jit.trace or a torch.func transform runs the layer.
 
     Those see tensors that stand for others: nothing made from them may be kept, and no layer state may be changed.
     """
-    return not (is_compiling() or _get_tracing_state() or _are_functorch_transforms_active())
+    return not (
+        is_compiling() or _get_tracing_state() or _are_functorch_transforms_active() or _get_dispatch_mode(MAKE_FX)
+    )
 
 
 class Overwriting:
-    """What a layer has learnt of what comes after it: whether that overwrites its output before the backward pass.
-
-    An object, because the backward pass that learns it runs long after the layer's forward pass has returned.
-    """
+    """Whether what follows a layer overwrites its output, which backward passes learn after forward has returned."""
 
     seen = False
-
-
-class Source(NamedTuple):
-    """What the primary maps were convolved from, to compute them again."""
-
-    input: Tensor  # (N, C, H, W), padded already where the padding is not of zeros
-    weight: Tensor  # (P, C, kh, kw)
-    bias: Tensor | None  # (P,)
 
 
 def combine(
     primary: Tensor,
     factors: Sequence[Tensor],
     shift: Tensor | None = None,
-    source: Source | None = None,
+    source: tuple[Tensor, Tensor, Tensor | None] | None = None,
     overwriting: Overwriting | None = None,
 ) -> Tensor:
     """Return primary feature maps and their combinations, [primary ; factors[0] @ factors[1] @ ... @ primary + shift].
 
     Args:
-        primary: (N, P, H, W) or (P, H, W), the output of a convolution, its bias included.
+        primary: (N, P, H, W), the output of a convolution, its bias included.
         factors: the matrices whose product is A (F - P, P).
         shift: (F - P,), added to the combined maps.
-        source: what `primary` was convolved from.
-        overwriting: the layer's. With both, the output is kept for the backward pass instead of `primary`. Without
-            them, and where `primary` is no convolution's output or forward-mode differentiation is on, autograd keeps
-            what it needs.
+        source: what `primary` was convolved from: input, padded already where the padding is not of zeros; weight and
+            bias. With it, the output is kept for the backward pass instead of `primary`. Without it, and where
+            `primary` is no convolution's output or forward-mode differentiation is on, autograd keeps what it needs.
+        overwriting: the layer's, with `source`.
 
     Returns:
-        (N, F, H, W) or (F, H, W), in the memory format of `primary`.
+        (N, F, H, W), in the memory format of `primary`.
     """
-    if overwriting is None or not _can_be_computed_again(primary):
+    if source is None or not _can_be_computed_again(primary):
         return _compose(primary, factors, shift)
     return _Combine.apply(primary, shift, source, overwriting, *factors)
 
@@ -90,43 +89,35 @@ def lie_as_rows(maps: Tensor) -> bool:
 
     A matrix product over them takes less time than the 1x1 convolution that it equals, for many maps more.
     """
-    return (
-        maps.device.type == "cpu"
-        and maps.dim() == 4
-        and maps.shape[0] * maps.shape[2] * maps.shape[3] <= MOST_ROWS
-        and maps.is_contiguous(memory_format=torch.channels_last)
-    )
+    if not maps.is_contiguous(memory_format=torch.channels_last) or not maps.is_cpu:
+        return False
+    batch, channels, height, width = maps.shape
+    positions = height * width  # a single channel, or image, may lie both ways: its strides tell, as for convolutions
+    return 0 < batch * positions <= MOST_ROWS and maps.stride()[:2] == (positions * channels, 1)
 
 
-def multiply_rows(maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def multiply_rows(maps: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return the 1x1 convolution of maps that lie as rows: (N, C, H, W) with weight (F, C) to (N, F, H, W)."""
     return F.linear(maps.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
 
 
-def combine_rows(primary: Tensor, factors: Sequence[Tensor], shift: Tensor | None) -> Tensor:
-    """Return :func:`combine` of maps that lie as rows, as matrix products."""
-    combined = primary.permute(0, 2, 3, 1)
-    for factor in reversed(factors[1:]):
-        combined = F.linear(combined, factor)
-    combined = F.linear(combined, factors[0], shift)
-    return torch.cat((primary, combined.permute(0, 3, 1, 2)), dim=1)
+def _multiply_maps(maps, weight, bias=None):
+    return F.conv2d(maps, weight[:, :, None, None], bias)
 
 
 def _compose(primary, factors, shift):
-    if in_plain_eager_mode() and lie_as_rows(primary):
-        return combine_rows(primary, factors, shift)
+    multiply = multiply_rows if in_plain_eager_mode() and lie_as_rows(primary) else _multiply_maps
     combined = primary
     for factor in reversed(factors[1:]):
-        combined = F.conv2d(combined, factor[:, :, None, None])
-    combined = F.conv2d(combined, factors[0][:, :, None, None], shift)
-    return torch.cat((primary, combined), dim=-3)
+        combined = multiply(combined, factor)
+    return torch.cat((primary, multiply(combined, factors[0], shift)), dim=1)
 
 
 def _can_be_computed_again(primary):
-    """True for what came straight out of a differentiable convolution of a batch."""
+    """True for what came straight out of a differentiable convolution; complex ones are made of several."""
     node = primary.grad_fn
     plain = torch.is_grad_enabled() and forward_ad._current_level < 0
-    return plain and primary.dim() == 4 and node is not None and node.name() == "ConvolutionBackward0"
+    return plain and node is not None and node.name() == "ConvolutionBackward0"
 
 
 class _Combine(torch.autograd.Function):
@@ -144,13 +135,14 @@ class _Combine(torch.autograd.Function):
     @staticmethod
     def forward(ctx, primary, shift, source, overwriting, *factors):
         output = _compose(primary, factors, shift)
-        ctx.overwriting, ctx.weight, ctx.bias = overwriting, source.weight, source.bias
+        input, ctx.weight, ctx.bias = source
+        ctx.overwriting = overwriting
         # Kept by hand, being small: reading ctx.saved_tensors fails for all where one of them has been overwritten.
         ctx.factors, ctx.versions = factors, [factor._version for factor in factors]
         ctx.primary_channels = primary.shape[1]
         kept = primary if overwriting.seen else output
         ctx.kept_version = kept._version
-        ctx.save_for_backward(kept, source.input)  # the convolution keeps its input anyway
+        ctx.save_for_backward(kept, input)  # the convolution keeps its input anyway
         return output
 
     @staticmethod
@@ -160,9 +152,7 @@ class _Combine(torch.autograd.Function):
         needs_primary, needs_shift, _, _, *needs_factors = ctx.needs_input_grad
         shift_grad = grad[:, ctx.primary_channels :].sum((0, 2, 3)) if needs_shift else None
         primary = _kept_primary(ctx) if any(needs_factors) else None
-        on_cpu_as_rows = grad.device.type == "cpu" and grad.is_contiguous(memory_format=torch.channels_last)
-        differentiate = _by_rows if on_cpu_as_rows else _by_convolutions
-        primary_grad, factor_grads = differentiate(grad, primary, ctx.factors, ctx.primary_channels)
+        primary_grad, factor_grads = _differentiate(grad, primary, ctx.factors, ctx.primary_channels)
         factor_grads = [g if needed else None for g, needed in zip(factor_grads, needs_factors, strict=True)]
         return (primary_grad if needs_primary else None), shift_grad, None, None, *factor_grads
 
@@ -185,52 +175,48 @@ def _kept_primary(ctx):
     return F.conv2d(input, weight, bias, *(getattr(convolution, f"_saved_{name}") for name in names))
 
 
-# ---- the backward pass in two ways, both differentiable again --------------------------------------------------------
-#
-# With u = factors[1] @ ... @ primary going in and v the gradient coming back, a factor's gradient is v u^T and what it
-# hands on is factor^T v. `primary` is None where no factor wants a gradient.
+def _differentiate(grad, primary, factors, primary_channels):
+    """Gradients of the primary maps and of the factors; differentiable again.
 
-
-def _by_rows(grad, primary, factors, primary_channels):
-    """Matrix products on maps that lie in memory as (N H W, channels); faster than 1x1 convolutions on a CPU."""
-    rows = _rows(grad)
-    if primary is not None:
-        inputs = [_rows(primary).to(grad.dtype)]
-        for factor in reversed(factors[1:]):
-            inputs.append(inputs[-1] @ factor.to(grad.dtype).t())
-    back, factor_grads = rows[:, primary_channels:], []
-    for position, factor in enumerate(factors):
-        factor_grads.append(None if primary is None else (back.t() @ inputs.pop()).to(factor.dtype))
-        factor = factor.to(grad.dtype)
-        if position < len(factors) - 1:
-            back = back @ factor
-    primary_grad = torch.addmm(rows[:, :primary_channels], back, factor)
-    batch, _, height, width = grad.shape
-    return primary_grad.view(batch, height, width, primary_channels).permute(0, 3, 1, 2), factor_grads
+    With u = factors[1] @ ... @ primary going in and v the gradient coming back, a factor's gradient is v u^T and what
+    it hands on is factor^T v. `primary` is None where no factor wants a gradient.
+    """
+    shape, multiply, step = grad.shape, _multiply_maps, _step_by_convolution
+    batched = is_legacy_batchedtensor(grad) or not in_plain_eager_mode()  # and does not say how it lies in memory
+    as_rows = grad.is_cpu and not batched and grad.is_contiguous(memory_format=torch.channels_last)
+    if as_rows:  # (N H W, channels): matrix products are faster than 1x1 convolutions on a CPU
+        grad, primary, multiply, step = _rows(grad), _rows(primary), F.linear, _step_by_product
+    inputs = [None if primary is None else primary.to(grad.dtype)]
+    lower = [factor.to(grad.dtype) for factor in factors]
+    for factor in reversed(lower[1:]):
+        inputs.append(None if primary is None else multiply(inputs[-1], factor))
+    back, factor_grads = grad[:, primary_channels:], []
+    for factor in lower:
+        back, factor_grad = step(back, inputs.pop(), factor)
+        factor_grads.append(factor_grad)
+    primary_grad = grad[:, :primary_channels] + back
+    if as_rows:
+        primary_grad = primary_grad.view(shape[0], *shape[2:], primary_channels).permute(0, 3, 1, 2)
+    return primary_grad, factor_grads
 
 
 def _rows(maps):
     """(N, C, H, W) as (N H W, C); a view of what is channels_last, or channels of it."""
-    return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
+    return None if maps is None else maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
 
 
-def _by_convolutions(grad, primary, factors, primary_channels):
-    """The same as 1x1 convolutions, for other memory formats and for GPUs."""
-    if primary is not None:
-        inputs = [primary.to(grad.dtype)]
-        for factor in reversed(factors[1:]):
-            inputs.append(F.conv2d(inputs[-1], factor.to(grad.dtype)[:, :, None, None]))
-    back, factor_grads = grad[:, primary_channels:], []
-    for factor in factors:
-        kernel = factor.to(grad.dtype)[:, :, None, None]
-        mask = (True, primary is not None, False)
-        shape = len(grad), factor.shape[1], *grad.shape[2:]  # all that matters of inputs without a gradient to make
-        input = grad.new_empty(()).expand(shape) if primary is None else inputs.pop()
-        back, kernel_grad, _ = torch.ops.aten.convolution_backward(
-            back, input, kernel, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1, mask
-        )
-        factor_grads.append(None if kernel_grad is None else kernel_grad[:, :, 0, 0].to(factor.dtype))
-    return grad[:, :primary_channels] + back, factor_grads
+def _step_by_product(back, input, factor):
+    return back @ factor, None if input is None else back.t() @ input
+
+
+def _step_by_convolution(back, input, factor):
+    mask = (True, input is not None, False)
+    if input is None:  # its shape is all that matters
+        input = back.new_empty(()).expand(len(back), factor.shape[1], *back.shape[2:])
+    back, factor_grad, _ = torch.ops.aten.convolution_backward(
+        back, input, factor[:, :, None, None], None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1, mask
+    )
+    return back, None if factor_grad is None else factor_grad[:, :, 0, 0]
 
 
 # ---- when it pays ---------------------------------------------------------------------------------------------------
@@ -304,28 +290,30 @@ class Kept:
 
     def get(self, layer: nn.Module, name: str) -> Sequence[Tensor | None]:
         """Return what a method of the layer makes, under autocast in its lower precision."""
-        lower = _lower_precision(layer) if _is_any_autocast_enabled() else None
-        if self.seen is None or self.seen != self._look_at(layer):
+        lower = lower_precision(layer) if _is_any_autocast_enabled() else None
+        if not self.seen or self.seen != self._look_at(layer):
             self.clear()
         elif made := self.made.get((name, lower)):
             return made
         if not self._shows_its_changes(layer):
             return getattr(layer, name)()
-        # Normal tensors made in full precision, whatever inference or autocast mode the first caller is in.
+        # Normal tensors made in full precision, whatever inference or autocast mode the first caller is in; real ones,
+        # and out of sight of FlopCounterMode, whatever dispatch mode.
         disabled = torch.autocast(layer.conv_weights.device.type, enabled=False)
-        with torch.inference_mode(False), torch.no_grad(), disabled:
-            made = [_round(tensor, lower) for tensor in getattr(layer, name)()]
-        if all(type(tensor) in PLAIN for tensor in made):  # no fake ones
-            self.seen = self._look_at(layer)
+        with torch.inference_mode(False), torch.no_grad(), disabled, no_dispatch():
+            made = [tensor if tensor is None else rounded(tensor.detach(), lower) for tensor in getattr(layer, name)()]
             self.memory = [tensor.detach() for tensor in _tensors(layer)]  # no other tensor can get its address
-            self.made[name, lower] = made
+        self.seen, self.made[name, lower] = self._look_at(layer), made
         return made
 
     def _look_at(self, layer):
+        seen = [self.optimizer_steps]
         try:
-            return [(id(t), t._version, t.data_ptr()) for t in _tensors(layer)], self.optimizer_steps
+            for tensor in _tensors(layer):
+                seen += id(tensor), tensor._version, tensor.data_ptr()
         except RuntimeError:  # of tensors without a version or an address
             return None
+        return seen
 
     @staticmethod
     def _shows_its_changes(layer):
@@ -351,10 +339,12 @@ def _tensors(layer):
     return [t for t in (*layer._parameters.values(), *layer._buffers.values()) if t is not None]
 
 
-def _lower_precision(layer):
+def lower_precision(layer: nn.Module) -> torch.dtype | None:
+    """Return the dtype that autocast takes on the layer's device, or None."""
     device = layer.conv_weights.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
-def _round(tensor, lower):
-    return tensor.to(lower) if lower and tensor is not None and tensor.dtype == torch.float32 else tensor
+def rounded(tensor: Tensor, lower: torch.dtype | None) -> Tensor:
+    """Return a tensor as autocast casts it."""
+    return tensor.to(lower) if lower and tensor.dtype == torch.float32 else tensor

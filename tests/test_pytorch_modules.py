@@ -1,0 +1,494 @@
+"""What PyTorch's own tests do to nn.Conv2d, done to the layers: its shapes and inputs, the checks of every module."""
+
+import copy
+import inspect
+import io
+import pickle
+import re
+from contextlib import nullcontext
+from functools import partial
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.autograd import gradcheck, gradgradcheck
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils import parametrize, prune
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from linearconv import LinearConv
+from linearconv_sparse import LinearConvSparse
+from tests.helpers.layers import VARIANTS, prune_half
+from training.counting import macs_inference
+
+# PyTorch's table has the first two, with 4 channels in, 5 out, 3x3 filters, and images of (4, 3, 4), alone and as two.
+GEOMETRIES = {
+    "plain": dict(out_channels=5, kernel_size=3),
+    "same": dict(out_channels=5, kernel_size=3, padding="same"),
+    "one filter": dict(out_channels=1, kernel_size=3),
+    "pointwise": dict(out_channels=5, kernel_size=1),
+    "pointwise strided": dict(out_channels=5, kernel_size=1, stride=2, bias=False),
+    "reflect": dict(out_channels=5, kernel_size=3, padding=1, padding_mode="reflect"),
+    "depthwise": dict(out_channels=8, kernel_size=3, groups=4),
+}
+FORMATS = (torch.contiguous_format, torch.channels_last)
+REAL = (torch.float32, torch.float64)
+COMPLEX = (torch.complex64, torch.complex128)
+CONTEXTS = (nullcontext, torch.no_grad, torch.inference_mode)
+variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
+computes = pytest.mark.parametrize("compute", ("filters", "features", "auto"))
+modes = pytest.mark.parametrize("compute", ("filters", "features"))
+geometries = pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES.keys())
+
+
+def make(variant, compute="auto", in_channels=4, **options):
+    torch.manual_seed(0)
+    return prune_half(variant(in_channels, **(GEOMETRIES["plain"] | options), compute=compute))
+
+
+def images(dtype=torch.float32, channels=4, **options):
+    return torch.randn(2, channels, 4, 5, dtype=dtype, generator=torch.Generator().manual_seed(1), **options)
+
+
+def inputs(dtype):
+    """A batch, one image and no image, in both memory formats; every other column, pixel and channel of more."""
+    for memory_format in FORMATS:
+        batch = images(dtype).contiguous(memory_format=memory_format)
+        wide = torch.randn(2, 8, 8, 10, dtype=dtype).contiguous(memory_format=memory_format)
+        yield from (batch, batch[:1], batch[0], batch[:0])
+        yield from (wide[:, :4, :4, ::2], wide[:, :4, ::2, ::2], wide[:, ::2, :4, :5], wide[:1, :4, :4, :5].mT)
+
+
+def close(one, other):
+    """Both are a tensor, or tensors."""
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+# ---- forward --------------------------------------------------------------------------------------------------------
+
+
+@variants
+@computes
+@pytest.mark.parametrize("dtype", (*REAL, *COMPLEX), ids=str)
+def test_output_and_its_strides_equal_those_of_the_fused_convolution(variant, compute, dtype):
+    for geometry in GEOMETRIES.values():
+        for memory_format in FORMATS:
+            layer = make(variant, compute, **geometry, dtype=dtype).to(memory_format=memory_format).eval()
+            conv = layer.fuse()
+            for input in inputs(dtype):
+                for context in CONTEXTS:
+                    with context():
+                        expected = conv(input)
+                        for output in (layer(input), layer(input)):  # made, and kept
+                            close(output, expected)
+                            assert output.stride() == expected.stride(), (geometry, input.shape, input.stride())
+                            assert output.requires_grad == expected.requires_grad
+
+
+@variants
+@modes
+def test_maps_of_one_channel_keep_the_format_that_their_strides_say(variant, compute):
+    for kernel_size in (1, 3):
+        for weights in FORMATS:
+            layer = make(variant, compute, in_channels=1, out_channels=2, kernel_size=kernel_size)
+            conv = layer.to(memory_format=weights).fuse()
+            for memory_format in FORMATS:
+                input = images(channels=1).to(memory_format=memory_format)
+                for context in CONTEXTS:
+                    with context():
+                        assert layer(input).stride() == conv(input).stride()
+
+
+@variants
+@computes
+def test_training_and_evaluation_agree(variant, compute):
+    layer, input = make(variant, compute), images()
+    expected = layer.train()(input)
+    close(layer.eval()(input), expected)
+    with torch.no_grad():
+        close(layer(input), expected)
+        close(layer.train()(input), expected)
+
+
+@modes
+@pytest.mark.parametrize("wrong", ("channels", "size", "dimensions", "vector", "dtype", "type"))
+@pytest.mark.parametrize("kernel_size", (1, 3))
+def test_wrong_input_is_refused_in_conv2ds_words(compute, wrong, kernel_size):
+    shapes = {"channels": (2, 3, 4, 5), "size": (2, 4, 2, 2), "dimensions": (4, 5), "vector": (4,)}
+    if (wrong, kernel_size) == ("size", 1):
+        return
+    for memory_format in FORMATS:
+        layer = make(LinearConv, compute, kernel_size=kernel_size).to(memory_format=memory_format)
+        input = torch.randn(shapes.get(wrong, (2, 4, 4, 5)))
+        if input.dim() == 4:
+            input = input.contiguous(memory_format=memory_format)
+        input = {"dtype": input.double(), "type": None}.get(wrong, input)
+        for training, context in ((True, nullcontext), (False, nullcontext), (False, torch.no_grad)):
+            with context(), pytest.raises((RuntimeError, TypeError)) as theirs:
+                layer.fuse()(input)
+            if context is torch.no_grad:
+                with context():
+                    layer(images().contiguous(memory_format=memory_format))  # kept from here on
+            with context(), pytest.raises(type(theirs.value), match=re.escape(str(theirs.value))):
+                layer.train(training)(input)
+
+
+def test_an_error_that_conv2d_does_not_know_is_left_as_it_is(monkeypatch):
+    layer = make(LinearConv)
+    monkeypatch.setattr(LinearConv, "_evaluate", lambda layer, input: [][1])
+    with pytest.raises(IndexError, match="list index"):
+        layer(images())
+
+
+@modes
+def test_stride_padding_and_dilation_may_be_changed_afterwards(compute):
+    for geometry in (dict(kernel_size=1), dict(kernel_size=3)):
+        layer = make(LinearConv, compute, **geometry).eval()
+        for change in (dict(stride=(2, 1)), dict(padding=(2, 1)), dict(dilation=(2, 2))):
+            vars(layer).update(change)
+            with torch.no_grad():
+                for memory_format in FORMATS:
+                    input = images().contiguous(memory_format=memory_format)
+                    arguments = layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation
+                    close(layer(input), F.conv2d(input, *arguments))
+
+
+@computes
+@pytest.mark.parametrize("direct", (dict(alpha=1), dict(out_channels=1), GEOMETRIES["depthwise"]), ids=str)
+def test_layers_without_a_choice_do_not_choose(monkeypatch, compute, direct):
+    layer = make(LinearConv, compute, **direct).eval()
+    monkeypatch.setattr(LinearConv, "_positions", None)
+    with torch.no_grad():
+        close(layer(images()), layer.fuse()(images()))
+        if layer.groups == 1:  # nothing is copied
+            assert layer._kept.get(layer, "_filters_and_bias")[0].data_ptr() == layer.conv_weights.data_ptr()
+
+
+# ---- gradients ------------------------------------------------------------------------------------------------------
+
+
+def functional(layer):
+    names, values = zip(*layer.named_parameters(), strict=True)
+
+    def function(input, *parameters):
+        return torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), (input,))
+
+    return function, values
+
+
+@variants
+@modes
+@pytest.mark.parametrize("memory_format", FORMATS, ids=("contiguous", "channels_last"))
+@pytest.mark.parametrize("dtype", (torch.float64, torch.complex128), ids=str)
+def test_gradients_and_second_gradients_batched_too(variant, compute, memory_format, dtype):
+    padded = dict(kernel_size=3, padding=1, stride=(2, 1), bias=False)
+    for geometry in (GEOMETRIES["plain"], GEOMETRIES["pointwise strided"], padded, dict(out_channels=4, groups=2)):
+        layer = make(variant, compute, **geometry, dtype=dtype).to(memory_format=memory_format).eval()
+        function, values = functional(layer)
+        input = images(dtype)[:, :, :3].contiguous(memory_format=memory_format).requires_grad_()
+        forward = dict(check_forward_ad=True, check_batched_forward_grad=not dtype.is_complex)
+        assert gradcheck(function, (input, *values), check_batched_grad=True, fast_mode=True, **forward)
+        assert gradgradcheck(function, (input, *values), check_batched_grad=True, fast_mode=True)
+
+
+@variants
+@modes
+def test_gradients_of_strided_inputs_parameters_and_gradients(variant, compute):
+    layer = make(variant, compute)
+    input, weights = images().requires_grad_(), torch.randn(2, 5, 2, 3)
+    expected = torch.autograd.grad(layer(input), (input, *layer.parameters()), weights)
+    for parameter in layer.parameters():
+        parameter.data = strided(parameter.data)
+    for grad in (strided(weights), weights.contiguous(memory_format=torch.channels_last), weights.mT.contiguous().mT):
+        again = strided(input.detach()).requires_grad_()
+        close(torch.autograd.grad(layer(again), (again, *layer.parameters()), grad), expected)
+    summed = torch.autograd.grad(layer(input).sum(), input)[0]  # the gradient of a sum is one number, expanded
+    close(summed, torch.autograd.grad(layer(input), input, torch.ones(2, 5, 2, 3))[0])
+
+
+def strided(tensor):
+    """The same values, every other one in memory."""
+    return torch.stack((tensor, tensor), dim=-1).flatten(-2)[..., ::2]
+
+
+@variants
+@modes
+@pytest.mark.parametrize("memory_format", FORMATS, ids=("contiguous", "channels_last"))
+def test_batched_gradients_jacobians_and_hessians(variant, compute, memory_format):
+    layer = make(variant, compute, dtype=torch.float64).to(memory_format=memory_format)
+    input = images(torch.float64)[:, :, :3, :3].contiguous(memory_format=memory_format).requires_grad_()
+    sources = (input, *layer.parameters())
+    for after in (nn.Identity(), nn.ReLU(inplace=True)):
+        output = after(layer(input))
+        basis = torch.eye(output.numel(), dtype=output.dtype).view(-1, *output.shape)
+        batched = torch.autograd.grad(output, sources, basis, is_grads_batched=True, retain_graph=True)
+        for row, vector in enumerate(basis):
+            one = torch.autograd.grad(output, sources, vector, retain_graph=True)
+            close(tuple(gradient[row] for gradient in batched), one)
+
+    def convolve(input):
+        return F.conv2d(input, layer.weight, layer.bias)
+
+    jacobian = partial(torch.autograd.functional.jacobian, vectorize=True)
+    close(jacobian(layer, input), jacobian(convolve, input))
+    hessians = [
+        torch.autograd.functional.hessian(lambda x, f=f: f(x).tanh().square().sum(), input, vectorize=True)
+        for f in (layer, convolve)
+    ]
+    close(*hessians)
+
+
+# ---- construction, saving, moving -----------------------------------------------------------------------------------
+
+
+@variants
+def test_device_and_dtype_of_the_parameters(variant):
+    for dtype in (*REAL, *COMPLEX, torch.bfloat16):
+        layer = make(variant, dtype=dtype, device="cpu")
+        assert all(parameter.dtype == dtype for parameter in layer.parameters())
+        assert layer.conv_weights.abs().max() > 0
+    with torch.device("meta"):
+        assert all(tensor.is_meta for tensor in variant(4, 5, 3).state_dict().values())
+    layer = variant(4, 5, 3, device="meta").to_empty(device="cpu")
+    assert not any(tensor.is_meta for tensor in layer.state_dict().values())
+
+
+@variants
+def test_skip_init_takes_every_variant(variant):
+    kind, options = (variant.func, variant.keywords) if isinstance(variant, partial) else (variant, {})
+    layer = nn.utils.skip_init(kind, 4, 5, 3, **options, alpha=0.4, dtype=torch.float64)
+    assert layer.conv_weights.shape == (2, 4, 3, 3) and layer.conv_weights.dtype == torch.float64
+    names = list(inspect.signature(kind).parameters)
+    assert names[: len(inspect.signature(nn.Conv2d).parameters)] == list(inspect.signature(nn.Conv2d).parameters)
+    assert {"alpha", "compute", *options} <= set(names)
+
+
+def test_signatures_of_a_users_own_variants():
+    class Renamed(LinearConvSparse):
+        pass
+
+    class Narrow(LinearConv):
+        def __init__(self, channels):
+            super().__init__(channels, channels, 1)
+
+    assert inspect.signature(Renamed) == inspect.signature(LinearConvSparse)
+    assert list(inspect.signature(Narrow).parameters) == ["channels"]
+
+
+@variants
+@geometries
+def test_repr_begins_as_that_of_conv2d(variant, geometry):
+    layer = variant(4, **geometry)
+    arguments = repr(nn.Conv2d(4, **geometry)).removeprefix("Conv2d").removesuffix(")")
+    assert repr(layer).startswith(f"{type(layer).__name__}{arguments}, alpha=0.5, compute='auto'")
+
+
+@variants
+@modes
+def test_copies_and_files_hold_the_same_layer(variant, compute):
+    layer, input = make(variant, compute), images()
+    with torch.no_grad():
+        expected = layer(input)
+        file = io.BytesIO()
+        torch.save(layer, file)
+        file.seek(0)
+        for again in (torch.load(file, weights_only=False), pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer)):
+            assert repr(again) == repr(layer)
+            assert torch.equal(again(input), expected)
+        file = io.BytesIO()
+        torch.save(layer.state_dict(), file)
+        file.seek(0)
+        again = variant(4, **GEOMETRIES["plain"], compute=compute)
+        again.load_state_dict(torch.load(file, weights_only=True))
+        assert torch.equal(again(input), expected)
+
+
+@variants
+@modes
+@pytest.mark.parametrize("setting", (None, "swap_module_params", "overwrite_module_params"))
+def test_conversions_between_passes(monkeypatch, variant, compute, setting):
+    if setting:
+        get, put = (getattr(torch.__future__, f"{verb}_{setting}_on_conversion") for verb in ("get", "set"))
+        before = get()
+        put(True)
+    try:
+        layer = make(variant, compute).eval()
+        with torch.no_grad():
+            for dtype in (torch.float64, torch.bfloat16, torch.float32):
+                layer.to(dtype)
+                for _ in range(2):
+                    torch.testing.assert_close(layer(images(dtype)), layer.fuse()(images(dtype)), rtol=0.05, atol=0.05)
+            other = make(variant, compute)
+            other.reset_parameters()
+            layer.load_state_dict(other.state_dict())
+            close(layer(images()), other(images()))
+    finally:
+        if setting:
+            put(before)
+
+
+# ---- parametrizations, pruning, averages, ensembles -----------------------------------------------------------------
+
+
+class Doubled(nn.Module):
+    def forward(self, weights):
+        return 2 * weights
+
+
+@variants
+@modes
+def test_a_parametrization_and_its_removal(variant, compute):
+    layer, input = make(variant, compute).eval(), images()
+    with torch.no_grad():
+        before = layer(input)
+    halved = nn.Parameter(layer.bias.detach() / 2)
+    parametrize.register_parametrization(layer, "conv_weights", Doubled())
+    layer.bias = halved
+    for _ in range(2):
+        with torch.no_grad():
+            close(layer(input), F.conv2d(input, layer.weight, halved))
+            close(layer(input) - halved[:, None, None], 2 * (before - 2 * halved[:, None, None]))
+        layer(input).sum().backward()
+        assert layer.parametrizations.conv_weights.original.grad is not None
+    parametrize.remove_parametrizations(layer, "conv_weights")
+    with torch.no_grad():
+        close(layer(input) - halved[:, None, None], 2 * (before - 2 * halved[:, None, None]))
+
+
+@modes
+@pytest.mark.parametrize("name", ("conv_weights", "linear_weights"))
+def test_pruning_by_magnitude(compute, name):
+    layer, input = make(LinearConv, compute), images()
+    prune.l1_unstructured(layer, name, 0.5)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    for _ in range(2):
+        layer.train()(input).square().sum().backward()
+        optimizer.step()
+        layer.eval()
+        with torch.no_grad():
+            for _ in range(2):
+                output = layer(input)
+                pruned = layer.get_parameter(f"{name}_orig") * layer.get_buffer(f"{name}_mask")
+                assert (pruned == 0).sum() == round(0.5 * pruned.numel())
+                parts = {"conv_weights": layer.conv_weights, "linear_weights": layer.linear_weights, name: pruned}
+                secondary = torch.einsum("sp,pchw->schw", parts["linear_weights"], parts["conv_weights"])
+                close(output, F.conv2d(input, torch.cat((parts["conv_weights"], secondary)), layer.bias))
+    prune.remove(layer, name)
+    with torch.no_grad():
+        close(layer(input), output)
+
+
+@variants
+@modes
+def test_averages_of_weights_are_followed(variant, compute):
+    layer, input = make(variant, compute), images()
+    averaged = AveragedModel(layer, use_buffers=True)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    with torch.no_grad():
+        averaged.eval()(input)
+    for _ in range(3):
+        layer(input).square().sum().backward()
+        optimizer.step()
+        averaged.update_parameters(layer)
+        with torch.no_grad():
+            close(averaged(input), averaged.module.fuse()(input))
+    with torch.no_grad():
+        assert not torch.allclose(averaged(input), layer(input))
+
+
+@variants
+@modes
+def test_transforms_agree_with_those_of_a_convolution(variant, compute):
+    layer = make(variant, compute)
+    function, values = functional(layer)
+    everything = images()[:, :, :3, :3], *values
+    every = tuple(range(len(everything)))
+
+    def convolve(input, *parameters):
+        replaced = copy.copy(layer)
+        replaced._parameters = dict(zip(layer._parameters, parameters, strict=True))
+        return F.conv2d(input, replaced.weight, parameters[-1])
+
+    for transform in (torch.func.jacrev, torch.func.jacfwd):
+        close(transform(function, every)(*everything), transform(convolve, every)(*everything))
+    loss, expected = (lambda *tensors, f=f: f(*tensors).tanh().square().sum() for f in (function, convolve))
+    close(torch.func.grad(loss, every)(*everything), torch.func.grad(expected, every)(*everything))
+    close(torch.func.hessian(loss)(*everything), torch.func.hessian(expected)(*everything))
+
+
+@variants
+@modes
+def test_an_ensemble_of_stacked_layers(variant, compute):
+    layers = [make(variant, compute) for _ in range(3)]
+    for layer in layers:
+        nn.Module.apply(layer, lambda _, layer=layer: [p.data.normal_() for p in layer.parameters()])
+    parameters, buffers = torch.func.stack_module_state(layers)
+
+    def call(parameters, buffers, input):
+        return torch.func.functional_call(layers[0], (parameters, buffers), (input,))
+
+    for context in (nullcontext, torch.no_grad):
+        with context():
+            outputs = torch.func.vmap(call, (0, 0, None))(parameters, buffers, images())
+            for layer, output in zip(layers, outputs, strict=True):
+                close(output, layer.fuse()(images()))
+
+
+# ---- graphs and counters --------------------------------------------------------------------------------------------
+
+
+def network(variant, **options):
+    return nn.Sequential(nn.Conv2d(4, 4, 1), nn.Sequential(make(variant, **options), nn.ReLU()), nn.Flatten())
+
+
+@variants
+def test_fx_traces_the_layer_as_a_leaf(variant):
+    model, input = network(variant).eval(), images()
+    traced = torch.fx.symbolic_trace(model)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["0", "1.0", "1.1", "2"]
+    for graph in (traced, copy.deepcopy(traced), pickle.loads(pickle.dumps(traced)), torch.fx.symbolic_trace(traced)):
+        assert type(graph.get_submodule("1.0")) is type(model[1][0])
+        with torch.no_grad():
+            close(graph(input), model(input))
+    extracted = create_feature_extractor(model, {"1.0": "maps", "1": "after"})(input)
+    close(extracted["maps"], model[1][0](model[0](input)))
+    close(extracted["after"], extracted["maps"].relu())
+
+
+@variants
+@computes
+@pytest.mark.parametrize("tracing_mode", ("real", "fake", "symbolic"))
+def test_make_fx_records_what_becomes_of_the_parameters(variant, compute, tracing_mode):
+    layer, input = make(variant, compute).eval(), images()
+    with torch.no_grad():
+        layer(input)  # filters are kept now, and must not end up as constants
+
+        def call(input, **parameters):
+            return torch.func.functional_call(layer, parameters, (input,))
+
+        graph = make_fx(layer, tracing_mode=tracing_mode, _allow_non_fake_inputs=True)(input)
+        close(graph(input), layer(input))
+        for parameter in layer.parameters():
+            parameter.mul_(1.5)
+        close(graph(input), layer(input))
+
+
+@variants
+def test_scripting_says_what_works_instead(variant):
+    for model in (make(variant), network(variant)):
+        with pytest.raises(RuntimeError, match=r"^torch.jit.script cannot .* torch.jit.trace and torch.export can$"):
+            torch.jit.script(model)
+
+
+@variants
+@modes
+@pytest.mark.parametrize("geometry", ("plain", "same", "one filter", "pointwise", "depthwise"))
+def test_pytorchs_flop_counter_finds_the_multiply_adds_of_inference(variant, compute, geometry):
+    layer = make(variant, compute, **GEOMETRIES[geometry]).eval()
+    for _ in range(2):  # what the first pass makes is kept, and not counted
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            layer(images()[:1])
+        assert counter.get_total_flops() == 2 * macs_inference(layer, (4, 4, 5))
