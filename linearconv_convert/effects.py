@@ -21,7 +21,7 @@ from linearconv_convert.inputs import Call, tensors_of
 from linearconv_convert.spectrum import Spectrum
 from linearconv_convert.surgery import eval_with_hooks
 
-MEASURED = (0.5, 0.25, 0.1)
+MEASURED = (0.8, 0.5, 0.25, 0.1)
 IMAGES = 64  # that the effects are measured on
 SMALLEST = 1e-30  # effect, where there is none
 LARGEST = 1 - 1e-9  # error, as a layer that keeps nothing would cost infinitely much
