@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 
-from dataloaders import dataloaders
+from dataloaders import BatchLoader, dataloaders
 from experiments.command_line import shown_command, split_arguments
 from experiments.compress_table import markdown, plot
 from experiments.compress_ways import CALIBRATED, CONVERSIONS, FROM_SCRATCH, HALF, OTHERS, fit_quality
@@ -69,11 +69,9 @@ class Study:
             options.dataset,
             options.data_root,
             batch_size=self.recipe.batch_size,
-            image_size=options.image_size,
-            download=options.download,
-            device=options.device,
-            seed=options.seed,
-            channels_last=options.channels_last,
+            flip=self.recipe.flip,
+            **options.pick("image_size", "download", "device", "seed", "channels_last"),
+            **options.pick("validation", "in_memory", "workers"),
         )
         self.fresh = self.loaders[0].state_dict()  # every run sees the same batches
 
@@ -98,9 +96,8 @@ class Study:
             recipe,
             options.dataset,
             self.info.num_classes,
-            width=options.width,
-            seed=options.seed,
-            amp=options.amp,
+            in_memory=isinstance(self.loaders[0], BatchLoader),
+            **options.pick("width", "seed", "amp", "validation"),
         )
         group = Group(device=options.device)
         trainer = Trainer(model, self.loaders, settings, folder, group, channels_last=options.channels_last)
