@@ -251,9 +251,8 @@ class LinearConv(nn.Module):
         asked = padded.shape, padded.dtype, is_grad_enabled(), _is_any_autocast_enabled()
         known, mode = self._last_choice
         if asked != known:
-            shape, dtype, training, autocast = asked
-            precision = "bfloat16" if dtype.itemsize == 2 or autocast else "float32"
-            mode = self.mode_at(self._positions(shape), training, precision)
+            precision = "bfloat16" if padded.dtype.itemsize == 2 or _is_any_autocast_enabled() else "float32"
+            mode = self.mode_at(self._positions(padded.shape), is_grad_enabled(), precision)
             self._last_choice = asked, mode
         return mode
 
@@ -270,9 +269,11 @@ class LinearConv(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, Proxy) and (path := input.tracer.path_of_module(self)):  # a leaf of torch.fx, as Conv2d is
             return input.tracer.create_proxy("call_module", path, (input,), {})
+        if not (eager := in_plain_eager_mode()):
+            return self._evaluate(input, eager)
         try:
-            return self._evaluate(input)
-        except (AttributeError, IndexError, RuntimeError, TypeError):
+            return self._evaluate(input, eager)
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
             try:
                 with torch.no_grad():
                     self.fuse()(input)
@@ -280,11 +281,10 @@ class LinearConv(nn.Module):
                 raise theirs from None
             raise
 
-    def _evaluate(self, input):
+    def _evaluate(self, input, eager):
         if input.dim() == 3:
-            return self._evaluate(input.unsqueeze(0)).squeeze(0)
+            return self._evaluate(input.unsqueeze(0), eager).squeeze(0)
         padded = input if self.padding_mode == "zeros" else F.pad(input, self._pad_widths, self.padding_mode)
-        eager = in_plain_eager_mode()
         keeping = eager and not is_grad_enabled()
         if eager and not keeping:
             self._kept.clear()  # whoever differentiates is about to change a parameter

@@ -210,7 +210,7 @@ def _step_by_product(back, input, factor):
 
 
 def _step_by_convolution(back, input, factor):
-    mask = (True, input is not None, False)
+    mask = True, input is not None, False
     if input is None:  # its shape is all that matters
         input = back.new_empty(()).expand(len(back), factor.shape[1], *back.shape[2:])
     back, factor_grad, _ = torch.ops.aten.convolution_backward(
@@ -321,10 +321,8 @@ class Kept:
         parametrized layers; the replicas of nn.DataParallel, which share this object and have no parameters."""
         if layer._modules or not layer._parameters:
             return False
-        return not any(type(t) not in PLAIN or t.is_inference() or t.is_meta for t in _tensors(layer))
-
-
-PLAIN = (torch.Tensor, nn.Parameter, type(None))
+        plain = Tensor, nn.Parameter
+        return not any(type(t) not in plain or t.is_inference() or t.is_meta for t in _tensors(layer))
 
 
 def _count_step(*_):

@@ -114,7 +114,7 @@ def test_training_and_evaluation_agree(variant, compute):
 
 
 @modes
-@pytest.mark.parametrize("wrong", ("channels", "size", "dimensions", "vector", "dtype", "type"))
+@pytest.mark.parametrize("wrong", ("channels", "size", "dimensions", "vector", "dtype", "type", "stride"))
 @pytest.mark.parametrize("kernel_size", (1, 3))
 def test_wrong_input_is_refused_in_conv2ds_words(compute, wrong, kernel_size):
     shapes = {"channels": (2, 3, 4, 5), "size": (2, 4, 2, 2), "dimensions": (4, 5), "vector": (4,)}
@@ -127,18 +127,26 @@ def test_wrong_input_is_refused_in_conv2ds_words(compute, wrong, kernel_size):
             input = input.contiguous(memory_format=memory_format)
         input = {"dtype": input.double(), "type": None}.get(wrong, input)
         for training, context in ((True, nullcontext), (False, nullcontext), (False, torch.no_grad)):
+            layer.stride = (1, 0) if wrong == "stride" else (1, 1)
             with context(), pytest.raises((RuntimeError, TypeError)) as theirs:
                 layer.fuse()(input)
-            if context is torch.no_grad:
+            if context is torch.no_grad and wrong != "stride":
                 with context():
                     layer(images().contiguous(memory_format=memory_format))  # kept from here on
             with context(), pytest.raises(type(theirs.value), match=re.escape(str(theirs.value))):
                 layer.train(training)(input)
 
 
+def test_wrong_input_is_refused_under_torch_compile():
+    torch._dynamo.reset()
+    layer = torch.compile(make(LinearConv), backend="eager", fullgraph=True)
+    with pytest.raises(RuntimeError, match="to have 4 channels, but got 3 channels instead"):
+        layer(images(channels=3))
+
+
 def test_an_error_that_conv2d_does_not_know_is_left_as_it_is(monkeypatch):
     layer = make(LinearConv)
-    monkeypatch.setattr(LinearConv, "_evaluate", lambda layer, input: [][1])
+    monkeypatch.setattr(LinearConv, "_evaluate", lambda *arguments: [][1])
     with pytest.raises(IndexError, match="list index"):
         layer(images())
 
