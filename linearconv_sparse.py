@@ -1,29 +1,36 @@
 """LinearConvSparse: LinearConv whose coefficients are pruned while it trains, A = linear_weights * mask.
 
-Two controllers choose the mask. `"gradual"` (default) follows Zhu & Gupta, "To prune, or not to prune" (2017): between
-two training steps the share of pruned coefficients rises along a cubic to the target, the smallest ones going first.
-`"published"` is the controller of the paper's code, which moves a threshold in steps of at most 1e-5: in 8 epochs of
-CIFAR-10 it pruned 5.6 % where 50 % were asked for (results/sparse_controllers.json).
+Forward passes only read the mask; optimizer steps renew it, see `schedule_pruning`. Two controllers choose it.
+`"gradual"` (default) follows Zhu & Gupta, "To prune, or not to prune" (2017): between two training steps the share of
+pruned coefficients rises along a cubic to the target, the smallest ones going first. `"published"` is the controller of
+the paper's code, which moves a threshold in steps of at most 1e-5: in 8 epochs of CIFAR-10 it pruned 5.6 % where 50 %
+were asked for (results/sparse_controllers.json).
 """
 
+import warnings
+from contextlib import nullcontext
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.nn as nn
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from linearconv import LinearConv
-from linearconv_features import in_plain_eager_mode
 
 SCHEDULES = ("gradual", "published")
 PUBLISHED_INTERVAL = 500  # training steps between two updates of the published controller
 PUBLISHED_STEP = 1e-5  # largest change of its threshold in one update
+PATIENCE = 100  # steps that a layer may be trained and not pruned before that is said
+_layers = WeakSet()  # every LinearConvSparse of this process
 
 
 class LinearConvSparse(LinearConv):
     """LinearConv with A = linear_weights * mask, the mask pruning towards a target while the layer trains.
 
-    A training step is a forward pass in training mode with gradients on; evaluation never counts.
+    A training step is a step of the optimizer given to :func:`schedule_pruning`; before it begins, its mask is chosen.
 
     Args:
         sparsity: share of the coefficients to prune, 0 <= sparsity < 1. Default: 0.25
@@ -40,14 +47,17 @@ class LinearConvSparse(LinearConv):
 
     Parameters and buffers:
         - conv_weights, linear_weights, bias: as in LinearConv
-        - mask (out_channels - P, P), 1 for what is kept; steps (), training steps so far; threshold (), magnitude
-          at or below which a coefficient was pruned last. They are saved and loaded with the layer.
+        - mask (out_channels - P, P), 1 for what is kept; steps (), training steps so far; threshold (), magnitude at
+          or below which a coefficient was pruned last, in their real dtype. They are saved and loaded with the layer.
 
     Raises:
         ValueError: for a sparsity outside [0, 1), an unknown schedule, or `prune_end < prune_begin`.
     """
 
     _version = 2  # version 1 is the published code, whose checkpoints hold no controller state
+    _hook = None  # id of the optimizer hook that prunes this layer
+    _steps_at_most = None  # what the host knows of `steps`; None: nothing
+    _steps_unpruned = 0  # of any optimizer since that of this layer
 
     def __init__(
         self,
@@ -69,13 +79,18 @@ class LinearConvSparse(LinearConv):
         super().__init__(*args, **kwargs)
         self.sparsity = sparsity
         self.schedule = schedule
-        self.prune_begin, self.prune_end, self.prune_every = prune_begin, prune_end, prune_every
+        self.prune_begin, self.prune_end, self.prune_every = prune_begin, max(1, prune_end), prune_every
+        _layers.add(self)
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        _layers.add(self)
 
     def _create_factors(self, device=None, dtype=None):
         super()._create_factors(device=device, dtype=dtype)
         self.register_buffer("mask", torch.empty_like(self.linear_weights, requires_grad=False))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long, device=device))
-        self.register_buffer("threshold", torch.zeros((), dtype=torch.float32, device=device))
+        self.register_buffer("threshold", torch.zeros((), dtype=self.mask.real.dtype, device=device))
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew, prune nothing, and start counting from zero."""
@@ -83,90 +98,135 @@ class LinearConvSparse(LinearConv):
         self.mask.fill_(1)
         self.steps.zero_()
         self.threshold.zero_()
-        self._steps_on_host = 0  # mirrors `steps`, so that no step waits for the device; None: read it again
+        self._steps_at_most = None
 
     def factors(self) -> tuple[Tensor, ...]:
         return (self.linear_weights * self.mask,)
 
     def keep_mask(self, mask: Tensor) -> None:
         """Prune by a mask (F - P, P) of zeros and ones from now on: the gradual schedule counts as finished."""
-        self.mask.copy_(mask)
+        self.mask = mask.detach().to(self.mask, copy=True)
         self.steps.fill_(self.prune_end)
-        self._steps_on_host = None
+        self._steps_at_most = None
 
     @property
     def pruned_fraction(self) -> float:
         """Share of the coefficients that the mask prunes now, in [0, 1]; 0 for a layer without coefficients."""
-        return 1 - self.mask.float().mean().item() if self.mask.numel() else 0.0
+        return (self.mask == 0).float().mean().item() if self.mask.numel() else 0.0
 
     def target_at(self, step: int) -> float:
-        """Return the share of pruned coefficients that the gradual schedule asks for after `step` training steps."""
+        """Return the share of pruned coefficients that the gradual schedule asks for at training step `step`."""
         if step >= self.prune_end:
             return self.sparsity
         done = max(0.0, (step - self.prune_begin) / (self.prune_end - self.prune_begin))
         return self.sparsity * (1 - (1 - done) ** 3)
 
-    def forward(self, input: Tensor) -> Tensor:
-        if self.training and torch.is_grad_enabled():
-            self._train_step()
-        return super().forward(input)
+    def _count(self, skipped):
+        """Count a training step, if `skipped`, None or a tensor (), is not 1."""
+        self._steps_unpruned = 0
+        self.steps += 1 if skipped is None else (skipped == 0).to(self.steps.device)
+        if self._steps_at_most is not None:
+            self._steps_at_most += 1
 
-    @torch.compiler.disable  # under torch.compile it runs between two graphs
-    @torch.no_grad()
-    def _train_step(self):
-        if not in_plain_eager_mode():
-            return  # traces and exports are of a frozen layer
-        if self._steps_on_host is None:
-            self._steps_on_host = int(self.steps)
-        self._steps_on_host += 1
-        self.steps += 1
-        step = self._steps_on_host
-        if self.mask.numel() == 0:
-            return
+    def _is_due(self):
+        """True where the coming training step is to have a new mask; waits for the device only then."""
+        if self._steps_at_most is None or self._has_update(self._steps_at_most + 1):
+            self._steps_at_most = int(self.steps)
+        return self._has_update(self._steps_at_most + 1)
+
+    def _has_update(self, step):
         if self.schedule == "published":
-            if step % PUBLISHED_INTERVAL == 0:
-                self._move_threshold()
-        elif self.prune_begin <= step <= self.prune_end:
-            if (step - self.prune_begin) % self.prune_every == 0 or step == self.prune_end:
-                self._prune_smallest(round(self.target_at(step) * self.mask.numel()))
+            return step % PUBLISHED_INTERVAL == 0 and self.mask.numel() > 0
+        on_time = (step - self.prune_begin) % self.prune_every == 0 or step == self.prune_end
+        return on_time and self.prune_begin <= step <= self.prune_end
 
-    def _prune_smallest(self, count):
-        magnitude = self.linear_weights.abs().flatten()
-        smallest, where = magnitude.topk(count, largest=False, sorted=False)  # exactly `count`, ties or not
-        self.mask.fill_(1).view(-1)[where] = 0
-        self.threshold.copy_(smallest.amax() if count else torch.zeros_like(self.threshold))
-
-    def _move_threshold(self):
-        self.mask.copy_(self.linear_weights.abs() > self.threshold)
-        share = 1 - self.mask.float().mean()
-        self.threshold += (2 / (1 + 10 ** (10 * (share - self.sparsity))) - 1) * PUBLISHED_STEP
+    @torch.no_grad()
+    def _choose_mask(self):
+        coefficients = self.linear_weights
+        if hasattr(coefficients, "full_tensor"):  # a part, under fully_shard
+            coefficients = coefficients.full_tensor()
+        magnitude = coefficients.abs()
+        if self.schedule == "published":
+            kept = magnitude > self.threshold.real
+            share = 1 - kept.float().mean()
+            self.threshold += (2 / (1 + 10 ** (10 * (share - self.sparsity))) - 1) * PUBLISHED_STEP
+        else:
+            count = round(self.target_at(self._steps_at_most + 1) * magnitude.numel())
+            smallest, where = magnitude.flatten().topk(count, largest=False, sorted=False)  # `count`, ties or not
+            kept = torch.ones_like(magnitude.flatten()).index_fill(0, where, 0).view_as(magnitude)
+            self.threshold.copy_(smallest.amax() if count else torch.zeros_like(self.threshold))
+        self.mask = kept.to(self.mask.dtype)  # a new tensor: passes that are still to be differentiated keep the old
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args, **kwargs):
         if (local_metadata.get("version") or 1) < 2:
             for name in ("mask", "steps", "threshold"):
                 state_dict.setdefault(prefix + name, getattr(self, name))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
-        self._steps_on_host = None
+        self._steps_at_most = None
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, sparsity={self.sparsity:g}, schedule={self.schedule!r}"
 
 
 def schedule_pruning(
-    module: nn.Module, total_steps: int, begin: float = 0.1, end: float = 0.6, updates: int = 100
+    module: nn.Module,
+    optimizer: Optimizer,
+    total_steps: int | None = None,
+    begin: float = 0.1,
+    end: float = 0.6,
+    updates: int = 100,
 ) -> None:
-    """Fit the gradual schedule of every LinearConvSparse in `module` to a training run of `total_steps` steps.
+    """Let the steps of an optimizer prune every LinearConvSparse in `module`.
+
+    A step counts once, whatever passes it took, and not at all where a GradScaler skips it. Call again for a new
+    optimizer or other layers: the last call that a layer was part of holds.
 
     Args:
         module: the network.
-        total_steps: training steps (batches) of the whole run.
+        optimizer: of several, the one that has the coefficients.
+        total_steps: steps of the whole run, to fit the gradual schedule to; left out, the layers keep theirs.
         begin, end: shares of the run at which pruning starts and reaches its target, 0 <= begin <= end <= 1.
         updates: how often the mask is chosen anew in between, at most once a step.
     """
     if not 0 <= begin <= end <= 1:
         raise ValueError(f"pruning needs 0 <= begin <= end <= 1, got {begin} and {end}")
-    for layer in module.modules():
-        if isinstance(layer, LinearConvSparse):
-            layer.prune_begin = round(begin * total_steps)
-            layer.prune_end = round(end * total_steps)
+    layers = [layer for layer in module.modules() if isinstance(layer, LinearConvSparse)]
+    fsdp = next((part for part in module.modules() if hasattr(part, "summon_full_params")), None)
+    if not layers:
+        return
+
+    def renew_masks(layers):
+        due = [layer for layer in layers if layer._is_due()]
+        with fsdp.summon_full_params(module, writeback=False) if fsdp and due else nullcontext():
+            for layer in due:
+                layer._choose_mask()
+
+    @torch.compiler.disable  # here, as it loads torch._dynamo; the optimizer has done so already
+    def prune(optimizer, *_):
+        mine = [layer for layer in layers if layer._hook == hook.id]
+        for layer in mine:
+            layer._count(getattr(optimizer, "found_inf", None))  # 1 where a fused optimizer skipped the step
+        renew_masks(mine)
+
+    hook = optimizer.register_step_post_hook(prune)
+    for layer in layers:
+        layer._hook, layer._steps_at_most = hook.id, None
+        if total_steps is not None:
+            layer.prune_begin, layer.prune_end = round(begin * total_steps), max(1, round(end * total_steps))
             layer.prune_every = max(1, (layer.prune_end - layer.prune_begin) // updates)
+    # The first step's masks. Renewing twice changes nothing but the threshold of the published controller.
+    renew_masks([layer for layer in layers if layer.schedule == "gradual"])
+
+
+def _warn_of_unpruned(*_):
+    """Called after the steps of every optimizer: say so where a layer is trained and never pruned."""
+    for layer in () if torch.compiler.is_compiling() else tuple(_layers):
+        if any(parameter.grad is not None for parameter in layer.parameters()):
+            layer._steps_unpruned += 1
+            if layer._steps_unpruned == PATIENCE and layer.steps < layer.prune_end:
+                if (layer.mask == 0).sum() < round(layer.sparsity * layer.mask.numel()):
+                    text = f"LinearConvSparse is trained and not pruned for {PATIENCE} steps: call schedule_pruning"
+                    warnings.warn(text, stacklevel=3)
+
+
+register_optimizer_step_post_hook(_warn_of_unpruned)

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from corr_reg import corr_loss, l1_loss
-from dataloaders import BatchLoader
+from corr_reg import corr_loss, l1_loss, mean_correlation
+from dataloaders import Loader
 from linearconv import LinearConv
 from linearconv_convert.carrying import carry_over
 from linearconv_sparse import schedule_pruning
@@ -55,7 +55,7 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
-        loaders: tuple[BatchLoader, BatchLoader],
+        loaders: tuple[Loader, Loader],
         settings: TrainingSettings,
         folder: Path,
         group: Group | None = None,
@@ -100,7 +100,7 @@ class Trainer:
         if recipe.average:
             decay = max(0.0, 1 - 1 / (recipe.average * steps))
             self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay))
-        schedule_pruning(self.model, (recipe.epochs - recipe.dense_epochs) * steps)
+        schedule_pruning(self.model, self.optimizer, (recipe.epochs - recipe.dense_epochs) * steps)
 
     def _convert(self):
         """Go on with the network that the dense one becomes."""
@@ -137,7 +137,7 @@ class Trainer:
         train_loss, train_accuracy = self._train_epoch(bar)
         start, train_seconds = time.perf_counter(), progress.train_seconds
         results = {"train_loss": train_loss, "train_accuracy": train_accuracy, "test_accuracy": self.evaluate()}
-        details = {"lr": self.lr, **counting.pruned_share(self.model)}
+        details = {"lr": self.lr, **counting.pruned_share(self.model), **self._correlation()}
         evaluation_seconds = time.perf_counter() - start
         is_best = progress.finish_epoch(results, details, evaluation_seconds, self.train_loader.num_images)
         record = progress.history[-1]
@@ -148,6 +148,10 @@ class Trainer:
         (asked,) = self.group.any(self.stop.asked)
         if asked and progress.epoch < self.recipe.epochs:
             raise Stopped(asked, f"epoch {progress.epoch} is saved, --resume goes on")
+
+    def _correlation(self):
+        mean = mean_correlation(self.model)
+        return {} if mean is None else {"correlation": mean}
 
     def _train_epoch(self, bar):
         """Mean cross-entropy and accuracy in per cent over the epoch, as training went."""
