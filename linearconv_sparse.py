@@ -218,10 +218,13 @@ def schedule_pruning(
     renew_masks([layer for layer in layers if layer.schedule == "gradual"])
 
 
-def _warn_of_unpruned(*_):
+def _warn_of_unpruned(optimizer, *_):
     """Called after the steps of every optimizer: say so where a layer is trained and never pruned."""
-    for layer in () if torch.compiler.is_compiling() else tuple(_layers):
-        if any(parameter.grad is not None for parameter in layer.parameters()):
+    if torch.compiler.is_compiling() or not _layers:
+        return
+    stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for layer in tuple(_layers):
+        if any(parameter.grad is not None and id(parameter) in stepped for parameter in layer.parameters()):
             layer._steps_unpruned += 1
             if layer._steps_unpruned == PATIENCE and layer.steps < layer.prune_end:
                 if (layer.mask == 0).sum() < round(layer.sparsity * layer.mask.numel()):

@@ -95,6 +95,22 @@ def accuracy() -> list[str]:
     return sweep_table.markdown(load("base_cifar10")["runs"], columns)
 
 
+def search() -> list[str]:
+    """Return the validation accuracies that the short recipe is chosen by."""
+    lines = ["| settings | validation accuracy |", "| --- | ---: |"]
+    runs = [run for name in ("search_optimizer", "search_dense") for run in load(name)["runs"]]
+    for run in sorted(runs, key=lambda run: -run["report"]["test_accuracy"]):
+        report = run["report"]
+        settings = "{optimizer}, lr {lr:g}, weight decay {weight_decay:g}, {schedule}, batch {batch_size}".format(
+            **report
+        )
+        settings += ", label smoothing {label_smoothing:g}, {flip} flip".format(**report)
+        settings += f", average {report['average']:g}" if report["average"] else ""
+        settings += f", BatchNorm biases {report['bias_lr']:g} times as fast" if report["bias_lr"] != 1 else ""
+        lines.append(f"| {settings} | {report['test_accuracy']:.2f} % |")
+    return lines
+
+
 def pruned() -> list[str]:
     """Return what the two controllers of the sparse variant pruned."""
     lines = [
@@ -150,7 +166,19 @@ def deployment() -> list[str]:
 
 TABLES = {
     made.__name__: made
-    for made in (summary, options, paper_recipe, accuracy, pruned, precision, counts, shares, compression, deployment)
+    for made in (
+        summary,
+        options,
+        paper_recipe,
+        search,
+        accuracy,
+        pruned,
+        precision,
+        counts,
+        shares,
+        compression,
+        deployment,
+    )
 }
 
 

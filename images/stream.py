@@ -27,6 +27,7 @@ from images.info import DataError, no_torchvision, one_line
 from images.loader import Loader
 
 MOST_WORKERS = 8  # unless more are asked for
+LEFT_TO_PARENT = (signal.SIGINT, signal.SIGTERM)
 
 
 def default_workers() -> int:
@@ -114,7 +115,11 @@ class StreamLoader(Loader):
         if self.looked_after:
             return iter(self.loader)
         on_child = signal.getsignal(signal.SIGCHLD)
-        batches = iter(self.loader)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_PARENT)  # workers take that over from their start on
+        try:
+            batches = iter(self.loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if threading.current_thread() is threading.main_thread():
             # DataLoader has a worker's death raised wherever the program is. It is found out without that, by whoever
             # waits for the next batch.
@@ -132,7 +137,7 @@ def _end_workers(batches):
 
 def _leave_signals_to_parent(_):
     """Ctrl-C and a scheduler's SIGTERM reach all processes, and the parent needs its workers until it has saved."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in LEFT_TO_PARENT:
         signal.signal(number, signal.SIG_IGN)
 
 

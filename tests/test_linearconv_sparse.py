@@ -327,6 +327,7 @@ def test_no_other_layer_is_warned_of():
     finished.keep_mask(torch.ones(4, 4))
     assert notices(finished) == []
     bystander = LinearConvSparse(3, 8, 3)
+    bystander(torch.randn(1, 3, 3, 3)).sum().backward()  # of another optimizer, or left over
     notices(LinearConvSparse(3, 8, 3))
     assert bystander._steps_unpruned == 0
 

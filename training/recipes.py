@@ -3,17 +3,16 @@
 from training.settings import Recipe
 
 RECIPES = ("paper", "fast")
-FAST = Recipe(  # chosen on 5,000 of the training images of CIFAR-10 that were held out, with Base: docs/accuracy.md
-    lr=4e-3,
-    epochs=30,
+FAST = Recipe(  # as far as it has been chosen, on training images that were held out: docs/accuracy.md
+    lr=1e-2,
+    epochs=20,
     batch_size=125,
     optimizer="adamw",
     schedule="linear",
     warmup=2,
-    weight_decay=0.05,
+    weight_decay=0.02,
     label_smoothing=0.1,
     flip="alternating",
-    average=1,
 )
 
 
