@@ -191,13 +191,13 @@ def _differentiate(grad, primary, factors, primary_channels):
     for factor in reversed(lower[1:]):
         inputs.append(None if primary is None else multiply(inputs[-1], factor))
     back, factor_grads = grad[:, primary_channels:], []
-    for factor in lower:
-        back, factor_grad = step(back, inputs.pop(), factor)
+    added = [None] * (len(lower) - 1) + [grad[:, :primary_channels]]  # to what the last factor hands on
+    for factor, own in zip(lower, added, strict=True):
+        back, factor_grad = step(back, inputs.pop(), factor, own)
         factor_grads.append(factor_grad)
-    primary_grad = grad[:, :primary_channels] + back
     if as_rows:
-        primary_grad = primary_grad.view(shape[0], *shape[2:], primary_channels).permute(0, 3, 1, 2)
-    return primary_grad, factor_grads
+        back = back.view(shape[0], *shape[2:], primary_channels).permute(0, 3, 1, 2)
+    return back, factor_grads
 
 
 def _rows(maps):
@@ -205,17 +205,19 @@ def _rows(maps):
     return None if maps is None else maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
 
 
-def _step_by_product(back, input, factor):
-    return back @ factor, None if input is None else back.t() @ input
+def _step_by_product(back, input, factor, own):
+    handed_on = back @ factor if own is None else torch.addmm(own, back, factor)
+    return handed_on, None if input is None else back.t() @ input
 
 
-def _step_by_convolution(back, input, factor):
+def _step_by_convolution(back, input, factor, own):
     mask = True, input is not None, False
     if input is None:  # its shape is all that matters
         input = back.new_empty(()).expand(len(back), factor.shape[1], *back.shape[2:])
     back, factor_grad, _ = torch.ops.aten.convolution_backward(
         back, input, factor[:, :, None, None], None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1, mask
     )
+    back = back if own is None else own + back
     return back, None if factor_grad is None else factor_grad[:, :, 0, 0]
 
 
