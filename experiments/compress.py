@@ -4,11 +4,11 @@
         -- --dataset imagefolder --data-root DIR
     python -m experiments.compress --name compress_base --table        # table and plot of the result alone
 
-Train the dense network, convert it to each variant of LinearConv (with and without calibration on training images), and
-measure test accuracy right away and after every epoch of fine-tuning. Against that stand the same LinearConv networks
-trained from scratch for as long as the dense one, and the other ways of compress_ways.py to as many parameters (Tucker
-decomposition where tensorly-torch is installed, channel pruning where torch-pruning is). Options behind `--` go to the
-training (models/<script> --help).
+Train the dense network, convert it to each variant of LinearConv (with and without calibration on training images, and
+with a budget that is shared out over the layers), and measure test accuracy right away and after every epoch of
+fine-tuning. Against that stand the same LinearConv networks trained from scratch for as long as the dense one, and the
+other ways of compress_ways.py to as many parameters (Tucker decomposition where tensorly-torch is installed, channel
+pruning where torch-pruning is). Options behind `--` go to the training (models/<script> --help).
 
 Writes results/<name>.json and .png and prints the table. Runs lie in ckpt/<name>/; finished ones are not run again, an
 interrupted one goes on from its last epoch.
@@ -31,7 +31,7 @@ import torch.nn as nn
 from dataloaders import BatchLoader, dataloaders
 from experiments.command_line import shown_command, split_arguments
 from experiments.compress_table import markdown, plot
-from experiments.compress_ways import CALIBRATED, CONVERSIONS, FROM_SCRATCH, HALF, OTHERS, fit_quality
+from experiments.compress_ways import BUDGETED, CALIBRATED, CONVERSIONS, FROM_SCRATCH, HALF, OTHERS, fit_quality
 from linearconv_convert import convert
 from linearconv_variants import OneLineParser, Variant
 from training.checkpoints import holds_checkpoint
@@ -146,6 +146,12 @@ def run(study: Study, epochs: int, finetune: int, record: dict, output: Path) ->
             small, report = convert(dense, **setting, calibration=images, return_report=True)
             errors = [layer.filter_error for layer in report.converted]
             train("converted", title, small, tuning, variant, filter_errors=errors)
+    for method in BUDGETED:  # as many parameters, shared out over the layers
+        share = count_parameters(study.build(CONVERSIONS[method].conv)) / count_parameters(dense)
+        small, report = convert(dense, "rank", budget=share, calibration=calibration, return_report=True)
+        filters = {layer.name: layer.variant.alpha for layer in report.converted}
+        title = method.replace("alpha", "budget as alpha") + ", calibrated"
+        train("converted", title, small, tuning, CONVERSIONS[method], alphas=filters)
     of_half = convert(dense, "rank", alpha=CONVERSIONS[HALF].alpha)
     for method, make in OTHERS.items():
         try:

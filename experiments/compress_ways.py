@@ -23,6 +23,7 @@ CONVERSIONS = {
 }
 FROM_SCRATCH = (HALF, "rank 10", "half of A pruned")
 CALIBRATED = (HALF, "full rank, alpha 0.25", "rank 10")
+BUDGETED = (HALF, "full rank, alpha 0.25")  # also with as many parameters by budget
 BISECTIONS = 12
 
 

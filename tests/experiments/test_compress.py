@@ -8,7 +8,7 @@ import torch
 
 from experiments import compress
 from experiments.compress_table import markdown, plot
-from experiments.compress_ways import CALIBRATED, CONVERSIONS, FROM_SCRATCH, fit_quality, truncated_svd
+from experiments.compress_ways import BUDGETED, CALIBRATED, CONVERSIONS, FROM_SCRATCH, fit_quality, truncated_svd
 from linearconv_convert import convert
 from models.base_xcnn import Base
 from training.counting import count_parameters
@@ -27,7 +27,11 @@ def test_a_study_trains_every_way_once(data, tmp_path, monkeypatch, capsys):
     record = json.loads((tmp_path / "results" / "try.json").read_text())
     epochs = {"converted": 1, "other": 1, "from scratch": 2}
     assert all(len(row["accuracies"]) == 1 + epochs[row["kind"]] for row in record["rows"])
-    assert len(record["rows"]) == 1 + len(CONVERSIONS) + len(CALIBRATED) + 1 + len(FROM_SCRATCH)
+    assert len(record["rows"]) == 1 + len(CONVERSIONS) + len(CALIBRATED) + len(BUDGETED) + 1 + len(FROM_SCRATCH)
+    sizes = {row["method"]: row["parameters"] for row in record["rows"]}
+    for method in BUDGETED:
+        budgeted = sizes[method.replace("alpha", "budget as alpha") + ", calibrated"]
+        assert 0.9 * sizes[method] < budgeted <= sizes[method]
     out = capsys.readouterr().out
     assert out.count("epoch ") >= len(record["rows"]) and "Tucker is left out" in out
     assert compress.main([*own, "--", *training, "--device", "cpu"]) == 0
