@@ -111,6 +111,14 @@ def search() -> list[str]:
     return lines
 
 
+def search_linearconv() -> list[str]:
+    """Return the validation accuracies of ways to train LinearConv with the short recipe, over seeds."""
+    rows = sweep_table.over_seeds(load("search_linearconv")["runs"])
+    rows = [row | {"setting": f"`{row['setting']}`"} for row in sorted(rows, key=lambda row: -row["accuracy"][0])]
+    columns = {"setting": "options", "parameters": "parameters", "accuracy": "validation accuracy", "seeds": "seeds"}
+    return sweep_table.table(rows, columns)
+
+
 def pruned() -> list[str]:
     """Return what the two controllers of the sparse variant pruned."""
     lines = [
@@ -171,6 +179,7 @@ TABLES = {
         options,
         paper_recipe,
         search,
+        search_linearconv,
         accuracy,
         pruned,
         precision,
