@@ -1,5 +1,6 @@
 """What the benchmarks time: the networks, the variants, and the other ways to evaluate or to replace a convolution."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import MethodType
@@ -36,8 +37,11 @@ VARIANTS = {"full rank": LinearConv, "rank 10": partial(LinearConvLowRank, rank=
 OTHER_VARIANTS = {"half rank": partial(LinearConvRankRatio, rank=0.5), "sparse": LinearConvSparse}
 TUCKER = "Tucker (tensorly-torch)"
 MODES = ("paper", "filters", "features", "auto")
-TASKS = {"train 50": 50, "infer 50": 50, "infer 1": 1, "infer 256": 256}  # batch size
+FIXED, WITH_EVAL, MANY_SIZES = "infer 8", "infer 8, eval() before", "infer 8, 35 sizes"  # eval() before every pass
+CONDITIONS = (FIXED, WITH_EVAL, MANY_SIZES)  # under which what is kept between passes is of use, or not
+TASKS = {"train 50": 50, "infer 50": 50, "infer 1": 1, "infer 256": 256} | dict.fromkeys(CONDITIONS, 8)  # batch size
 IMAGE = (3, 32, 32)
+SIZES = tuple(itertools.product(range(32, 37), range(32, 39)))  # of MANY_SIZES, which takes them in turns
 
 
 def contenders(modes: Sequence[str], compiled: bool) -> dict[str, Callable[..., nn.Module]]:

@@ -9,7 +9,8 @@ The contenders take turns, step by step where a step takes 20 ms or more, else 2
 speeds up or slows down does so for all of them; what is reported is the median and the quartiles of the ratios to dense
 within a turn. Contenders: `dense` (nn.Conv2d); `paper`, the published way (all filters made at every pass); `filters`,
 `features` and `auto`, the modes of our layers; and where tensorly-torch is installed its Tucker convolution of half the
-parameters, as what else there is. Writes results/speed_<device>_<precision>.json and prints its tables.
+parameters, as what else there is. Batches of 8 are inferred thrice: as the others are, with `eval()` before every pass,
+and in 35 sizes by turns. Writes results/speed_<device>_<precision>.json and prints its tables.
 """
 
 import gc
@@ -25,7 +26,17 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from benchmarks.contenders import IMAGE, MODES, NETWORKS, TASKS, TUCKER, contenders
+from benchmarks.contenders import (
+    IMAGE,
+    MANY_SIZES,
+    MODES,
+    NETWORKS,
+    SIZES,
+    TASKS,
+    TUCKER,
+    WITH_EVAL,
+    contenders,
+)
 from benchmarks.measuring import command_line, compare, kept_bytes, measure, peak_bytes
 from benchmarks.speed_table import into_readme, markdown
 from corr_reg import corr_loss, l1_loss
@@ -43,7 +54,10 @@ def make_step(
     torch.manual_seed(0)
     device, batch = options.device, TASKS[task]
     model = network(conv=conv).to(device, memory_format=torch.channels_last)
-    images = torch.randn(batch, *IMAGE, device=device).contiguous(memory_format=torch.channels_last)
+    sizes = SIZES if task == MANY_SIZES else (IMAGE[1:],)
+    batches = [torch.randn(batch, IMAGE[0], *size, device=device) for size in sizes]
+    batches = [images.contiguous(memory_format=torch.channels_last) for images in batches]
+    images, turns = batches[0], itertools.cycle(batches)
     labels = torch.arange(batch, device=device) % 10
     autocast = partial(torch.autocast, device, torch.bfloat16, enabled=options.precision == "bfloat16")
     run = torch.compile(model) if compiled else model
@@ -65,8 +79,10 @@ def make_step(
 
         @torch.inference_mode()
         def step():
+            if task == WITH_EVAL:
+                model.eval()
             with autocast():
-                run(images)
+                run(next(turns))
 
     return step, model, loss
 

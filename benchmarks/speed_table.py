@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.contenders import TASKS
+from benchmarks.contenders import CONDITIONS, TASKS
 
 SHOWN = ("full rank, auto", "rank 10, auto", "full rank, paper")  # in the summary
 MARKS = "<!-- benchmarks/speed.py --readme, {} -->", "<!-- end -->"  # {}: a file in results/
@@ -29,7 +29,7 @@ def markdown(rows: Sequence[dict]) -> list[str]:
 def summary(rows: Sequence[dict]) -> list[str]:
     """Return a line per network: ratios to dense of `auto`, full rank / rank 10 (full rank in the paper's way)."""
     cells = _cells(rows)
-    tasks = [task for task in TASKS if any(row["task"] == task for row in rows)]
+    tasks = [task for task in TASKS if task not in CONDITIONS and any(row["task"] == task for row in rows)]
     lines = [f"| network | {' | '.join(tasks)} | multiply-add limit | peak memory, train 50 |"]
     lines += ["| --- |" + " ---: |" * (len(tasks) + 2)]
     for network in dict.fromkeys(row["network"] for row in rows):
@@ -43,6 +43,16 @@ def summary(rows: Sequence[dict]) -> list[str]:
         memory = [f"{cells[network, name, 'train 50']['peak_bytes'] / dense:.2f}" for name in SHOWN]
         shown += [" / ".join(limits), f"{memory[0]} / {memory[1]} ({memory[2]})"]
         lines.append(f"| {network} | {' | '.join(shown)} |")
+    return lines
+
+
+def conditions(rows: Sequence[dict]) -> list[str]:
+    """Return a line per network: ratios to dense of full rank, `auto`, in batches of 8 under each of `CONDITIONS`."""
+    cells = _cells(rows)
+    lines = [f"| network | {' | '.join(CONDITIONS)} |", "| --- |" + " ---: |" * len(CONDITIONS)]
+    for network in dict.fromkeys(row["network"] for row in rows if row["task"] in CONDITIONS):
+        ratios = [cells[network, SHOWN[0], task]["ratio"] for task in CONDITIONS]
+        lines.append(f"| {network} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |")
     return lines
 
 
