@@ -10,7 +10,7 @@ import statistics
 from pathlib import Path
 
 from benchmarks import speed_table
-from experiments import compress_table, paper, sweep_table, table1_counts
+from experiments import compress_table, paper, real_network, sweep_table, table1_counts
 from experiments.reading import by_method, comparable, every_run
 from models import resnet_xcnn
 from training.options import make_parser
@@ -165,6 +165,11 @@ def compression() -> list[str]:
     return compress_table.markdown(load("compress_base"))
 
 
+def pitches() -> list[str]:
+    """Return what is left of a trained pitch tracker made smaller: accuracy, size and speed."""
+    return real_network.markdown(load("real_network"))
+
+
 def deployment() -> list[str]:
     """Return sizes and speeds of ONNX files; needs onnxruntime."""
     from benchmarks import deployment
@@ -186,6 +191,7 @@ TABLES = {
         counts,
         shares,
         compression,
+        pitches,
         deployment,
     )
 }

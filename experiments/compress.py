@@ -7,7 +7,7 @@
 Train the dense network, convert it to each variant of LinearConv (with and without calibration on training images, and
 with a budget that is shared out over the layers), and measure test accuracy right away and after every epoch of
 fine-tuning. Against that stand the same LinearConv networks trained from scratch for as long as the dense one, and the
-other ways of compress_ways.py to as many parameters (Tucker decomposition where tensorly-torch is installed, channel
+other ways of compress_ways.py to as many parameters (Tucker decomposition where tensorly is installed, channel
 pruning where torch-pruning is). Options behind `--` go to the training (models/<script> --help).
 
 Writes results/<name>.json and .png and prints the table. Runs lie in ckpt/<name>/; finished ones are not run again, an

@@ -2,10 +2,12 @@
 
 import copy
 from collections.abc import Callable
+from math import prod
 
 import torch
 import torch.nn as nn
 
+from baselines.drop_in import like
 from linearconv import LinearConv
 from linearconv_convert.surgery import layers_of, replace
 from linearconv_variants import Variant
@@ -25,6 +27,7 @@ FROM_SCRATCH = (HALF, "rank 10", "half of A pruned")
 CALIBRATED = (HALF, "full rank, alpha 0.25", "rank 10")
 BUDGETED = (HALF, "full rank, alpha 0.25")  # also with as many parameters by budget
 BISECTIONS = 12
+RANK_STEPS = 256  # that ranks are chosen from
 
 
 def truncated_svd(dense: nn.Module, small: nn.Module) -> nn.Module:
@@ -50,17 +53,37 @@ def truncated_svd(dense: nn.Module, small: nn.Module) -> nn.Module:
 
 
 def tucker(dense: nn.Module, small: nn.Module) -> nn.Module:
-    """Return the network with tensorly-torch's Tucker convolution for each one that is a LinearConv in `small`, of the
-    share of parameters that it has there.
+    """Return the network with three convolutions, by 1x1 to r_i of the C channels, to r_o by the kernel, by 1x1 to F,
+    for each one that is a LinearConv in `small`; of the largest ranks r_i / C = r_o / F with no more parameters.
+
+    The Tucker decomposition in the two channel modes (Kim et al., ICLR 2016), by tensorly. Kernels are left as they
+    are: of (512, 1) a decomposition would spend its parameters on them.
 
     Raises:
-        ImportError: without tensorly-torch.
+        ImportError: without tensorly.
     """
-    from tltorch import FactorizedConv
+    import tensorly
+    from tensorly.decomposition import partial_tucker
 
     def factorise(layer, ours):
-        share = _weights(ours) / layer.weight.numel()
-        return FactorizedConv.from_conv(layer, rank=share, factorization="tucker")
+        weight = layer.weight.detach()
+        filters, channels, *kernel = weight.shape
+        for step in range(RANK_STEPS, 0, -1):
+            outer, inner = (max(1, step * most // RANK_STEPS) for most in (filters, channels))
+            if inner * channels + outer * inner * prod(kernel) + outer * filters <= _weights(ours):
+                break
+        with tensorly.backend_context("pytorch"):
+            (core, (out, into)), _ = partial_tucker(weight, rank=(outer, inner), modes=(0, 1))
+        first = nn.Conv2d(channels, inner, 1, bias=False)
+        middle = like(layer, inner, outer, bias=False)
+        last = nn.Conv2d(outer, filters, 1, bias=layer.bias is not None)
+        with torch.no_grad():
+            first.weight.copy_(into.T[:, :, None, None])
+            middle.weight.copy_(core)
+            last.weight.copy_(out[:, :, None, None])
+            if layer.bias is not None:
+                last.bias.copy_(layer.bias)
+        return nn.Sequential(first, middle, last)
 
     return _replaced(dense, small, factorise)
 
@@ -75,26 +98,47 @@ def _weights(layer):
     return sum(parameter.numel() for name, parameter in layer.named_parameters() if name != "bias")
 
 
-def channel_pruning(dense: nn.Module, small: nn.Module) -> nn.Module:
-    """Return the network without the share of its channels that leaves as many parameters as `small` has, least L1
-    norms first, by torch-pruning.
+def channel_pruning(dense: nn.Module, small: nn.Module, example: torch.Tensor | None = None) -> nn.Module:
+    """Return the network without a share of its channels, least L1 norms first, by torch-pruning; the share is the
+    least that leaves no more parameters than `small` has.
+
+    Args:
+        dense: its last layers, nn.Linear, keep their outputs.
+        small: gives the number of parameters.
+        example: what the network takes; left out, an image of CIFAR-10.
 
     Raises:
         ImportError: without torch-pruning.
     """
     import torch_pruning
 
-    wanted, example = count_parameters(small), torch.randn(1, 3, 32, 32)
-    low, high = 0.0, 0.95
-    for _ in range(BISECTIONS):
-        ratio, model = (low + high) / 2, copy.deepcopy(dense)
+    example = torch.randn(1, 3, 32, 32) if example is None else example
+
+    def pruned(kept):
+        model = copy.deepcopy(dense)
         last = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
         importance = torch_pruning.importance.MagnitudeImportance(p=1)
         torch_pruning.pruner.MagnitudePruner(
-            model, example, importance=importance, pruning_ratio=ratio, ignored_layers=last
+            model, example, importance=importance, pruning_ratio=1 - kept, ignored_layers=last
         ).step()
-        low, high = (ratio, high) if count_parameters(model) > wanted else (low, ratio)
-    return model
+        return model
+
+    return largest_within(pruned, count_parameters(small))
+
+
+def largest_within(make: Callable[[float], nn.Module], parameters: int) -> nn.Module:
+    """Return `make(share)` for the largest share in (0, 1), to 1/4096, that has no more than so many parameters.
+
+    Args:
+        make: gives networks that grow with the share.
+        parameters: that the network may have.
+    """
+    low, high, found = 0.0, 1.0, None
+    for _ in range(BISECTIONS):
+        share = (low + high) / 2
+        model = make(share)
+        low, high, found = (share, high, model) if count_parameters(model) <= parameters else (low, share, found)
+    return found
 
 
 OTHERS = {"SVD as two convolutions": truncated_svd, "Tucker": tucker, "uniform channel pruning": channel_pruning}

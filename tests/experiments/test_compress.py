@@ -17,7 +17,7 @@ from training.report import ROOT
 
 def test_a_study_trains_every_way_once(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compress, "ROOT", tmp_path)
-    for package in ("tltorch", "torch_pruning"):
+    for package in ("tensorly", "torch_pruning"):
         monkeypatch.setitem(sys.modules, package, None)
     (tmp_path / "results").mkdir()
     script = ROOT / "models" / "base_xcnn.py"
