@@ -206,18 +206,21 @@ def run_latency(name: str, seconds: float, record: dict, output: Path) -> None:
 
 def markdown(record: dict) -> list[str]:
     """Return the table: a line for each model and way."""
-    titles = ["model", "way", "parameters", "multiply-adds", "10 dB", "0 dB", "distilled, 10 dB", "0 dB"]
-    titles += ["torch", "onnxruntime"]
+    trained = {f"{parts['accuracy']['asked']['seconds']:g} s" for parts in record.values() if "accuracy" in parts}
+    titles = ["model", "way", "parameters", "multiply-adds", "10 dB", "0 dB"]
+    titles += [f"{' or '.join(sorted(trained))} distilled, 10 dB", "0 dB", "torch", "onnxruntime"]
     lines = [f"| {' | '.join(titles)} |", f"| --- | --- |{' ---: |' * (len(titles) - 2)}"]
     for model, parts in record.items():
-        latency = parts.get("latency", {"rows": []})["rows"]
+        accuracy, latency = (parts.get(part, {"rows": []})["rows"] for part in PARTS)
+        found = {row["way"]: row for row in accuracy}
         times = {(row["way"], row["runtime"]): row for row in latency if row["batch"] == BATCHES[0]}
-        for row in parts.get("accuracy", {"rows": []})["rows"]:
+        for way in dict.fromkeys(row["way"] for row in [*accuracy, *latency]):
+            row = found.get(way, {})
+            cells = [model, way, *([f"{row['parameters']:,}", f"{row['macs'] / 1e6:,.1f} M"] if row else ["", ""])]
             shares = [row.get(when, {}).get(f"{snr:g} dB") for when in ("converted", "distilled") for snr in SNRS]
-            cells = [model, row["way"], f"{row['parameters']:,}", f"{row['macs'] / 1e6:,.1f} M"]
             cells += ["" if share is None else f"{share:.1f} %" for share in shares]
-            found = [times.get((row["way"], runtime)) for runtime in ("torch", "onnxruntime")]
-            cells += [f"{each['milliseconds']:.2f} ms ({each['ratio']:.2f})" if each else "" for each in found]
+            taken = [times.get((way, runtime)) for runtime in ("torch", "onnxruntime")]
+            cells += [f"{each['milliseconds']:.2f} ms ({each['ratio']:.2f})" if each else "" for each in taken]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 

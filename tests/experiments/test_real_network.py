@@ -211,7 +211,12 @@ def test_the_table_has_a_line_for_each_way_whatever_parts_there_are(study):
     assert main([*QUICK, "--part", "accuracy"]) == 0
     record = json.loads(study.read_text())
     lines = markdown(record)
-    assert len(lines) == 2 + len(record["tiny"]["accuracy"]["rows"]) and len({line.count("|") for line in lines}) == 1
+    ways_measured = [row["way"] for row in record["tiny"]["accuracy"]["rows"]]
+    assert [line.split(" | ")[1] for line in lines[2:]] == ways_measured and "0.05 s distilled" in lines[0]
+    timed = {"way": "budget", "runtime": "torch", "batch": 1, "milliseconds": 1.5, "ratio": 1.25}
+    both = markdown({"tiny": record["tiny"] | {"latency": {"rows": [timed]}}, "full": {"latency": {"rows": [timed]}}})
+    assert [line for line in both if "1.50 ms (1.25)" in line] == [both[2 + ways_measured.index("budget")], both[-1]]
+    assert len({line.count("|") for line in both}) == 1
 
 
 @pytest.mark.parametrize(
