@@ -170,6 +170,13 @@ def test_fits_of_trained_filters_are_as_close_to_the_optimum_as_the_page_says():
     assert f"{min(closer):.0f} to {max(closer):.0f} % closer than keeping the first half" in TEXT["conversion.md"]
 
 
+def test_a_calibrated_budget_finds_as_many_more_pitches_as_the_page_says():
+    rows = {row["way"]: row["converted"]["10 dB"] for row in load("real_network")["tiny"]["accuracy"]["rows"]}
+    assert rows["budget, calibrated"] > 60 and max(rows["one alpha"], rows["one alpha, calibrated"]) < 30
+    assert "with a calibrated budget more than 60 % of the pitches" in TEXT["conversion.md"]
+    assert "with one alpha for all layers less than 30 %" in TEXT["conversion.md"]
+
+
 def test_files_that_keep_the_factors_are_smaller():
     bytes_of = {(row["network"], row["file"]): row["bytes"] for row in load("deployment_cpu")["rows"]}
     for network, _ in bytes_of:
