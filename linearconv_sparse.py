@@ -151,7 +151,8 @@ class LinearConvSparse(LinearConv):
             share = 1 - kept.float().mean()
             self.threshold += (2 / (1 + 10 ** (10 * (share - self.sparsity))) - 1) * PUBLISHED_STEP
         else:
-            count = round(self.target_at(self._steps_at_most + 1) * magnitude.numel())
+            # A layer that was pruned when its schedule began, by a conversion, stays so.
+            count = max(round(self.target_at(self._steps_at_most + 1) * magnitude.numel()), int((self.mask == 0).sum()))
             smallest, where = magnitude.flatten().topk(count, largest=False, sorted=False)  # `count`, ties or not
             kept = torch.ones_like(magnitude.flatten()).index_fill(0, where, 0).view_as(magnitude)
             self.threshold.copy_(smallest.amax() if count else torch.zeros_like(self.threshold))

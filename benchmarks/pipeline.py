@@ -32,7 +32,7 @@ from benchmarks.measuring import command_line
 from dataloaders import BatchLoader, StreamLoader, describe
 from images.tree import list_tree
 from training.files import write_json
-from training.options import positive_int
+from training.numbers import positive_int
 from training.report import ROOT, origin
 
 BATCH = 50

@@ -39,7 +39,8 @@ from training.counting import count_parameters
 from training.distributed import Group
 from training.errors import EXPECTED, report_failure
 from training.files import write_json
-from training.options import make_parser, parse_arguments, positive_int
+from training.numbers import positive_int
+from training.options import make_parser, parse_arguments
 from training.recipes import recipe_for
 from training.report import ROOT, origin
 from training.run_folder import open_folder, write_log

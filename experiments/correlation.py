@@ -28,7 +28,7 @@ from models.base_xcnn import Base
 from training.checkpoints import holds_checkpoint, load_newest
 from training.errors import EXPECTED, UsageError, report_failure
 from training.files import write_json
-from training.options import positive_int
+from training.numbers import positive_int
 from training.report import origin
 from training.run_folder import REPORT
 

@@ -14,7 +14,7 @@ from experiments.sweep_runner import Runner, cores
 from experiments.sweep_runs import Run, is_locked
 from linearconv_variants import OneLineParser
 from training.errors import UsageError
-from training.options import positive_int
+from training.numbers import positive_int
 from training.report import ROOT
 
 CORES_PER_JOB = 4  # on a CPU, where --jobs is left out

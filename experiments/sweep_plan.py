@@ -16,7 +16,7 @@ from experiments.sweep_runs import Run
 from linearconv_variants import OneLineParser, Variant
 from training.errors import UsageError
 from training.options import dataset_label, make_parser, parse_arguments, run_name
-from training.recipes import FAST
+from training.recipes import SHORT
 from training.report import ROOT
 from training.settings import Recipe
 
@@ -27,6 +27,7 @@ WITHOUT_EFFECT = (  # options that the result does not depend on
     "download",
     "in_channels",
     "may_change",
+    "networks",
     "num_classes",
     "output",
     "program",
@@ -131,7 +132,7 @@ def plan_run(
         dataset=dataset_label(parsed, parsed.dataset),
         arguments=arguments,
         settings=settings,
-        defaults=_settings(parse_arguments(parser, variant), shown),
+        defaults=_settings(parse_arguments(parser, [*variant, "--recipe", parsed.recipe]), shown),
         folder=folder / name,
         command=shown_command(["python", shown, *arguments], parsed.data_root),
         device=parsed.device,
@@ -212,8 +213,8 @@ def _shortest(word):
 def _settings(options, script):
     """All options that the result depends on; of a recipe that may come to be another one, what it is now."""
     settings = {key: value for key, value in vars(options).items() if key not in WITHOUT_EFFECT}
-    if options.recipe == "fast":
-        recipe = FAST.changed_by(options)
+    if options.recipe in SHORT:
+        recipe = SHORT[options.recipe].changed_by(options)
         settings |= vars(recipe) | {"milestones": list(recipe.milestones)}
     return settings | asdict(options.variant) | {"script": script}
 

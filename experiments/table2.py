@@ -17,7 +17,7 @@ from experiments.reading import NoResults, every_run, load
 from experiments.table2_counts import IMAGE, count_rows
 from training.errors import EXPECTED, report_failure
 from training.files import write_json
-from training.options import positive_float
+from training.numbers import positive_float
 from training.report import ROOT, origin
 
 RESULT = ROOT / "results" / "table2.json"

@@ -14,8 +14,19 @@ from linearconv_convert.convert import convert
 from linearconv_convert.exporting import export
 from linearconv_convert.folding import fold
 from linearconv_convert.leftovers import ConversionWarning
+from linearconv_convert.recorded import load_converted
 from linearconv_convert.report import LayerReport, Report
 from linearconv_convert.starting import initialise
 from linearconv_convert.surgery import ConversionError
 
-__all__ = ["ConversionError", "ConversionWarning", "LayerReport", "Report", "convert", "export", "fold", "initialise"]
+__all__ = [
+    "ConversionError",
+    "ConversionWarning",
+    "LayerReport",
+    "Report",
+    "convert",
+    "export",
+    "fold",
+    "initialise",
+    "load_converted",
+]

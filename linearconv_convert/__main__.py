@@ -2,17 +2,17 @@
 
     python -m linearconv_convert MODEL [--weights FILE] [-t TYPE] [-r RANK] [-s SPARSITY] [options]
     python -m linearconv_convert MODEL [--weights FILE] --budget 0.5 --of macs --curve curve.png [options]
+    python -m linearconv_convert CHECKPOINT.pt --export small.onnx
 
-MODEL is `FILE.py:NAME` (as `models/vgg_xcnn.py:VGG11`), `torchvision:NAME` or `timm:NAME`. `lowrank` has no default
-rank here: give -r, or --budget. Installed, the command is called `linearconv-convert` too.
+MODEL is `FILE.py:NAME` (as `models/vgg_xcnn.py:VGG11`), `torchvision:NAME` or `timm:NAME`; or a checkpoint of
+models/zoo_xcnn.py, whose network, converted and trained already, is only exported. `lowrank` has no default rank here:
+give -r, or --budget. Installed, the command is called `linearconv-convert` too.
 """
 
 import argparse
 import io
 import json
-import sys
 import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +23,10 @@ from linearconv_convert.convert import convert
 from linearconv_convert.curve import draw_curve, new_figure
 from linearconv_convert.exporting import FORMS, export, milliseconds, runner, whole_file
 from linearconv_convert.kinds import KINDS
+from linearconv_convert.leftovers import told_in_lines
 from linearconv_convert.networks import load_network, load_tensors, load_weights
+from linearconv_convert.recorded import load_converted, read_record
+from linearconv_convert.report import count_parameters
 from linearconv_convert.surgery import ConversionError
 from linearconv_variants import LINEARCONV_TYPES, OneLineParser, add_options
 
@@ -37,9 +40,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     options = parser.parse_args(argv)
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: print(f"{parser.prog}: {message}", file=sys.stderr)
-            _run(options)
+        with told_in_lines(parser.prog):
+            if options.model.endswith((".pt", ".pth")):
+                _export_trained(options)
+            else:
+                _run(options)
     except (ValueError, OSError) as error:
         parser.error(error)
 
@@ -49,7 +54,7 @@ def _parser():
         prog="linearconv-convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="FILE.py:NAME, torchvision:NAME or timm:NAME")
+    add("model", metavar="MODEL", help="FILE.py:NAME, torchvision:NAME or timm:NAME; or a checkpoint to export")
     add("--weights", type=Path, metavar="FILE", help="state_dict, or a checkpoint that holds one; else random weights")
     add_options(parser, types=LINEARCONV_TYPES)
     parser.set_defaults(alpha=None)
@@ -105,6 +110,18 @@ def _run(options):
     _save(small, report, output, options.type, setting)
     if options.export:
         _export(model, small, options.export, options.form, options.dynamic, example)
+
+
+def _export_trained(options):
+    """Write the network of a checkpoint that says which one it is of."""
+    if not options.export:
+        raise ConversionError(f"{options.model} holds a network that is trained already: --export writes it to a file")
+    record, small = read_record(options.model), load_converted(options.model).eval()
+    dense = load_network(record["name"], in_channels=record["in_channels"], num_classes=record["num_classes"]).eval()
+    print(f"{record['name']}: {count_parameters(small):,} parameters (dense {count_parameters(dense):,})")
+    side = options.image_size or record["image_size"]
+    example = torch.randn(2, record["in_channels"], side, side, generator=torch.Generator().manual_seed(0))
+    _export(dense, small, options.export, options.form, options.dynamic, example)
 
 
 def _save(small, report, output, type, setting):

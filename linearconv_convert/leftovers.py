@@ -1,7 +1,10 @@
 """What a conversion left as it was, and why, in one line."""
 
+import sys
 import warnings
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch.nn as nn
 
@@ -15,6 +18,22 @@ LITTLE = 0.05  # of the parameters
 
 class ConversionWarning(UserWarning):
     """Less was done than was asked for, or worse than it could be; str() is one line with the reason and the cure."""
+
+
+@contextmanager
+def told_in_lines(program: str) -> Iterator[None]:
+    """While the context lasts, print a ConversionWarning as one line on stderr that begins with a program's name."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def tell(message, category, *where, **more):
+            if issubclass(category, ConversionWarning):
+                print(f"{program}: {message}", file=sys.stderr)
+            else:
+                show(message, category, *where, **more)
+
+        warnings.showwarning = tell
+        yield
 
 
 def other_layers(model: nn.Module) -> dict[str, tuple[int, int]]:

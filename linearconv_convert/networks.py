@@ -3,6 +3,8 @@
 import pickle
 import runpy
 import sys
+import warnings
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -10,6 +12,7 @@ import torch.nn as nn
 
 from linearconv_convert.surgery import ConversionError, first_line
 
+AUXILIARY = ("aux1", "aux2", "AuxLogits")  # heads of torchvision's googlenet and inception_v3, which only training has
 CHECKPOINT_KEYS = ("model", "state_dict", "model_state_dict")  # under which training scripts save a network's state
 
 
@@ -32,38 +35,81 @@ def load_network(spec: str, *, in_channels: int = 3, num_classes: int | None = N
         raise ConversionError(f"{spec!r} is not FILE.py:NAME, torchvision:NAME or timm:NAME")
     try:
         if source == "timm":
-            from timm import create_model
+            from timm import create_model, list_models
 
-            return create_model(name, in_chans=in_channels, **classes)
-        from torchvision.models import get_model
+            build, options = create_model, {"in_chans": in_channels}
+        else:
+            from torchvision.models import get_model, list_models
 
-        if in_channels != 3:
-            raise ValueError("its networks take images of 3 channels")
-        return get_model(name, weights=None, **classes)
+            build, options = get_model, {"weights": None}
     except ImportError as error:
         raise ConversionError(f"{spec} needs the package {source}: pip install {source} ({error})") from None
-    except (ValueError, RuntimeError, TypeError) as error:
-        raise ConversionError(f"{source} cannot build {name}: {error}") from None
+    try:
+        if source == "torchvision" and in_channels != 3:
+            raise ValueError("its networks take images of 3 channels")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of how some draw their initial weights
+            model = build(name, **options, **classes)
+    except Exception as error:  # names, numbers of classes and so on are refused in many ways
+        close = [] if name in list_models() else get_close_matches(name, list_models())
+        hint = f"; there is {', '.join(close)}" if close else ""
+        raise ConversionError(f"{source} cannot build {name}: {first_line(error)}{hint}") from None
+    return _without_auxiliary_heads(model) if source == "torchvision" else model
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
+def load_weights(model: nn.Module, path: str | Path, num_classes: int | None = None) -> list[str]:
     """Load a state_dict, or a checkpoint that holds one, from a file that torch.save wrote; no code in it is run.
+
+    Args:
+        model: the network.
+        path: of the file.
+        num_classes: of the model, where the file's may have another number of them: then parameters of which the
+            classes alone differ, a classifier's, stay as they are.
+
+    Returns:
+        The names of the parameters that were left as they are.
 
     Raises:
         ConversionError: for a file that cannot be read or does not fit, naming the first difference.
         OSError: where there is no such file.
     """
-    state = load_tensors(path)
-    state = next((state[key] for key in CHECKPOINT_KEYS if isinstance(state, dict) and key in state), state)
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ConversionError(f"{path} holds no state_dict")
-    state = {key.removeprefix("module."): value for key, value in state.items()}
+    state = state_of(load_tensors(path), path)
+    own = model.state_dict()
+    state = {key: value for key, value in state.items() if key in own or key.partition(".")[0] not in AUXILIARY}
+    left = [key for key in own if key in state and _differ_in_classes(own[key], state[key], num_classes)]
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(state | {key: own[key] for key in left})
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         hint = "; it is of a LinearConv network already" if any(key.endswith("conv_weights") for key in state) else ""
         raise ConversionError(f"{path} does not fit the network: {lines[min(1, len(lines) - 1)][:160]}{hint}") from None
+    return left
+
+
+def state_of(content: object, path: str | Path) -> dict[str, torch.Tensor]:
+    """Return the state_dict in what a file holds: itself, or what it has under one of `CHECKPOINT_KEYS`.
+
+    Raises:
+        ConversionError: where there is none.
+    """
+    state = next((content[key] for key in CHECKPOINT_KEYS if isinstance(content, dict) and key in content), content)
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ConversionError(f"{path} holds no state_dict")
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _differ_in_classes(ours, theirs, num_classes):
+    """True for parameters (num_classes, ...) and (another number, ...)."""
+    return ours.ndim > 0 and ours.shape != theirs.shape and ours.shape == (num_classes, *theirs.shape[1:])
+
+
+def _without_auxiliary_heads(model):
+    """The network with one output in training too."""
+    for head in AUXILIARY:
+        if getattr(model, head, None) is not None:
+            setattr(model, head, None)
+            model.aux_logits = False
+    return model
 
 
 def load_tensors(path: str | Path) -> object:

@@ -58,6 +58,11 @@ class Report:
         for row in rows:
             cells = [f"{row[index]:{'<' if index in LEFT else '>'}{width}}" for index, width in widths.items()]
             lines.append("  ".join(cells).rstrip())
+        return "\n".join([*lines, self.totals])
+
+    @property
+    def totals(self) -> str:
+        """What it comes to in all, in a line, and in another one what was not converted, if anything."""
         totals = f"{len(self.converted)} of {len(self.layers)} convolutions converted; parameters "
         totals += _total(self.parameters_before, self.parameters_after)
         if self.macs_before:
@@ -65,7 +70,7 @@ class Report:
         if self.curve:
             totals += f"; expected error {_percent(self.expected)}"
         others = ", ".join(f"{number} {kind} of {short(size)}" for kind, (number, size) in self.others.items())
-        return "\n".join([*lines, totals, *([f"not converted: {others}"] if others else [])])
+        return "\n".join([totals, *([f"not converted: {others}"] if others else [])])
 
 
 def short(count: int) -> str:

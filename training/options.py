@@ -6,19 +6,18 @@ Whatever is wrong ends the script with one line on stderr and exit code 2.
 """
 
 import argparse
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
 import torch
 
-from baselines import HELP as BASELINES_HELP
 from baselines import method_of
 from dataloaders import DATASETS, IN_MEMORY
-from linearconv_sparse import SCHEDULES
-from linearconv_variants import OneLineParser, Variant, add_options
-from training.recipes import FAST, RECIPES
+from linearconv_variants import OneLineParser, Variant
+from training.networks import Constructed
+from training.numbers import non_negative_float, non_negative_int, positive_float, positive_int, share
+from training.recipes import RECIPES, SHORT
 from training.settings import CHOICES, Recipe
 
 CHANGEABLE = ("lr", "milestones", "batch_size", "reg_weight", "amp", "processes")
@@ -28,7 +27,8 @@ class Options(argparse.Namespace):
     """What the command line asks for; it does not change after parsing.
 
     Beside an attribute for each option there are `variant` (a :class:`linearconv_variants.Variant`, in the place of
-    `type`, `rank` and so on) and `program`. Training options that were not given are None: the recipe decides.
+    `type`, `rank` and so on), `program`, and `networks`, where the networks come from. Training options that were not
+    given are None: the recipe decides.
     """
 
     def __init__(self, **options: object) -> None:
@@ -56,33 +56,32 @@ def parse_arguments(parser: OneLineParser, argv: Sequence[str] | None = None) ->
     try:
         variant = method_of(argparse.Namespace(**given))
         for field in fields(Variant):
-            del given[field.name]
+            given.pop(field.name, None)
         device = _check_device(given["device"])
         if given["amp"] is None:
             given["amp"] = device.type == "cpu" and cpu_computes_in_bfloat16()
         options = Options(**given, variant=variant, program=parser.prog)
         _check(options)
+        options.networks.check(options)
     except ValueError as error:
         parser.error(error)
     return options
 
 
-def make_parser(networks: dict[str, Callable], recipe: Recipe, digits_recipe: Recipe | None = None) -> OneLineParser:
+def make_parser(
+    networks: dict[str, Callable] | Constructed, recipe: Recipe, digits_recipe: Recipe | None = None
+) -> OneLineParser:
     """Return the parser of a training script.
 
     Args:
-        networks: network constructors by name; the first is the default.
+        networks: network constructors by name, the first being the default, or another source of networks.
         recipe, digits_recipe: where the training options have their defaults.
     """
     on_digits = f"; on digits: {digits_recipe}" if digits_recipe else ""
-    parser = OneLineParser(description=f"recipe: {recipe}{on_digits}; fast: {FAST}")
-    group = parser.add_argument_group("network")
-    add_options(group, others=BASELINES_HELP)
-    add = group.add_argument
-    add("--pruning", choices=SCHEDULES, default="gradual", help="controller of the sparse type (default: gradual)")
-    add("--width", type=positive_float, default=1.0, help="multiplies every channel count (default: 1)")
-    names = tuple(networks)
-    add("--network", choices=names, default=names[0], help="which network of this family (default: the first)")
+    networks = Constructed(networks) if isinstance(networks, dict) else networks
+    short = "".join(f"; {name}: {one}" for name, one in SHORT.items())
+    parser = OneLineParser(description=f"recipe: {recipe}{on_digits}{short}")
+    networks.add_options(parser.add_argument_group("network"))
 
     add = parser.add_argument_group("data").add_argument
     add("--dataset", choices=DATASETS, help="default: cifar10, where it is not to be had digits (bundled)")
@@ -96,7 +95,13 @@ def make_parser(networks: dict[str, Callable], recipe: Recipe, digits_recipe: Re
     add("--validation", type=non_negative_int, default=0, metavar="N", help="hold out N training images as test images")
 
     add = parser.add_argument_group("recipe (what is left out is --recipe's)").add_argument
-    add("--recipe", choices=RECIPES, default="paper", help="the architecture's own, or a short one (default: paper)")
+    kinds = "the architecture's own, a short one, or a careful one for trained weights"
+    add(
+        "--recipe",
+        choices=RECIPES,
+        default="paper",
+        help=f"{kinds} (default: {networks.defaults.get('recipe', 'paper')})",
+    )
     add("--epochs", type=positive_int, help="passes over the training images")
     add("--batch-size", type=positive_int, help="of each process")
     add("--lr", type=positive_float, help="learning rate")
@@ -112,7 +117,8 @@ def make_parser(networks: dict[str, Callable], recipe: Recipe, digits_recipe: Re
     add("--flip", choices=CHOICES["flip"], help="of training images: at random, or each on every second epoch")
     add("--average", type=non_negative_float, metavar="EPOCHS", help="over which weights are averaged for evaluation")
     add("--reg-weight", type=non_negative_float, help="of the regularisers, every 10th batch; 0 is the paper's '-L'")
-    add("--init", choices=CHOICES["init"], help="how LinearConv layers start")
+    add("--clip", type=non_negative_float, metavar="NORM", help="largest norm of a step's gradient; 0: any")
+    add("--init", choices=networks.starts, help="how LinearConv layers start")
     add("--stem", choices=CHOICES["stem"], help="what convolves the images: the variant, or always nn.Conv2d")
     add("--dense-epochs", type=non_negative_int, metavar="N", help="train the dense network first, then convert it")
 
@@ -137,26 +143,14 @@ def make_parser(networks: dict[str, Callable], recipe: Recipe, digits_recipe: Re
     add("--may-change", nargs="+", choices=CHANGEABLE, default=(), metavar="OPTION", help=differing)
     add("--save-every", type=positive_float, default=10.0, metavar="MINUTES", help="also within an epoch (default: 10)")
     add("--tensorboard", action="store_true", help="also write TensorBoard event files to the output folder")
+    parser.set_defaults(networks=networks, **networks.defaults)
     return parser
 
 
 def run_name(options: Options, dataset: str) -> str:
     """Return the name of a run's folder: what distinguishes it from its neighbours, as `VGG11-rank1-cifar10-seed0`."""
-    variant = options.variant
-    width = [f"width{options.width:g}"] if options.width != 1 else []
-    alpha = [f"alpha{variant.alpha:g}"] if variant.alpha != 0.5 and variant.type != "dense" else []
-    recipe = [options.recipe] if options.recipe != "paper" else []
-    return "-".join(
-        [
-            options.network,
-            *width,
-            variant.label,
-            *alpha,
-            *recipe,
-            dataset_label(options, dataset),
-            f"seed{options.seed}",
-        ]
-    )
+    recipe = [options.recipe] if options.recipe != options.networks.defaults.get("recipe", "paper") else []
+    return "-".join([*options.networks.label(options), *recipe, dataset_label(options, dataset), f"seed{options.seed}"])
 
 
 def dataset_label(options: Options, dataset: str | None) -> str | None:
@@ -167,7 +161,8 @@ def dataset_label(options: Options, dataset: str | None) -> str | None:
 def _check(options):
     """Raise a ValueError for what does not go together or is not to be had here."""
     resume = options.resume != "never"
-    if not options.count_only and (options.num_classes or options.in_channels):
+    labelled = options.distill != 1  # soft targets alone need no labels
+    if not options.count_only and ((options.num_classes and labelled) or options.in_channels):
         raise ValueError("--num-classes and --in-channels go with --count-only: in training the data decides")
     if options.count_only and resume:
         raise ValueError("--count-only trains nothing, so there is nothing to --resume")
@@ -197,23 +192,3 @@ def _check_device(name):
 def cpu_computes_in_bfloat16() -> bool:
     """Return True where the CPU has instructions for bfloat16; without them autocast is far slower than float32."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def _number(kind, is_allowed, words):
-    """A type for argparse: a number of which `is_allowed` is true."""
-
-    def parse(text):
-        value = kind(text)
-        if not is_allowed(value):
-            raise argparse.ArgumentTypeError(f"must be {words}, got {text}")
-        return value
-
-    parse.__name__ = kind.__name__  # argparse's word for what is no number at all
-    return parse
-
-
-positive_int = _number(int, lambda value: value >= 1, "at least 1")
-positive_float = _number(float, lambda value: 0 < value < math.inf, "a positive number")
-non_negative_int = _number(int, lambda value: value >= 0, "at least 0")
-non_negative_float = _number(float, lambda value: 0 <= value < math.inf, "a number of at least 0")
-share = _number(float, lambda value: 0 <= value < 1, "in [0, 1)")

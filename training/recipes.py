@@ -1,8 +1,10 @@
-"""The recipes to choose from: the architecture's own, which is the paper's, and a short one that was made here."""
+"""The recipes to choose from: the architecture's own, which is the paper's, and two that were made here.
+
+fast is short, for weights that are drawn at random; tune is careful, for weights that are trained or converted already.
+"""
 
 from training.settings import Recipe
 
-RECIPES = ("paper", "fast")
 FAST = Recipe(  # as far as it has been chosen, on training images that were held out: docs/accuracy.md
     lr=1e-2,
     epochs=30,
@@ -15,6 +17,19 @@ FAST = Recipe(  # as far as it has been chosen, on training images that were hel
     label_smoothing=0.1,
     flip="alternating",
 )
+TUNE = Recipe(
+    lr=1e-4,
+    epochs=10,
+    batch_size=50,
+    reg_weight=0.0,
+    optimizer="adamw",
+    schedule="cosine",
+    warmup=0.5,
+    weight_decay=0.01,
+    clip=1.0,
+)
+SHORT = {"fast": FAST, "tune": TUNE}
+RECIPES = ("paper", *SHORT)
 
 
 def recipe_for(options: object, dataset: str | None, paper: Recipe, digits: Recipe | None = None) -> Recipe:
@@ -26,5 +41,5 @@ def recipe_for(options: object, dataset: str | None, paper: Recipe, digits: Reci
         paper: the architecture's.
         digits: the architecture's for the bundled digits, where it has one.
     """
-    chosen = FAST if options.recipe == "fast" else digits if digits and dataset == "digits" else paper
-    return chosen.changed_by(options)
+    own = digits if digits and dataset == "digits" else paper
+    return SHORT.get(options.recipe, own).changed_by(options)

@@ -86,10 +86,10 @@ def _git_commit():
         return None
 
 
-def show_counts(options: Options, counts: dict[str, int], input_size: tuple[int, int, int], num_classes: int) -> None:
-    """Print network, variant and counts: the first lines of every run."""
+def show_counts(title: str, counts: dict[str, int], input_size: tuple[int, int, int], num_classes: int) -> None:
+    """Print network and variant, which are the title, and the counts: the first lines of every run."""
     size = "x".join(map(str, input_size))
-    print(f"{options.network}: {options.variant}; input {size}, {num_classes} classes")
+    print(f"{title}; input {size}, {num_classes} classes")
     for title, key, dense_key in COUNTS:
         ours, dense = counts[key], counts[dense_key]
         short = f"{ours / 1e6:.2f} M" if key == "parameters" else f"{ours / 1e9:.3f} B"

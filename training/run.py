@@ -8,19 +8,20 @@ is all that a script in models/ calls.
 import os
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
 
-from dataloaders import DataError, dataloaders, describe, kept_in_memory
+from dataloaders import DataError, Loader, dataloaders, describe, kept_in_memory
 from linearconv import LinearConv
-from linearconv_convert.starting import initialise
 from training import checkpoints, counting, report, run_folder
 from training.distributed import join
 from training.errors import EXPECTED, UsageError, report_failure
 from training.files import write_json
+from training.networks import Constructed, Request, training_images
 from training.options import make_parser, parse_arguments, run_name
 from training.recipes import recipe_for
 from training.settings import Recipe, TrainingSettings
@@ -28,7 +29,7 @@ from training.trainer import Trainer
 
 
 def main(
-    networks: dict[str, Callable[..., nn.Module]],
+    networks: dict[str, Callable[..., nn.Module]] | Constructed,
     recipe: Recipe,
     digits_recipe: Recipe | None = None,
     argv: Sequence[str] | None = None,
@@ -36,7 +37,8 @@ def main(
     """Run a training script from its command line to its report.
 
     Args:
-        networks: constructors (conv, in_channels, num_classes, width) by name, the default first.
+        networks: constructors (conv, in_channels, num_classes, width) by name, the default first; or another source of
+            networks, with the interface of :class:`training.networks.Constructed`.
         recipe: the architecture's.
         digits_recipe: for the 1,438 images of the bundled digits, for which the published recipe is not made.
         argv: arguments; those of the process where left out.
@@ -50,53 +52,72 @@ def main(
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for as long as the process lasts
     try:
         with join(options.device) as group:
-            _run(networks[options.network], (recipe, digits_recipe), options, group)
+            _run((recipe, digits_recipe), options, group)
     except EXPECTED as error:
         sys.exit(report_failure(error, options.program))
 
 
-def _run(network, recipes, options, group):
+def _run(recipes, options, group):
     if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
         torch.use_deterministic_algorithms(True)
     resume = "auto" if group.restarts and options.resume == "never" else options.resume  # torchrun's restarts go on
     input_size, num_classes = _image_shape(options)
+    data = cache(partial(_load_data, recipes, options, group))  # not before they are needed
+
+    @cache
+    def folder():
+        default = None
+        if not options.output:
+            default = Path("ckpt") / Path(options.program).stem / run_name(options, data().dataset)
+        return group.of_first(lambda: run_folder.open_folder(options.output, default, resume))
+
+    def recorded():
+        if resume == "never" or options.count_only:
+            return None
+        path = folder()
+        load = partial(checkpoints.load_newest, path, warn=str)  # the trainer tells what is damaged
+        return group.of_first(lambda: load()[0].get("network") if checkpoints.holds_checkpoint(path) else None)
+
     torch.manual_seed(options.seed)
     recipe = recipe_for(options, options.dataset, *recipes)
-    model, dense, counts = _build_and_count(network, options, recipe, input_size, num_classes)
-    report.show_counts(options, counts, input_size, num_classes)
-    if options.output and options.resume == "never":  # a folder that cannot be used is told before any waiting
-        group.of_first(lambda: run_folder.open_folder(options.output, None, resume))
+    images = lambda count: training_images(data().loaders[0], count)  # noqa: E731
+    built = options.networks.build(Request(options, recipe, input_size, num_classes, group, images, recorded))
+    model, counts = built.model, _count(built, options, input_size)
+    report.show_counts(built.title, counts, input_size, num_classes)
+    if options.output:
+        folder()  # one that cannot be used is told before any waiting
     if options.count_only:
         if options.output and group.is_first:
-            counted = report.make_report(options, counts, num_classes, group.device)
-            write_json(Path(options.output) / run_folder.REPORT, counted)
+            counted = report.make_report(options, counts, num_classes, group.device) | built.settings
+            write_json(folder() / run_folder.REPORT, counted)
         return
 
+    dataset, recipe, in_memory, loaders = data()
     channels_last = options.channels_last and _channels_last_is_safe(model, group.device)
-    dataset, recipe, in_memory, loaders = _load_data(recipes, options, channels_last, group)
-    default = Path("ckpt") / Path(options.program).stem / run_name(options, dataset)
-    folder = group.of_first(lambda: run_folder.open_folder(options.output, default, resume))
+    for loader in loaders:
+        loader.memory_format = torch.channels_last if channels_last else torch.contiguous_format
     if group.is_first and group.size > 1 and not options.output:
-        (folder / run_folder.LOG).touch()  # takes the default folder's number, should torchrun start it again
+        (folder() / run_folder.LOG).touch()  # takes the default folder's number, should torchrun start it again
     given = options.pick("network", "variant", "width", "seed", "amp", "validation")
     given |= {"num_classes": num_classes, "processes": group.size, "in_memory": in_memory}
-    settings = TrainingSettings(recipe=recipe, dataset=dataset, **given)
+    settings = TrainingSettings(recipe=recipe, dataset=dataset, of_network=built.settings, **given)
     given = options.pick("compile", "sync_batch_norm", "save_every", "tensorboard") | {"channels_last": channels_last}
-    trainer = Trainer(model, loaders, settings, folder, group, dense=dense, **given)
-    if resume == "always" or group.of_first(lambda: checkpoints.holds_checkpoint(folder)):
+    given |= {"dense": built.dense, "teacher": built.teacher, "record": built.record}
+    trainer = Trainer(model, loaders, settings, folder(), group, **given)
+    if resume == "always" or group.of_first(lambda: checkpoints.holds_checkpoint(folder())):
         trainer.resume(options.may_change)
-    elif group.is_first and (folder / run_folder.LOG).exists():  # of a run that ended before its first checkpoint
-        run_folder.write_log(folder, [])
+    elif group.is_first and (folder() / run_folder.LOG).exists():  # of a run that ended before its first checkpoint
+        run_folder.write_log(folder(), [])
     progress = trainer.fit()
     flipped = trainer.evaluate_flipped()  # by all processes
     if group.is_first:
         counts["nonzero_parameters"] = counting.count_nonzero_parameters(trainer.model)
-        data = {"dataset": dataset, "in_memory": in_memory}
-        trained = {**data, **vars(recipe), **progress.outcome(), **flipped}
-        done = report.make_report(options, counts, num_classes, group.device) | trained
-        write_json(folder / run_folder.REPORT, done)
-        report.show_outcome(done, folder / run_folder.REPORT)
+        of_data = {"dataset": dataset, "in_memory": in_memory}
+        trained = {**of_data, **vars(recipe), **progress.outcome(), **flipped}
+        done = report.make_report(options, counts, num_classes, group.device) | built.settings | trained
+        write_json(folder() / run_folder.REPORT, done)
+        report.show_outcome(done, folder() / run_folder.REPORT)
 
 
 def _image_shape(options):
@@ -110,31 +131,13 @@ def _image_shape(options):
     return (options.in_channels or channels, size, size), options.num_classes or classes
 
 
-def _build_and_count(network, options, recipe, input_size, num_classes):
-    """The network and the dense one, their initial weights drawn, and their counts side by side."""
-    arguments = {"in_channels": input_size[0], "num_classes": num_classes, "width": options.width}
+def _count(built, options, input_size):
+    """The counts of the network and of the dense one side by side."""
     try:
-        build = partial(_with_dense_stem, network) if recipe.stem == "dense" else network
-        model = options.variant.build(build, **arguments)
-        dense = network(conv=nn.Conv2d, **arguments)
-    except ValueError as error:
-        raise UsageError(f"the network cannot be built: {error}") from None
-    if recipe.init != "published":
-        initialise(model, recipe.init)
-    try:
-        return model, dense, report.count_against_dense(model, dense, input_size)
-    except RuntimeError as error:
+        return report.count_against_dense(built.model, built.dense, input_size)
+    except (RuntimeError, ValueError, AssertionError) as error:  # networks refuse images in these ways
         size = "x".join(map(str, input_size))
         raise UsageError(f"{options.network} does not take {size} images: {error}") from None
-
-
-def _with_dense_stem(network, conv=nn.Conv2d, *, in_channels, **arguments):
-    """The network with nn.Conv2d for what convolves the images themselves."""
-
-    def layer(channels, *rest, **more):
-        return (nn.Conv2d if channels == in_channels else conv)(channels, *rest, **more)
-
-    return network(conv=layer, in_channels=in_channels, **arguments)
 
 
 def _channels_last_is_safe(model, device):
@@ -145,8 +148,15 @@ def _channels_last_is_safe(model, device):
     return device.type != "cpu" or all(layer.in_channels >= 16 for layer in strided)
 
 
-def _load_data(recipes, options, channels_last, group):
-    """Name, recipe, whether in memory, and loaders of what was asked for, or of CIFAR-10, or else of the digits."""
+class _Data(NamedTuple):
+    dataset: str
+    recipe: Recipe
+    in_memory: bool
+    loaders: tuple[Loader, Loader]  # training and test
+
+
+def _load_data(recipes, options, group):
+    """The data that were asked for, or CIFAR-10, or else the digits."""
 
     def load(name):
         recipe = recipe_for(options, name, *recipes)
@@ -159,9 +169,9 @@ def _load_data(recipes, options, channels_last, group):
             print("The images are streamed from disk, and cropped at random sizes; --in-memory chooses.")
         given = options.pick("download", "seed", "validation", "workers") | {"flip": recipe.flip}
         given["in_memory"] = "yes" if in_memory else "no"
-        batches = {"batch_size": recipe.batch_size, "channels_last": channels_last, "shard": (group.rank, group.size)}
+        batches = {"batch_size": recipe.batch_size, "shard": (group.rank, group.size)}
         _, train, test = group.first_before_others(partial(dataloaders, **place, **given, **batches))
-        return name, recipe, in_memory, (train, test)
+        return _Data(name, recipe, in_memory, (train, test))
 
     if options.dataset:
         return load(options.dataset)

@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
-from linearconv_convert.starting import STARTS
 from linearconv_variants import Variant
 from training.errors import UsageError
 
@@ -20,7 +19,6 @@ CHOICES = {  # of the recipe's words
     "schedule": SCHEDULES,
     "decay": DECAYS,
     "flip": FLIPS,
-    "init": STARTS,
     "stem": STEMS,
 }
 
@@ -47,10 +45,14 @@ class Recipe:
             each image the other way round in every next one (Jordan, "94 % on CIFAR-10 in 3.29 seconds", 2024).
         bias_lr: learning rate of BatchNorm biases, as a multiple.
         average: epochs over which weights are averaged, exponentially, for evaluation; 0: the weights themselves.
-        init: how LinearConv layers start, one of `linearconv_convert.starting.STARTS`.
+        init: how LinearConv layers start, one of `linearconv_convert.starting.STARTS`; of a converted network "fit" or
+            "scratch", see converted.py.
         stem: what convolves the images themselves: the variant, or nn.Conv2d whatever the variant is.
         dense_epochs: epochs in which the dense network is trained first, to be converted then (full-rank warm-up; Wang
             et al., "Pufferfish", MLSys 2021, arXiv 2103.03936).
+        clip: largest norm of a step's gradient, which is scaled down to it; 0: any.
+        distill: weight of a teacher's soft targets in the loss, the labels having the rest, see distillation.py.
+        temperature: of the soft targets.
     """
 
     lr: float
@@ -70,6 +72,9 @@ class Recipe:
     init: str = "published"
     stem: str = "linearconv"
     dense_epochs: int = 0
+    clip: float = 0.0
+    distill: float = 0.0
+    temperature: float = 4.0
 
     def changed_by(self, options: object) -> "Recipe":
         """Return the recipe with those of its fields that the command line gives (the others are None there)."""
@@ -111,6 +116,7 @@ class TrainingSettings:
     processes: int = 1
     validation: int = 0
     in_memory: bool = True  # streamed images are augmented otherwise
+    of_network: dict[str, object] = field(default_factory=dict)  # what else decides, of networks with options of theirs
 
     def state_dict(self) -> dict[str, object]:
         """Return the settings in one flat dictionary of plain values, as checkpoints hold it.
@@ -120,6 +126,7 @@ class TrainingSettings:
         """
         state = asdict(self)
         state |= state.pop("variant") | state.pop("recipe")
+        state |= state.pop("of_network")
         del state["compute"]
         if self.recipe.schedule == "steps":
             del state["epochs"]

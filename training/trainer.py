@@ -1,7 +1,7 @@
 """The training loop, and what it saves so that a run that ends before its time goes on as if it had not.
 
-Cross-entropy, with the optimizer and the learning rate of a recipe; every 10th batch adds the regularisers of
-corr_reg.py.
+Cross-entropy, or a teacher's soft targets, with the optimizer and the learning rate of a recipe; every 10th batch adds
+the regularisers of corr_reg.py.
 """
 
 import platform
@@ -22,6 +22,7 @@ from linearconv import LinearConv
 from linearconv_convert.carrying import carry_over
 from linearconv_sparse import schedule_pruning
 from training import checkpoints, counting, report, run_folder
+from training.distillation import soft_target_loss
 from training.distributed import Group
 from training.errors import NotFinite, Stopped, UsageError
 from training.finite import FiniteCheck
@@ -45,6 +46,8 @@ class Trainer:
         folder: takes log and checkpoints.
         group: the processes that train it together; this one alone, on the CPU, where left out.
         dense: the network with nn.Conv2d, for recipes that begin with it.
+        teacher: gives the soft targets of recipes that distill; not trained.
+        record: what the network is built from again, where that is not the script alone; kept in checkpoints.
         channels_last: memory format of parameters and feature maps.
         compile: run the network through torch.compile.
         sync_batch_norm: with several processes on GPUs, BatchNorm over the batch of all of them.
@@ -61,6 +64,8 @@ class Trainer:
         group: Group | None = None,
         *,
         dense: nn.Module | None = None,
+        teacher: nn.Module | None = None,
+        record: dict[str, object] | None = None,
         channels_last: bool = False,
         compile: bool = False,
         sync_batch_norm: bool = False,
@@ -71,12 +76,16 @@ class Trainer:
         self.device = self.group.device
         self.train_loader, self.test_loader = loaders
         self.settings, self.recipe, self.folder, self.save_every = settings, settings.recipe, folder, save_every
-        self.channels_last, self.compile, self.sync_batch_norm = channels_last, compile, sync_batch_norm
+        self.compile, self.sync_batch_norm = compile, sync_batch_norm
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=settings.amp)
         torch.manual_seed(settings.seed + self.group.rank)  # processes drop out apart
         begins_dense = self.recipe.dense_epochs and any(isinstance(module, LinearConv) for module in model.modules())
         self.to_follow = model if begins_dense else None  # the dense network, converted
         self._take(dense if begins_dense else model)
+        self.teacher, self.record = teacher, record
+        if teacher is not None:
+            self.teacher = teacher.requires_grad_(False).eval().to(self.device, memory_format=self.memory_format)
         self.events = report.event_writer(folder) if tensorboard and self.group.is_first else None
         self.stop = StopSignals()
         self.saved_at = time.monotonic()
@@ -86,8 +95,7 @@ class Trainer:
     def _take(self, model):
         """Train this network from now on."""
         recipe, steps = self.recipe, len(self.train_loader)
-        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
-        self.model = model.to(self.device, memory_format=memory_format)
+        self.model = model.to(self.device, memory_format=self.memory_format)
         if self.sync_batch_norm:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.forward = self.group.wrap(self.model)
@@ -154,7 +162,7 @@ class Trainer:
         return {} if mean is None else {"correlation": mean}
 
     def _train_epoch(self, bar):
-        """Mean cross-entropy and accuracy in per cent over the epoch, as training went."""
+        """Mean loss, without regularisers, and accuracy in per cent over the epoch, as training went."""
         progress = self.progress
         self.model.train()
         if progress.batch == 0:
@@ -182,7 +190,7 @@ class Trainer:
     def _train_step(self, images, labels):
         with self.autocast:
             logits = self._training_forward(images)
-            loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+            loss = self._loss(logits, images, labels)
         total = loss
         if self.group.size > 1:
             total = total * self.train_loader.share(self.progress.batch, len(labels))
@@ -194,11 +202,24 @@ class Trainer:
         total.backward()
         if not self.finite.check(total):
             self._give_up()
+        if self.recipe.clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         self.filter_decay.before_step(self.lr)
         self.optimizer.step()
         if self.average:
             self.average.update_parameters(self.model)
         self.progress.add(loss, logits, labels)
+
+    def _loss(self, logits, images, labels):
+        """Cross-entropy, soft targets, or both, the mean over the batch."""
+        recipe, loss = self.recipe, 0.0
+        if recipe.distill < 1:
+            loss = (1 - recipe.distill) * F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+        if recipe.distill:
+            with torch.no_grad():
+                targets = self.teacher(images)
+            loss = loss + recipe.distill * soft_target_loss(logits, targets, recipe.temperature)
+        return loss
 
     @property
     def lr(self) -> float:
@@ -278,6 +299,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             **({"average": self.average.state_dict()} if self.average else {}),
+            **({"network": self.record} if self.record else {}),
             "train_loader": self.order if self.progress.batch else self.train_loader.state_dict(),
             "random": self.group.gather(checkpoints.random_state(self.device)),
             "settings": self.settings.state_dict(),
