@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import training
-from tests.helpers.runs import SCRIPTS
+from tests.helpers.runs import EVERY_SCRIPT
 
 
 def pytest_addoption(parser):
@@ -40,7 +40,7 @@ def run(data, tmp_path, monkeypatch):
         argv = ["--device", "cpu", *options.split()]
         if dataset:
             argv = ["--dataset", "imagefolder", "--data-root", str(data), "--batch-size", "9", *argv]
-        training.main(*SCRIPTS[script], [*argv, "--output", str(tmp_path / output)])
+        training.main(*EVERY_SCRIPT[script], [*argv, "--output", str(tmp_path / output)])
         return tmp_path / output
 
     run.folder = lambda output: tmp_path / output

@@ -100,7 +100,9 @@ class Library:
         network = partial(load_network, options.network, **shape)
         dense = start = network().to(request.group.device)
         if options.weights:
-            _load(dense, options.weights, request.num_classes, bool(recipe.distill))
+            _load(
+                dense, options.weights, request.num_classes, is_teacher=bool(recipe.distill) and not options.count_only
+            )
         if recipe.init == "scratch":
             torch.manual_seed(options.seed)
             start = network().to(request.group.device)

@@ -8,7 +8,7 @@ import pytest
 
 from docs.tables import MARKED, PAGES, ROOT, TABLES, fill
 from experiments import sweep
-from tests.helpers.runs import SCRIPTS
+from tests.helpers.runs import EVERY_SCRIPT
 from training.options import make_parser, parse_arguments
 
 README, *DOCS = PAGES
@@ -99,5 +99,5 @@ def test_options_that_are_shown_exist(words):
     if words[:3] == ["python", "-m", "experiments.sweep"]:
         sweep.parse(words[3:])
     elif scripts := [word for word in words if re.fullmatch(r"models/\w+_xcnn.py", word)]:
-        networks, *recipes = SCRIPTS[scripts[0].removeprefix("models/").removesuffix("_xcnn.py")]
+        networks, *recipes = EVERY_SCRIPT[scripts[0].removeprefix("models/").removesuffix("_xcnn.py")]
         parse_arguments(make_parser(networks, *recipes), words[words.index(scripts[0]) + 1 :])

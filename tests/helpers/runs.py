@@ -10,6 +10,7 @@ from models import (
     resnext_xcnn,
     squeezenet_xcnn,
     vgg_xcnn,
+    zoo_xcnn,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,3 +26,4 @@ SCRIPTS = {  # networks, recipe, recipe for the digits: what a script hands to `
         ("squeezenet", squeezenet_xcnn, [squeezenet_xcnn.SqueezeNet]),
     )
 }
+EVERY_SCRIPT = SCRIPTS | {"zoo": (zoo_xcnn.Library(), zoo_xcnn.RECIPE, None)}

@@ -1,0 +1,283 @@
+"""models/zoo_xcnn.py: networks of a library are converted, trained, gone on with, exported, and refused in a line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from torchvision.models import get_model
+
+from linearconv import LinearConv
+from linearconv_convert import load_converted
+from linearconv_convert.__main__ import main as convert_command
+from linearconv_convert.recorded import read_record
+from tests.helpers.runs import EVERY_SCRIPT, ROOT
+from tests.training.test_scripts import REPORT_KEYS
+from tests.training.test_survival import assert_same_run, at_step
+from training import converted
+from training.options import make_parser, parse_arguments
+from training.run_folder import read_log
+from training.trainer import Trainer
+
+NETWORK = "--network torchvision:squeezenet1_1"  # drops out at random
+SMALL = f"{NETWORK} --calibrate 24 --no-amp"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A state_dict of the network for three classes."""
+    torch.manual_seed(5)
+    path = tmp_path_factory.mktemp("weights") / "weights.pth"
+    torch.save(get_model("squeezenet1_1", num_classes=3).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def trainer(run, monkeypatch):
+    """The trainer of a run that ends before its first step."""
+
+    def trainer(options):
+        found = []
+
+        def stop(trainer):
+            found.append(trainer)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Trainer, "fit", stop)
+        with pytest.raises(SystemExit):
+            run("zoo", options, f"run{len(list(run.folder('.').iterdir()))}")
+        return found[0]
+
+    return trainer
+
+
+# ---- conversion and training ---------------------------------------------------------------------------------------
+
+
+def test_a_network_is_converted_to_a_budget_trained_and_reported(run, capsys, weights):
+    folder = run("zoo", f"{SMALL} --weights {weights} -t rank --budget 0.5 --epochs 2")
+    out, err = capsys.readouterr()
+    assert out.index("convolutions converted") < out.index("parameters  ") < out.index("epoch   1/2")
+    assert all(line.startswith("zoo_xcnn.py: calibration gives only") for line in err.splitlines())
+    report = json.loads((folder / "report.json").read_text())
+    assert REPORT_KEYS <= set(report)
+    assert 0.45 * report["dense_parameters"] < report["parameters"] <= 0.5 * report["dense_parameters"]
+    assert (report["architecture"], report["type"], report["rank"]) == ("torchvision:squeezenet1_1", "rank", 1)
+    assert (report["alpha"], report["budget"], report["of"]) == (None, 0.5, "parameters")
+    assert (report["recipe"], report["init"], report["calibrate"]) == ("tune", "fit", 24)
+    assert report["weights"].startswith("sha256:")
+    assert [record["epoch"] for record in read_log(folder)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "variant, parameter",
+    [
+        ("-t rank -r 0.5 --alpha 0.25", "column_weights"),
+        ("-t lowrank --budget 0.6", "column_weights"),
+        ("-t lowrank -r 4", "column_weights"),
+        ("-t sparse -s 0.5", "mask"),
+        ("-t dense", "weight"),
+    ],
+)
+def test_every_variant_trains(run, weights, variant, parameter):
+    folder = run("zoo", f"{SMALL} --weights {weights} {variant} --epochs 1")
+    report = json.loads((folder / "report.json").read_text())
+    state = torch.load(folder / "best.pt", weights_only=True)["model"]
+    assert report["nonzero_parameters"] <= report["dense_parameters"]
+    assert any(name.endswith(parameter) for name in state)
+    assert (report["parameters"] < report["dense_parameters"]) == ("dense" not in variant)
+    pruned = [(mask == 0).double().mean().item() for name, mask in state.items() if name.endswith("mask")]
+    assert pruned == pytest.approx([0.5] * len(pruned), abs=0.01)  # at once, and training takes nothing of it back
+
+
+def test_resnet18_of_torchvision_trains_on_streamed_images(run, capsys):
+    options = "--network torchvision:resnet18 -t rank --budget 0.5 --calibrate 0 --in-memory no --workers 0 --epochs 1"
+    report = json.loads((run("zoo", f"{options} --no-amp") / "report.json").read_text())
+    assert report["in_memory"] is False and report["weights"] is None
+    assert 0.49 < report["parameters"] / report["dense_parameters"] <= 0.5
+
+
+def test_a_network_of_timm_trains(run):
+    pytest.importorskip("timm")
+    report = json.loads(
+        (run("zoo", "--network timm:test_resnet -t rank --calibrate 24 --epochs 1") / "report.json").read_text()
+    )
+    assert report["parameters"] < report["dense_parameters"]
+
+
+def test_the_start_is_that_of_the_weights_and_from_scratch_that_of_none(trainer, weights):
+    given = torch.load(weights, weights_only=True)
+    dense = trainer(f"{SMALL} --weights {weights} -t dense").model.state_dict()
+    assert all(torch.equal(dense[name], tensor) for name, tensor in given.items())
+    options, name = f"{NETWORK} --calibrate 0 --weights {weights} -t rank --alpha 0.9", "features.6.expand3x3"
+    fitted, scratch = (trainer(f"{options} --init {init}").model for init in ("fit", "scratch"))
+    layer, there = fitted.get_submodule(name), given[f"{name}.weight"]
+    assert isinstance(layer, LinearConv) and 0 < (layer.weight - there).norm() < 0.3 * there.norm()
+    assert (scratch.get_submodule(name).weight - there).norm() > 0.5 * there.norm()
+    assert not torch.equal(scratch.get_submodule("classifier.1").weight, fitted.get_submodule("classifier.1").weight)
+    again = trainer(f"{SMALL} -t dense").model.state_dict()
+    assert not torch.equal(again["features.0.weight"], there)
+
+
+def test_the_layers_from_scratch_are_those_that_the_weights_ask_for(trainer, weights):
+    options = f"{NETWORK} --calibrate 0 --weights {weights} -t rank --budget 0.5"
+    fitted, scratch = (trainer(f"{options} --init {init}").model for init in ("fit", "scratch"))
+    shapes = [{name: tensor.shape for name, tensor in model.state_dict().items()} for model in (fitted, scratch)]
+    assert shapes[0] == shapes[1]
+
+
+def test_the_stem_stays_dense_where_it_is_asked_for(trainer):
+    model = trainer(f"{SMALL} -t rank --stem dense").model
+    assert type(model.features[0]) is torch.nn.Conv2d and isinstance(model.features[3].squeeze, LinearConv)
+
+
+def test_a_classifier_of_other_classes_is_named_and_starts_at_random(trainer, capsys, tmp_path):
+    torch.manual_seed(6)
+    given = get_model("squeezenet1_1", num_classes=7).state_dict()
+    torch.save({"model": given}, tmp_path / "seven.pth")
+    model = trainer(f"{SMALL} --weights {tmp_path / 'seven.pth'} -t dense").model
+    out = capsys.readouterr().out
+    assert "another number of classes: classifier.1.weight, classifier.1.bias start at random" in out
+    assert torch.equal(model.features[0].weight, given["features.0.weight"])
+    assert model.classifier[1].weight.shape[0] == 3
+
+
+def test_count_only_reads_no_data(run, capsys):
+    folder = run("zoo", f"{SMALL} -t rank --budget 0.6 --count-only --num-classes 5 --image-size 64", dataset=False)
+    report = json.loads((folder / "report.json").read_text())
+    assert report["num_classes"] == 5 and report["parameters"] <= 0.6 * report["dense_parameters"]
+
+
+# ---- runs that go on -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", ["-t rank --budget 0.5 --distill", "-t lowrank -r 4 --init scratch"])
+def test_a_run_that_is_stopped_ends_as_the_unbroken_one_and_converts_once(run, capsys, monkeypatch, weights, options):
+    options = f"{SMALL} --weights {weights} {options} --epochs 3"
+    unbroken = run("zoo", options, "unbroken")
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        at_step(6, lambda trainer: os.kill(os.getpid(), signal.SIGTERM), patch)
+        with pytest.raises(SystemExit) as stop:
+            run("zoo", options, "broken")
+    assert stop.value.code == 143
+    monkeypatch.setattr(converted, "convert", None)  # the checkpoint says what came of it
+    assert_same_run(run("zoo", f"{options} --resume", "broken"), unbroken)
+
+
+def test_a_run_goes_on_with_its_own_weights_and_settings_only(run, refused, weights, tmp_path):
+    options = f"{NETWORK} --calibrate 0 -t rank --distill --epochs 1 --weights"
+    run("zoo", f"{options} {weights}")
+    torch.manual_seed(7)
+    torch.save(get_model("squeezenet1_1", num_classes=3).state_dict(), tmp_path / "other.pth")
+    assert "weights sha256:" in refused("zoo", f"{options} {tmp_path / 'other.pth'} --resume")
+    assert "budget None there, 0.6 here" in refused("zoo", f"{options} {weights} --budget 0.6 --resume")
+    line = refused("zoo", f"{options} {weights} --temperature 2 --resume")
+    assert "temperature 4.0 there, 2.0 here" in line
+
+
+def test_two_processes_train_one_network(data, tmp_path, weights):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2"]
+    options = f"{ROOT}/models/zoo_xcnn.py {SMALL} --weights {weights} -t rank --budget 0.5 --distill --epochs 1"
+    options += f" --dataset imagefolder --data-root {data} --output {tmp_path / 'two'} --batch-size 5 --device cpu"
+    done = subprocess.run(
+        [sys.executable, *launcher, *options.split()],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("convolutions converted") == 1
+    assert json.loads((tmp_path / "two" / "report.json").read_text())["budget"] == 0.5
+
+
+# ---- what is left in the folder ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", ["-t rank -r 0.5", "-t dense", "-t rank --average 0.5"])
+def test_a_checkpoint_alone_gives_the_network_back(run, weights, variant, monkeypatch):
+    found, evaluate = [], Trainer.evaluate
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "evaluate", lambda trainer, **given: found.append(trainer) or evaluate(trainer, **given))
+        folder = run("zoo", f"{SMALL} --weights {weights} {variant} --epochs 1")
+    trained = (found[0].average or found[0].model).eval()
+    model = load_converted(folder / "best.pt").eval()
+    images = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(model(images), trained(images))  # whose memory format is another
+    assert read_record(folder / "best.pt")["image_size"] == 32
+
+
+def test_a_checkpoint_is_exported(run, weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("linearconv_convert.__main__.milliseconds", lambda run, images: len(run(images)))
+    folder = run("zoo", f"{SMALL} --weights {weights} -t rank --epochs 1")
+    path = tmp_path / "small.pt2"
+    convert_command([str(folder / "best.pt"), "--export", str(path)])
+    out = capsys.readouterr().out
+    assert "torchvision:squeezenet1_1: " in out and "\nfeatures" in out
+    model = load_converted(folder / "best.pt").eval()
+    images = torch.randn(3, 3, 32, 32)
+    torch.testing.assert_close(torch.export.load(path).module()(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+# ---- bad input -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ("-t rank", "--network"),
+        ("--network resnet18", "is not FILE.py:NAME, torchvision:NAME or timm:NAME"),
+        ("--network torchvision:resnet19", "torchvision cannot build resnet19"),
+        ("--network torchvision:resnet19", "there is resnet18"),
+        (f"{NETWORK} --weights nowhere.pth", "nowhere.pth"),
+        (f"{NETWORK} -t dense --budget 0.5", "--budget"),
+        (f"{NETWORK} -t octave", "--type"),
+        (f"{NETWORK} --budget 1.5", "--budget"),
+        (f"{NETWORK} --budget 0.5 --alpha 0.25", "leave it out"),
+        (f"{NETWORK} -t lowrank -r 4 --budget 0.5", "leave it out"),
+        (f"{NETWORK} -t sparse --budget 0.5", "choose alpha for full rank"),
+        (f"{NETWORK} --of macs", "--budget"),
+        (f"{NETWORK} --budget 0.001 --calibrate 0", "cannot be reached"),
+        (f"{NETWORK} --calibrate -1", "--calibrate"),
+        (f"{NETWORK} --distill", "--weights"),
+        (f"{NETWORK} --distill 2", "--distill"),
+        (f"{NETWORK} --temperature 2", "--distill"),
+        (f"{NETWORK} --dense-epochs 2", "--dense-epochs"),
+        (f"{NETWORK} --init spectral", "--init"),
+        (f"{NETWORK} --clip -1", "--clip"),
+        (f"{NETWORK} --image-size 8 --calibrate 9", "does not run on"),
+        ("--network torchvision:vit_b_16 -t dense", "does not take 3x32x32 images"),
+        (f"{NETWORK} --dataset mnist --no-download", "images of 3 channels"),
+        (f"{NETWORK} --num-classes 5", "--num-classes"),
+    ],
+)
+def test_what_cannot_be_is_one_line(refused, options, told):
+    assert told in refused("zoo", options)
+
+
+def test_a_library_that_is_missing_is_named(refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert "needs the package timm: pip install timm" in refused("zoo", "--network timm:resnet26d")
+
+
+def test_a_teacher_of_other_classes_is_refused(refused, tmp_path):
+    torch.save(get_model("squeezenet1_1", num_classes=7).state_dict(), tmp_path / "seven.pth")
+    line = refused("zoo", f"{SMALL} --weights {tmp_path / 'seven.pth'} -t rank --distill")
+    assert "--distill" in line and "classifier.1.weight" in line
+
+
+def test_weights_of_another_network_are_refused(refused, tmp_path):
+    torch.save(get_model("shufflenet_v2_x0_5", num_classes=3).state_dict(), tmp_path / "other.pth")
+    assert "does not fit the network" in refused("zoo", f"{SMALL} --weights {tmp_path / 'other.pth'} -t rank")
+
+
+def test_the_paper_recipe_is_torchvisions(capsys):
+    parser = make_parser(*EVERY_SCRIPT["zoo"])
+    options = parse_arguments(parser, [*NETWORK.split(), "--device", "cpu"])
+    assert (options.recipe, options.init) == ("tune", "fit")
+    recipe = EVERY_SCRIPT["zoo"][1]
+    assert (recipe.lr, recipe.epochs, recipe.batch_size, recipe.milestones) == (0.1, 90, 256, (30, 60))
+    assert (recipe.optimizer, recipe.weight_decay, recipe.reg_weight) == ("sgd", 1e-4, 0)

@@ -1,0 +1,117 @@
+"""Soft targets: the loss is Hinton's, the teacher stays as it is, and labels are not needed."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torchvision.models import get_model
+
+from training.distillation import soft_target_loss
+from training.recipes import TUNE, recipe_for
+from training.settings import Recipe
+from training.trainer import Trainer
+
+NETWORK = "--network torchvision:squeezenet1_1 --calibrate 12 --no-amp --epochs 2"
+
+
+@pytest.fixture
+def options(tmp_path):
+    torch.manual_seed(5)
+    torch.save(get_model("squeezenet1_1", num_classes=3).state_dict(), tmp_path / "weights.pth")
+    return f"{NETWORK} --weights {tmp_path / 'weights.pth'} -t rank"
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_the_loss_is_the_divergence_of_softened_distributions(temperature):
+    logits, targets = torch.randn(2, 6, 5, dtype=torch.float64)
+    ours, theirs = (np.exp(values.numpy() / temperature) for values in (logits, targets))
+    ours, theirs = (values / values.sum(1, keepdims=True) for values in (ours, theirs))
+    expected = temperature**2 * (theirs * np.log(theirs / ours)).sum(1).mean()
+    assert soft_target_loss(logits, targets, temperature).item() == pytest.approx(expected, rel=1e-12)
+    assert soft_target_loss(logits, logits, temperature).item() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("share", ["0.25", "only", ""])
+def test_the_loss_of_a_step_is_that_of_labels_and_teacher(run, options, monkeypatch, share):
+    seen, loss_of = [], Trainer._loss
+
+    def noting(trainer, logits, images, labels):
+        loss = loss_of(trainer, logits, images, labels)
+        with torch.no_grad():
+            targets = trainer.teacher(images)
+        ours, theirs = ((values.double() / 3).softmax(1) for values in (logits, targets))
+        soft = 9 * (theirs * (theirs / ours).log()).sum(1).mean()
+        seen.append((loss.item(), F.cross_entropy(logits, labels).item(), soft.item()))
+        return loss
+
+    monkeypatch.setattr(Trainer, "_loss", noting)
+    run("zoo", f"{options} --distill {share} --temperature 3")
+    weight = {"only": 1.0, "": 0.5}.get(share) or float(share)
+    assert len(seen) == 8
+    for loss, hard, soft in seen:
+        assert loss == pytest.approx((1 - weight) * hard + weight * soft, rel=1e-5, abs=1e-5)
+
+
+def test_the_teacher_is_the_network_before_conversion_and_stays_so(run, options, monkeypatch, tmp_path):
+    found, fit = [], Trainer.fit
+    monkeypatch.setattr(Trainer, "fit", lambda trainer: found.append(trainer) or fit(trainer))
+    run("zoo", f"{options} --distill")
+    teacher = found[0].teacher
+    given = torch.load(tmp_path / "weights.pth", weights_only=True)
+    assert all(torch.equal(tensor, given[name]) for name, tensor in teacher.state_dict().items())
+    assert not any(module.training for module in teacher.modules())
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in teacher.parameters())
+
+
+def test_soft_targets_alone_need_no_labels(run, options, monkeypatch):
+    right = torch.load(run("zoo", f"{options} --distill only", "right") / "checkpoint-0002.pt", weights_only=True)
+    step = Trainer._train_step
+    monkeypatch.setattr(Trainer, "_train_step", lambda trainer, images, labels: step(trainer, images, 0 * labels))
+    wrong = torch.load(run("zoo", f"{options} --distill only", "wrong") / "checkpoint-0002.pt", weights_only=True)
+    assert all(torch.equal(tensor, wrong["model"][name]) for name, tensor in right["model"].items())
+
+
+def test_soft_targets_alone_take_the_teachers_classes(run, tmp_path):
+    torch.save(get_model("squeezenet1_1", num_classes=9).state_dict(), tmp_path / "nine.pth")
+    options = f"{NETWORK} --weights {tmp_path / 'nine.pth'} -t rank --distill only --num-classes 9"
+    state = torch.load(run("zoo", options) / "best.pt", weights_only=True)
+    assert state["settings"]["num_classes"] == 9 and state["settings"]["distill"] == 1
+
+
+# ---- the recipe for trained weights --------------------------------------------------------------------------------
+
+
+def test_tune_begins_at_nothing_ends_at_nothing_and_stays_low():
+    assert TUNE.lr_at(0) == 0 and TUNE.lr_at(TUNE.epochs) == 0
+    assert max(TUNE.lr_at(epochs / 10) for epochs in range(10 * TUNE.epochs)) <= TUNE.lr <= 1e-4
+    assert TUNE.optimizer == "adamw" and TUNE.clip > 0 and TUNE.reg_weight == 0
+
+
+def test_tune_is_a_recipe_of_every_script_and_options_change_it():
+    class Given:
+        recipe = "tune"
+
+    for name in vars(TUNE):
+        setattr(Given, name, None)
+    assert recipe_for(Given, "digits", Recipe(1.0, 1), Recipe(2.0, 2)) == TUNE
+    Given.clip = 0.25
+    assert recipe_for(Given, "cifar10", Recipe(1.0, 1)).clip == 0.25
+
+
+@pytest.mark.parametrize("clip", [0.05, 1e9])
+def test_no_gradient_is_longer_than_it_may_be(run, monkeypatch, clip):
+    norms, step = [], torch.optim.SGD.step
+
+    def noting(optimizer, *given):
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(torch.stack([gradient.norm() for gradient in gradients]).norm().item())
+        return step(optimizer, *given)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", noting)
+    run("base", f"-t rank --width 0.125 --epochs 2 --no-amp --optimizer sgd --clip {clip}")
+    assert (max(norms) <= clip * 1.001) and (max(norms) > 0.04)
+
+
+def test_a_clipped_run_goes_on_with_its_clip_only(run, refused):
+    run("base", "-t rank --width 0.125 --epochs 1 --clip 0.5")
+    assert "clip 0.5 there, 0.0 here" in refused("base", "-t rank --width 0.125 --epochs 2 --resume")
