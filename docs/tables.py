@@ -12,7 +12,8 @@ from pathlib import Path
 from benchmarks import speed_table
 from experiments import compress_table, paper, real_network, sweep_table, table1_counts
 from experiments.reading import by_method, comparable, every_run
-from models import resnet_xcnn
+from experiments.tuning import markdown as tuning_table
+from models import resnet_xcnn, zoo_xcnn
 from training.options import make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,12 +75,30 @@ def options() -> list[str]:
     lines = ["| option | values | meaning |", "| --- | --- | --- |"]
     for group in parser._action_groups:
         actions = [action for action in group._group_actions if action.dest != "help"]
-        lines += [f"| **{group.title}** | | |"] * bool(actions)
-        for action in actions:
-            called = ", ".join(f"`{name}`" for name in action.option_strings)
-            choices = " ".join(f"`{choice}`" for choice in action.choices or ())
-            values = choices or action.metavar or ("number" if action.type else "")
-            lines.append(f"| {called} | {values} | {html.escape(action.help, quote=False)} |")
+        lines += [f"| **{group.title}** | | |"] * bool(actions) + _rows(actions)
+    return lines
+
+
+def zoo_options() -> list[str]:
+    """Return the options that the script for networks of libraries has beside those of all, or with other values."""
+    others = make_parser({"": None}, resnet_xcnn.RECIPE)._option_string_actions
+    actions = []
+    for group in make_parser(zoo_xcnn.Library(), zoo_xcnn.RECIPE)._action_groups:
+        for action in group._group_actions:
+            other = others.get(action.option_strings[0])
+            if other is None or action.required or (action.choices != other.choices and action.dest != "type"):
+                actions.append(action)
+    return ["| option | values | meaning |", "| --- | --- | --- |", *_rows(actions)]
+
+
+def _rows(actions):
+    """Lines of a table of options."""
+    lines = []
+    for action in actions:
+        called = ", ".join(f"`{name}`" for name in action.option_strings)
+        choices = " ".join(f"`{choice}`" for choice in action.choices or ())
+        values = choices or action.metavar or ("number" if action.type else "")
+        lines.append(f"| {called} | {values} | {html.escape(action.help, quote=False)} |")
     return lines
 
 
@@ -170,6 +189,11 @@ def pitches() -> list[str]:
     return real_network.markdown(load("real_network"))
 
 
+def tuning() -> list[str]:
+    """Return what the first steps from a converted network do, at several learning rates."""
+    return tuning_table(load("tune_base"))
+
+
 def deployment() -> list[str]:
     """Return sizes and speeds of ONNX files; needs onnxruntime."""
     from benchmarks import deployment
@@ -193,6 +217,8 @@ TABLES = {
         compression,
         pitches,
         deployment,
+        zoo_options,
+        tuning,
     )
 }
 

@@ -114,6 +114,9 @@ def _run(options):
 
 def _export_trained(options):
     """Write the network of a checkpoint that says which one it is of."""
+    for name in ("weights", "budget", "error", "calibration"):
+        if getattr(options, name) is not None:
+            raise ConversionError(f"--{name}: {options.model} holds a network that is converted and trained already")
     if not options.export:
         raise ConversionError(f"{options.model} holds a network that is trained already: --export writes it to a file")
     record, small = read_record(options.model), load_converted(options.model).eval()

@@ -3,11 +3,11 @@
     python models/zoo_xcnn.py --network torchvision:resnet18 --weights resnet18.pth -t rank --budget 0.5
     python models/zoo_xcnn.py --network timm:resnet26d --weights resnet26d.pth -t rank --budget 0.5 --of macs --distill
     python models/zoo_xcnn.py --network timm:resnet26d --weights resnet26d.pth -t lowrank -r 64
-    python models/zoo_xcnn.py --network torchvision:resnet18 -t rank --init scratch --recipe paper
+    python models/zoo_xcnn.py --network torchvision:vgg11_bn -t rank --init scratch --recipe paper
     python models/zoo_xcnn.py --network torchvision:resnet18 -t dense --recipe paper
 
-The recipe is `tune`, for weights that are trained already; `paper` is that of torchvision's references for ImageNet, of
-256 images a step. More in docs/zoo.md.
+The recipe is `tune`, for weights that are trained already; `paper` is torchvision's for ImageNet, of 256 images a step.
+More in docs/zoo.md.
 """
 
 import sys
@@ -23,7 +23,6 @@ RECIPE = Recipe(
     epochs=90,
     batch_size=256,
     milestones=(30, 60),
-    reg_weight=0.0,
     optimizer="sgd",
     weight_decay=1e-4,
 )

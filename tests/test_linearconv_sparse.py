@@ -385,3 +385,16 @@ def test_coefficients_of_every_dtype_are_pruned(dtype, schedule, monkeypatch):
             optimizer.step()
         assert layer.mask.dtype == dtype
         assert layer.pruned_fraction == (0.5 if schedule == "gradual" else 1 / 8)
+
+
+def test_a_layer_that_was_pruned_before_its_schedule_stays_pruned():
+    layer = LinearConvSparse(3, 16, 3, sparsity=0.5)
+    mask = torch.ones(8, 8)
+    mask[::2] = 0
+    layer.keep_mask(mask)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
+    schedule_pruning(layer, optimizer, total_steps=4000)  # which asks for less than the target at first
+    for _ in range(30):
+        layer(torch.zeros(1, 3, 3, 3)).sum().backward()
+        optimizer.step()
+        assert layer.pruned_fraction == 0.5

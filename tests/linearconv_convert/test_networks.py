@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchvision.models import get_model
 
 from linearconv_convert import ConversionError, convert
 from linearconv_convert.networks import load_network, load_weights
@@ -33,7 +34,7 @@ def test_a_network_takes_images_of_one_channel(spec):
     [
         ("resnet18", "is not FILE.py:NAME"),
         ("nothing.py:Net", "there is no file nothing.py"),
-        ("torchvision:resnet1", "torchvision cannot build resnet1"),
+        ("torchvision:resnet1", "torchvision cannot build resnet1: .*; there is resnet"),
         (f"{BASE[:-1]}", "defines no network Bas; it has Base, PoolTo"),
         (f"{BASE}:Base", "is not FILE.py:NAME"),
     ],
@@ -71,6 +72,36 @@ def test_weights_are_found_in_state_dicts_and_checkpoints(wrap, prefix, tmp_path
     torch.save(wrap({prefix + key: value for key, value in saved.state_dict().items()}), tmp_path / "weights.pt")
     load_weights(model, tmp_path / "weights.pt")
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), saved.parameters(), strict=True))
+
+
+def test_a_classifier_of_another_number_of_classes_is_left_where_that_is_allowed(tmp_path):
+    saved, model = Base(num_classes=7), Base(num_classes=4)
+    torch.save(saved.state_dict(), tmp_path / "weights.pt")
+    before = model.fc.weight.clone()
+    assert load_weights(model, tmp_path / "weights.pt", num_classes=4) == ["fc.weight", "fc.bias"]
+    assert torch.equal(model.fc.weight, before) and torch.equal(model.feat[0][0].weight, saved.feat[0][0].weight)
+    with pytest.raises(ConversionError, match="size mismatch"):
+        load_weights(model, tmp_path / "weights.pt")
+    with pytest.raises(ConversionError, match="size mismatch"):
+        load_weights(Base(num_classes=4, width=0.5), tmp_path / "weights.pt", num_classes=4)
+
+
+@pytest.mark.parametrize("name, head", [("googlenet", "aux1"), ("inception_v3", "AuxLogits")])
+def test_heads_for_training_alone_are_left_out(name, head, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.nn.init.trunc_normal_", lambda tensor, *_, **__: tensor)  # takes its time
+    with torch.device("meta"):
+        model = load_network(f"torchvision:{name}", num_classes=4)
+        whole = get_model(name, weights=None, num_classes=4, init_weights=False)
+    keys = model.state_dict().keys()
+    left = whole.state_dict().keys() - keys
+    assert left and all(key.startswith(("aux1", "aux2", "AuxLogits")) for key in left)
+    assert not model.aux_logits and any(key.startswith(head) for key in left)
+
+
+def test_weights_of_heads_for_training_alone_are_passed_over(tmp_path):
+    saved = Base().state_dict()
+    torch.save(saved | {"aux1.fc.weight": torch.zeros(3)}, tmp_path / "weights.pt")
+    assert load_weights(Base(), tmp_path / "weights.pt") == []
 
 
 class Malicious:

@@ -280,4 +280,4 @@ def test_the_paper_recipe_is_torchvisions(capsys):
     assert (options.recipe, options.init) == ("tune", "fit")
     recipe = EVERY_SCRIPT["zoo"][1]
     assert (recipe.lr, recipe.epochs, recipe.batch_size, recipe.milestones) == (0.1, 90, 256, (30, 60))
-    assert (recipe.optimizer, recipe.weight_decay, recipe.reg_weight) == ("sgd", 1e-4, 0)
+    assert (recipe.optimizer, recipe.weight_decay, recipe.reg_weight) == ("sgd", 1e-4, 0.01)
