@@ -29,7 +29,7 @@ def save(folder: Path, state: dict, best: bool = False) -> Path:
     path = folder / f"checkpoint-{state['epoch']:04d}{within}.pt"
     buffer = io.BytesIO()
     torch.save(state, buffer)  # in memory first: on a full disk torch itself would not say what is wrong
-    for file_path in (path, folder / BEST) if best else (path,):
+    for file_path in (folder / BEST, path) if best else (path,):  # killed in between, a run does that epoch again
         write_whole(file_path, lambda file: file.write(buffer.getbuffer()))
     for old in _newest_first(folder)[KEPT:]:
         old.unlink()

@@ -17,7 +17,7 @@ FAST = Recipe(  # as far as it has been chosen, on training images that were hel
     label_smoothing=0.1,
     flip="alternating",
 )
-TUNE = Recipe(
+TUNE = Recipe(  # its rate as docs/zoo.md has it, its warm-up what keeps the first steps from undoing a conversion
     lr=1e-4,
     epochs=10,
     batch_size=50,
@@ -26,7 +26,6 @@ TUNE = Recipe(
     schedule="cosine",
     warmup=0.5,
     weight_decay=0.01,
-    clip=1.0,
 )
 SHORT = {"fast": FAST, "tune": TUNE}
 RECIPES = ("paper", *SHORT)

@@ -84,7 +84,7 @@ def test_soft_targets_alone_take_the_teachers_classes(run, tmp_path):
 def test_tune_begins_at_nothing_ends_at_nothing_and_stays_low():
     assert TUNE.lr_at(0) == 0 and TUNE.lr_at(TUNE.epochs) == 0
     assert max(TUNE.lr_at(epochs / 10) for epochs in range(10 * TUNE.epochs)) <= TUNE.lr <= 1e-4
-    assert TUNE.optimizer == "adamw" and TUNE.clip > 0 and TUNE.reg_weight == 0
+    assert TUNE.optimizer == "adamw" and TUNE.warmup > 0 and TUNE.reg_weight == 0
 
 
 def test_tune_is_a_recipe_of_every_script_and_options_change_it():

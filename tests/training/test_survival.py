@@ -109,6 +109,24 @@ def test_the_handlers_are_put_back(run):
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+def test_a_run_that_is_killed_while_it_saves_has_its_best_in_the_end(run, monkeypatch):
+    write, written = checkpoints.write_whole, []
+
+    def and_die(path, fill):
+        write(path, fill)
+        written.append(path.name)
+        if len(written) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "evaluate", lambda trainer, flipped=False: 50.0)  # never better than at first
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "write_whole", and_die)
+        with pytest.raises(SystemExit):
+            run("base", f"-t dense {SMALL}")
+    folder = run("base", f"-t dense {SMALL} --resume auto")
+    assert torch.load(folder / "best.pt", weights_only=True)["epoch"] == 1
+
+
 def test_long_epochs_are_saved_within(run, monkeypatch):
     saved = []
     save = checkpoints.save
