@@ -10,6 +10,7 @@ from docs.tables import PAGES, ROOT, load, measured
 from experiments import paper
 from experiments.reading import every_run
 from tests.helpers.runs import SCRIPTS
+from training.recipes import TUNE
 
 SETTINGS = {"Conv": "-t dense", "-Lr": "-t rank -r 1", "-LRr": "-t lowrank -r 10"}
 TEXT = {
@@ -219,3 +220,16 @@ def test_speeds_of_compiled_networks_are_those_of_the_results():
     assert f"(dense {dense:.2f} of eager dense, LinearConv {ours:.2f} against {eager:.2f} eager)" in TEXT["speed.md"]
     ours, eager = rows[infer, "full rank, auto, compiled"], rows[infer, "full rank, auto"]
     assert f"({ours:.2f} against {eager:.2f})" in TEXT["speed.md"]
+
+
+def test_what_learning_rates_did_after_conversion_is_that_of_the_results():
+    result = load("tune_base")
+    rows = {(row["way"], row["lr"]): [loss for loss, _ in row["points"]] for row in result["rows"]}
+    (start, _), (dense, _) = result["converted"], result["dense"]
+    assert rows["Adam, constant", 1e-4][1] > start * 1.02 and rows["Adam, constant", 3e-3][0] > 10 * start
+    assert all(rows["tune", rate][1] < start for rate in (3e-5, 1e-4))
+    assert all(rows["tune", rate][-1] < dense for rate in (3e-5, 1e-4, 3e-4)) and rows["tune", 1e-3][-1] > dense
+    assert all(rows["tune, --clip 1", rate][-1] >= rows["tune", rate][-1] for rate in (1e-4, 3e-4, 1e-3))
+    assert "even 1e-4 makes the network worse at first, and 3e-3 undoes it" in TEXT["zoo.md"]
+    assert "up to 3e-4 the end is better than the dense network" in TEXT["zoo.md"]
+    assert "AdamW at 1e-4" in TEXT["zoo.md"] and TUNE.lr == 1e-4
