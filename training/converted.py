@@ -100,19 +100,14 @@ class Library:
         network = partial(load_network, options.network, **shape)
         dense = start = network().to(request.group.device)
         if options.weights:
-            _load(
-                dense, options.weights, request.num_classes, is_teacher=bool(recipe.distill) and not options.count_only
-            )
+            teaches = bool(recipe.distill) and not options.count_only
+            _load(dense, options.weights, request.num_classes, teaches)
         if recipe.init == "scratch":
             torch.manual_seed(options.seed)
             start = network().to(request.group.device)
         settings = {"weights": options.weights and _digest(options.weights)}
-        record = request.recorded() or {
-            "name": options.network,
-            **shape,
-            "image_size": request.input_size[1],
-            "conversion": None,
-        }
+        fresh = {"name": options.network, **shape, "image_size": request.input_size[1], "conversion": None}
+        record = request.recorded() or fresh
         if variant.type == "dense":
             model = deepcopy(start)
         else:
@@ -128,9 +123,10 @@ class Library:
         return Built(model, dense, _title(options), teacher, settings, record)
 
 
-def _load(model, path, num_classes, is_teacher):
+def _load(model, path, num_classes, teaches):
+    """Load the weights, and tell what is left as it is; a network that teaches needs all of its own."""
     left = load_weights(model, path, num_classes)
-    if left and is_teacher:
+    if left and teaches:
         raise ConversionError(f"--distill: {path} is of another number of classes ({', '.join(left)}), and no teacher")
     if left:
         print(f"{path} is of another number of classes: {', '.join(left)} start at random")
@@ -178,13 +174,11 @@ def _given(variant):
 
 
 def _title(options):
-    variant = str(options.variant)
-    if options.budget is not None:
-        chosen = "alpha" if options.variant.type == "rank" else "rank"
-        variant = (
-            f"LinearConv, {options.variant.type}, {chosen} of each layer for {options.budget:g} of the {options.of}"
-        )
-    return f"{options.network}: {variant}"
+    variant = options.variant
+    if options.budget is None:
+        return f"{options.network}: {variant}"
+    chosen = "full rank, alpha" if variant.type == "rank" else f"alpha {variant.alpha:g}, the rank"
+    return f"{options.network}: LinearConv, {chosen} of each layer for {options.budget:g} of the {options.of}"
 
 
 def _digest(path):
