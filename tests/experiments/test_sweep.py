@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -527,7 +528,7 @@ def test_a_run_with_the_fast_recipe_is_no_longer_done_when_that_has_changed(monk
     options, extra = sweep.parse([script, "--name", "nap", "--", "--recipe", "fast", "--warmup", "1"])
     before = plan(options, extra)[0].settings
     assert (before["lr"], before["warmup"]) == (FAST.lr, 1)
-    monkeypatch.setattr(sweep_plan, "FAST", replace(FAST, lr=7.0, warmup=9.0))
+    monkeypatch.setitem(sweep_plan.SHORT, "fast", replace(FAST, lr=7.0, warmup=9.0))
     changed = {key for key, value in plan(options, extra)[0].settings.items() if before[key] != value}
     assert changed == {"lr"}
 
@@ -549,3 +550,9 @@ def test_a_sweep_of_a_training_script(folder, data, capfd):
     shutil.rmtree(folder.path / "ckpt")
     assert folder.run(f"-t dense lowrank -r 2 {thin}", script) == 0
     assert "2 runs, 2 done" in capfd.readouterr().out
+
+
+def test_a_result_of_the_fast_recipe_from_before_an_option_is_one_of_its_default():
+    run = sweep_plan.plan_run(ROOT / "models" / "base_xcnn.py", Path("ckpt"), ["-t", "rank", "--recipe", "fast"])
+    saved = {key: value for key, value in run.settings.items() if key not in ("clip", "distill", "temperature")}
+    run.check(saved, Path("result.json"))
