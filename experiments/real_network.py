@@ -44,7 +44,7 @@ from linearconv_variants import OneLineParser
 from training.counting import count_parameters
 from training.errors import EXPECTED, UsageError, report_failure
 from training.files import write_json
-from training.options import positive_float, positive_int
+from training.numbers import positive_float, positive_int
 from training.report import ROOT, origin
 
 BUDGETS = {"tiny": 0.6, "full": 0.5}  # share of the parameters
