@@ -1,12 +1,18 @@
-"""One image, in a file of its own or in a tar, decoded to RGB."""
+"""One image, in a file of its own or in a tar, decoded to RGB.
+
+Pillow is imported by what decodes, so that a script that reads no image does not wait for it.
+"""
 
 import io
 import os
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from images.info import DataError, one_line
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 # A place is where an image lies: the path of its file in bytes, or a record of these.
 MEMBER = ("tar", "name", "offset", "size")  # path of the tar and name in there in bytes, where its data are, in bytes
@@ -14,6 +20,8 @@ MEMBER = ("tar", "name", "offset", "size")  # path of the tar and name in there 
 
 def is_image(name: str) -> bool:
     """Return True for the name of a file that Pillow reads."""
+    from PIL import Image
+
     suffix = os.path.splitext(name)[1].lower()
     return Image.registered_extensions().get(suffix) in Image.OPEN
 
@@ -25,12 +33,14 @@ def stored_bytes(place: bytes | np.void) -> int:
     return os.path.getsize(place) if os.path.exists(place) else 0
 
 
-def open_rgb(place: bytes | np.void) -> Image.Image:
+def open_rgb(place: bytes | np.void) -> "Image":
     """Return the image at a place, of whatever mode, decoded to RGB.
 
     Raises:
         DataError: naming it, if it cannot be decoded.
     """
+    from PIL import Image
+
     try:
         with Image.open(_file(place)) as image:
             if image.mode == "F":

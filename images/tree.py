@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -149,5 +148,7 @@ def _resized(place, size):
     """One image as uint8 (size, size, 3)."""
     image = open_rgb(place)
     if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
+        from PIL.Image import Resampling
+
+        image = image.resize((size, size), Resampling.BILINEAR)
     return np.asarray(image)

@@ -12,17 +12,11 @@ import warnings
 from functools import partial
 from math import prod
 
-import setuptools  # noqa: F401  gives thop its distutils on Python 3.12 and later
 import torch
 import torch.nn as nn
 
 from linearconv import LinearConv
 from linearconv_sparse import LinearConvSparse
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # thop compares versions with distutils
-    import thop
-    from thop.profile import register_hooks as THOP_RULES
 
 
 def count(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:
@@ -136,8 +130,16 @@ def _profile(model, input_size, rules, default_rules=True):
 
         return add
 
-    model = copy.deepcopy(model).requires_grad_(False)
-    custom_ops = {} if default_rules else dict.fromkeys(THOP_RULES, hook(lambda layer, output: 0))
+    # Imported here, as --help does without.
+    import setuptools  # noqa: F401  gives thop its distutils on Python 3.12 and later
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # thop compares versions with distutils
+        import thop
+        from thop.profile import register_hooks as thop_rules
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    model = copy.deepcopy(model, tensors)  # a copy with the model's own tensors, which no pass in eval mode changes
+    custom_ops = {} if default_rules else dict.fromkeys(thop_rules, hook(lambda layer, output: 0))
     for kind in {type(module) for module in model.modules()}:
         if base := next((base for base in kind.__mro__ if base in rules), None):
             custom_ops[kind] = hook(rules[base])
