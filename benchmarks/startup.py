@@ -60,10 +60,10 @@ def measure(commands: Sequence[str], rounds: int) -> list[dict]:
 
 def markdown(rows: Sequence[dict]) -> list[str]:
     """Return the table: a line per command, for each clock seconds and the ratio to the import."""
-    lines = ["| command | processor time | time on the clock |", "| --- | ---: | ---: |"]
+    lines = ["| python ... | processor time | time on the clock |", "| --- | ---: | ---: |"]
     for row in rows:
         cells = [f"{row[clock]:.2f} s ({row[f'{clock}_ratio']:.2f})" for clock in CLOCKS]
-        lines.append(f"| `{row['command']}` | {' | '.join(cells)} |")
+        lines.append(f"| `{row['command'].removeprefix('python ')}` | {' | '.join(cells)} |")
     return lines
 
 

@@ -9,7 +9,7 @@ import re
 import statistics
 from pathlib import Path
 
-from benchmarks import speed_table
+from benchmarks import speed_table, startup
 from experiments import compress_table, paper, real_network, sweep_table, table1_counts
 from experiments.reading import by_method, comparable, every_run
 from experiments.tuning import markdown as tuning_table
@@ -201,6 +201,11 @@ def deployment() -> list[str]:
     return deployment.markdown(load("deployment_cpu")["rows"])
 
 
+def starting() -> list[str]:
+    """Return how long scripts take to start."""
+    return startup.markdown(load("startup_cpu")["rows"])
+
+
 TABLES = {
     made.__name__: made
     for made in (
@@ -219,6 +224,7 @@ TABLES = {
         deployment,
         zoo_options,
         tuning,
+        starting,
     )
 }
 

@@ -233,3 +233,8 @@ def test_what_learning_rates_did_after_conversion_is_that_of_the_results():
     assert "even 1e-4 makes the network worse at first, and 3e-3 undoes it" in TEXT["zoo.md"]
     assert "up to 3e-4 the end is better than the dense network" in TEXT["zoo.md"]
     assert "AdamW at 1e-4" in TEXT["zoo.md"] and TUNE.lr == 1e-4
+
+
+def test_scripts_start_in_about_the_time_that_importing_torch_takes():
+    ratios = {row["command"].split()[-1]: row["cpu_seconds_ratio"] for row in load("startup_cpu")["rows"]}
+    assert ratios["--help"] < 1.3 and ratios["--count-only"] < 2
