@@ -41,10 +41,13 @@ from benchmarks.measuring import command_line, compare, kept_bytes, measure, pea
 from benchmarks.speed_table import into_readme, markdown
 from corr_reg import corr_loss, l1_loss
 from linearconv import LinearConv
+from linearconv_sparse import schedule_pruning
 from training import counting
 from training.files import write_json
 from training.report import ROOT, origin
 from training.trainer import REGULARISE_EVERY
+
+SCHEDULED_STEPS = 1000  # of training: sparse layers are pruned from the first one on, every 6th chooses new masks
 
 
 def make_step(
@@ -69,6 +72,7 @@ def make_step(
     if task.startswith("train"):
         model.train()
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+        schedule_pruning(model, optimizer, SCHEDULED_STEPS, begin=0)
 
         def step():
             optimizer.zero_grad(set_to_none=True)
