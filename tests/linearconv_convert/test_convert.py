@@ -8,6 +8,7 @@ import torch.nn as nn
 
 from linearconv import LinearConv
 from linearconv_convert import ConversionError, convert, fold
+from linearconv_sparse import schedule_pruning
 from tests.helpers.layers import relative_error
 from tests.helpers.networks import CONVERSIONS, FAMILIES, SMALL, build, image_side, images, tiny
 from training.counting import count_parameters
@@ -176,9 +177,13 @@ def test_sparse_layers_keep_their_mask_through_training_and_state_dicts():
     fresh = convert(conv, "sparse", sparsity=0.5, init="scratch")
     fresh.load_state_dict(layer.state_dict())
     for each in (layer, fresh):
+        optimizer = torch.optim.SGD(each.parameters(), lr=0.1)
+        schedule_pruning(each, optimizer)
         for _ in range(30):
-            each(torch.randn(1, 8, 5, 5))
-        assert torch.equal(each.mask, mask)
+            optimizer.zero_grad()
+            each(torch.randn(1, 8, 5, 5)).square().sum().backward()
+            optimizer.step()
+        assert torch.equal(each.mask, mask) and each.steps == each.prune_end + 30
 
 
 @pytest.mark.parametrize(
