@@ -3,8 +3,9 @@
     corr_loss = sum over layers of sum_ij | C - I |_ij
     l1_loss   = sum over sparse layers of sum | linear_weights |
 
-`C` is the Pearson correlation matrix of a layer's flattened primary filters. Pushing it towards the identity keeps the
-primary filters linearly independent, so that the network's redundancy stands in `A`, where it was put on purpose.
+`C` is the Pearson correlation matrix of a layer's flattened primary filters, | | the magnitude, of complex ones too.
+Pushing it towards the identity keeps the primary filters linearly independent, so that the network's redundancy stands
+in `A`, where it was put on purpose.
 The paper adds 0.01 times each to the loss of every 10th batch.
 """
 
@@ -21,14 +22,14 @@ BLOCK = 64  # rows of the correlation matrix computed at a time, so that most of
 
 
 def filter_correlation(filters: Tensor) -> Tensor:
-    """Return the Pearson correlation matrix of filters: `numpy.corrcoef` of their flattened rows, clamped to [-1, 1].
+    """Return the Pearson correlation matrix of filters: `numpy.corrcoef` of their flattened rows, |C| clamped to 1.
 
     Args:
-        filters: (P, ...), at least two-dimensional; a filter is flattened to a vector.
+        filters: (P, ...), at least two-dimensional, real or complex; a filter is flattened to a vector.
 
     Returns:
-        (P, P). A constant filter (a one-element one too) has no correlation: its row and column are 0 and pass
-        no gradient, where numpy gives nan; its diagonal element is 1 as any other's.
+        (P, P), Hermitian for complex filters. A constant filter (a one-element one too) has no correlation: its row
+        and column are 0 and pass no gradient, where numpy gives nan; its diagonal element is 1 as any other's.
     """
     rows = filters.flatten(1)
     centred = rows - rows.mean(1, keepdim=True)
@@ -39,7 +40,9 @@ def filter_correlation(filters: Tensor) -> Tensor:
     centred = torch.where(varies, centred, torch.zeros_like(centred))
     norm = torch.linalg.vector_norm(torch.where(varies, centred, torch.ones_like(centred)), dim=1, keepdim=True)
     unit = centred / norm
-    correlation = (unit @ unit.T).clamp(-1, 1)
+    correlation = unit @ unit.T.conj()
+    is_complex = correlation.is_complex()
+    correlation = correlation / correlation.abs().clamp(min=1) if is_complex else correlation.clamp(-1, 1)
     identity = torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
     return torch.where(identity.bool(), identity, correlation)
 

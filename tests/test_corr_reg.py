@@ -11,11 +11,13 @@ from linearconv_sparse import LinearConvSparse
 from tests.helpers.layers import VARIANTS
 
 
-@pytest.mark.parametrize("dtype, limit", ((torch.float64, 1e-13), (torch.float32, 1e-5)))
+@pytest.mark.parametrize(
+    "dtype, limit", ((torch.float64, 1e-13), (torch.float32, 1e-5), (torch.complex128, 1e-13), (torch.complex64, 1e-5))
+)
 @pytest.mark.parametrize("shape", ((8, 4, 3, 3), (1, 4, 3, 3), (32, 3, 3, 3), (16, 1, 3, 3)))
 def test_correlation_equals_numpy(shape, dtype, limit):
     filters = torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0)) + 0.3
-    expected = np.atleast_2d(np.corrcoef(filters.double().flatten(1).numpy()))
+    expected = np.atleast_2d(np.corrcoef(filters.flatten(1).numpy(), dtype=np.result_type(filters.numpy(), np.float64)))
     assert np.abs(filter_correlation(filters).numpy() - expected).max() < limit
 
 
@@ -43,8 +45,9 @@ def test_the_mean_is_over_the_pairs_of_all_layers():
     assert mean_correlation(layers[2]) is None and mean_correlation(nn.Conv2d(3, 4, 3)) is None
 
 
-def test_gradient_passes_gradcheck():
-    filters = torch.randn(5, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("dtype", (torch.float64, torch.complex128))
+def test_gradient_passes_gradcheck(dtype):
+    filters = torch.randn(5, 2, 3, 3, dtype=dtype, generator=torch.Generator().manual_seed(0))
     assert torch.autograd.gradcheck(filter_correlation, (filters.requires_grad_(),))
 
 
@@ -73,12 +76,15 @@ def test_gradient_of_the_loss_is_that_of_the_correlation_matrix(shape, memory_fo
         torch.testing.assert_close(torch.autograd.grad(again, filters)[0], torch.autograd.grad(other, filters)[0])
 
 
-def test_descending_on_the_loss_decorrelates_the_filters():
+@pytest.mark.parametrize("dtype", (torch.float32, torch.complex64))
+def test_descending_on_the_loss_decorrelates_the_filters(dtype):
     torch.manual_seed(0)
-    layer = LinearConv(8, 16, 3)
+    layer = LinearConv(8, 16, 3, dtype=dtype)
     with torch.no_grad():
-        layer.conv_weights.add_(2 * torch.randn(8, 3, 3))  # a shared component: all filters correlate
+        layer.conv_weights.add_(2 * torch.randn(8, 3, 3, dtype=dtype))  # a shared component: all filters correlate
     before = corr_loss(layer).item()
+    correlation = np.corrcoef(layer.conv_weights.detach().flatten(1).numpy())
+    assert before == pytest.approx(np.abs(correlation - np.eye(8)).sum(), rel=1e-4)
     optimizer = torch.optim.Adam(layer.parameters(), lr=1e-2)
     for _ in range(200):
         optimizer.zero_grad()
@@ -114,9 +120,11 @@ def test_one_element_filters_have_no_correlation():
     assert layer.conv_weights.grad.abs().max() == 0
 
 
-def test_nearly_parallel_filters_stay_within_the_unit_interval():
-    filters = torch.randn(1, 64, 3, 3).repeat(6, 1, 1, 1) * torch.tensor([1, 2, 3, -1, -2, 1e-4]).view(6, 1, 1, 1)
-    assert filter_correlation(filters).abs().max() <= 1
+@pytest.mark.parametrize("dtype, limit", ((torch.float32, 1), (torch.complex64, 1 + 1e-7)))
+def test_nearly_parallel_filters_stay_within_the_unit_interval(dtype, limit):
+    factors = torch.tensor([1, 2, 3, -1, -2, 1e-4], dtype=dtype)
+    filters = torch.randn(1, 64, 3, 3, dtype=dtype).repeat(6, 1, 1, 1) * factors.view(6, 1, 1, 1)
+    assert filter_correlation(filters).abs().max() <= limit
 
 
 def test_l1_term_is_of_the_sparse_layers_alone():
