@@ -5,8 +5,7 @@
 
 `C` is the Pearson correlation matrix of a layer's flattened primary filters, | | the magnitude, of complex ones too.
 Pushing it towards the identity keeps the primary filters linearly independent, so that the network's redundancy stands
-in `A`, where it was put on purpose.
-The paper adds 0.01 times each to the loss of every 10th batch.
+in `A`, where it was put on purpose. The paper adds 0.01 times each to the loss of every 10th batch.
 """
 
 import torch

@@ -16,8 +16,13 @@ from training.run_folder import read_log
 PLAIN = f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
+import torch
 import torch.nn as nn
+import linearconv_sparse
 from training import Recipe, main
+
+linearconv_sparse.PUBLISHED_INTERVAL, linearconv_sparse.PUBLISHED_STEP = 3, 1e-2  # it prunes within these short runs
+made = []
 
 class Plain(nn.Module):
     '''No BatchNorm, no dropout; in float64, so that rounding does not grow to what a mistake would do.'''
@@ -27,6 +32,7 @@ class Plain(nn.Module):
         self.fc = nn.Linear(16 * 49, num_classes)
         self.steps = 0
         self.double()
+        made.append(self)
 
     def forward(self, x):
         self.steps += self.training
@@ -38,7 +44,10 @@ class Plain(nn.Module):
 
 if __name__ == "__main__":
     main({{"Plain": Plain}}, Recipe(lr=1e-3, epochs=1))
+    if folder := os.environ.get("STATES"):
+        torch.save(made[0].state_dict(), os.path.join(folder, os.environ["RANK"] + ".pt"))
 """
+SPARSE = [["-t", "sparse", "-s", "0.5", "--pruning", controller] for controller in ("gradual", "published")]
 
 
 @pytest.fixture
@@ -67,9 +76,15 @@ def report(folder):
     return json.loads((folder / "report.json").read_text())
 
 
-@pytest.mark.parametrize("kind", [["-t", "rank"], ["-t", "sparse", "-s", "0.5"]])
+def assert_pruned(state):
+    masks = [tensor for name, tensor in state.items() if name.endswith("mask")]
+    assert len(masks) == 2 and all(0.3 < (mask == 0).double().mean() < 0.7 for mask in masks)
+
+
+@pytest.mark.parametrize("kind", SPARSE, ids=" ".join)
 def test_two_processes_of_25_equal_one_of_50(plain, tmp_path, kind):
-    done = launch(plain, *kind, "--batch-size", 25, "--output", tmp_path / "two", processes=2)
+    options = "--batch-size", 25, "--output", tmp_path / "two"
+    done = launch(plain, *kind, *options, processes=2, STATES=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("epoch   1/1") == 1  # one of them speaks
     done = launch(plain, *kind, "--batch-size", 50, "--output", tmp_path / "one")
@@ -80,10 +95,14 @@ def test_two_processes_of_25_equal_one_of_50(plain, tmp_path, kind):
     assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-6)  # summed in float32
     assert two["test_accuracy"] == pytest.approx(one["test_accuracy"], abs=0.3)
     assert round(two["test_accuracy"] * 359 / 100, 6).is_integer()  # every test image counted once
+    states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+    assert_pruned(states[1])
 
 
-def test_a_worker_that_is_killed_is_started_again_and_the_run_ends_as_if_nothing_had_been(plain, tmp_path):
-    options = ["-t", "rank", "--epochs", 3, "--batch-size", 25, "--output"]
+@pytest.mark.parametrize("kind", SPARSE, ids=" ".join)
+def test_a_worker_that_is_killed_is_started_again_and_the_run_ends_as_if_nothing_had_been(plain, tmp_path, kind):
+    options = [*kind, "--epochs", 2, "--batch-size", 25, "--output"]
     mark = tmp_path / "died"
     done = launch(plain, *options, tmp_path / "killed", processes=2, restarts=2, DIE_ONCE=str(mark))
     assert done.returncode == 0 and mark.exists(), done.stderr
@@ -91,7 +110,8 @@ def test_a_worker_that_is_killed_is_started_again_and_the_run_ends_as_if_nothing
     launch(plain, *options, tmp_path / "unbroken", processes=2)
     for name, tensor in final(tmp_path / "unbroken").items():
         assert torch.equal(final(tmp_path / "killed")[name], tensor)
-    assert len(read_log(tmp_path / "killed")) == 3
+    assert_pruned(final(tmp_path / "killed"))
+    assert len(read_log(tmp_path / "killed")) == 2
 
 
 def test_bad_input_is_one_line_of_the_first_process(plain, tmp_path):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import linearconv_sparse
 from tests.helpers.runs import ROOT
 from training import checkpoints
 from training.checkpoints import random_state, restore_random_state
@@ -69,6 +70,7 @@ def ended(capsys, call, *arguments):
     [
         ("base -t sparse -s 0.5", 1, signal.SIGTERM),
         ("base -t sparse -s 0.5", 8, signal.SIGINT),
+        ("base -t sparse -s 0.5 --pruning published", 7, signal.SIGTERM),
         ("allconv -t lowrank -r 2", 6, signal.SIGTERM),  # drops out at random
         ("resnext -t rank --milestones 1 2", 6, signal.SIGINT),
         ("vgg -t dense", 9, signal.SIGTERM),
@@ -77,6 +79,8 @@ def ended(capsys, call, *arguments):
 def test_a_signal_ends_the_run_after_the_step_and_the_resumed_run_is_the_same(
     setting, step, number, run, capsys, monkeypatch
 ):
+    monkeypatch.setattr(linearconv_sparse, "PUBLISHED_INTERVAL", 2)  # of 12 steps
+    monkeypatch.setattr(linearconv_sparse, "PUBLISHED_STEP", 1e-2)
     script, options = setting.split(maxsplit=1)
     code = {signal.SIGTERM: 143, signal.SIGINT: 130}[number]
     unbroken = run(script, f"{options} {SMALL}", "unbroken")
@@ -89,6 +93,8 @@ def test_a_signal_ends_the_run_after_the_step_and_the_resumed_run_is_the_same(
     assert newest.stem == f"checkpoint-{step // 4:04d}" + (f"-{step % 4:06d}" if step % 4 else "")
     broken = run(script, f"{options} {SMALL} --resume", "broken")
     assert_same_run(broken, unbroken)
+    masks = [tensor for name, tensor in weights(broken).items() if name.endswith("mask")]
+    assert len(masks) == 4 * ("sparse" in options) and all((mask == 0).any() for mask in masks)
 
 
 def test_a_signal_in_the_last_epoch_evaluation_lets_the_run_end(run, monkeypatch):
