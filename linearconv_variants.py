@@ -106,6 +106,7 @@ def add_options(
     types: tuple[str, ...] = TYPES,
     several: bool = False,
     others: dict[str, str] | None = None,
+    usual_ranks: str = "default: {rank:g}, {lowrank}".format(**DEFAULT_RANK),
 ) -> None:
     """Add -t, -r, -s, --alpha and --compute to a parser.
 
@@ -114,6 +115,7 @@ def add_options(
         types: those to choose from.
         several: let -t, -r, -s and --alpha take lists, which are None where left out, as a sweep does.
         others: types beside those of this file, {name: what it is}.
+        usual_ranks: what the help says of a rank that is left out.
     """
     meanings = {
         "rank": "rank: LinearConv, A of rank -r as a share (1: vanilla full rank)",
@@ -126,7 +128,7 @@ def add_options(
     usual = {} if several else {"default": "rank"}
     add = parser.add_argument
     add("-t", "--type", choices=types, help="; ".join(meanings[name] for name in types), **usual, **lists)
-    add("-r", "--rank", type=float, help="share in (0, 1] for rank, integer for lowrank (default: 1, 10)", **lists)
+    add("-r", "--rank", type=float, help=f"share in (0, 1] for rank, integer for lowrank ({usual_ranks})", **lists)
     add("-s", "--sparsity", type=float, help="share of coefficients to prune, 0 <= s < 1 (default: 0.25)", **lists)
     usual = {} if several else {"default": 0.5}
     add("--alpha", type=float, help="share of primary filters, in (0, 1] (default: 0.5)", **usual, **lists)

@@ -108,3 +108,15 @@ def test_bad_input_is_one_line_and_code_2(arguments, message, tmp_path, capsys):
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and message in error and error.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"list.pt", "grey.pt"}
+
+
+def test_the_help_of_a_rank_says_what_happens_without_one(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "(default: 1; lowrank has none, give -r, --budget or --error)" in shown and "1, 10" not in shown
+    for instead in ("-r 4", "--budget 0.5", "--error 0.5"):
+        main([BASE, "-t", "lowrank", *instead.split(), "--output", "small.pt"])
+    with pytest.raises(SystemExit):
+        main([BASE, "-t", "lowrank", "--output", "small.pt"])
+    assert "lowrank needs a rank" in capsys.readouterr().err
