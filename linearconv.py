@@ -208,7 +208,9 @@ class LinearConv(nn.Module):
 
         Args:
             mode: `"filters"`: F K; `"features"`: P K plus the elements of the matrices that combine, which are
-                the factors of `A`, or `A` where these would save little (K = in_channels / groups * kh * kw).
+                the factors of `A`, or `A` where these would save little (K = in_channels / groups * kh * kw). Few maps
+                that lie channels_last on a CPU are multiplied by [I ; A] at inference, which is faster and takes F P in
+                the place of these elements; that is not counted.
         """
         if mode == "filters":
             return self.out_channels * self.filter_size

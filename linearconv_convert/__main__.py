@@ -56,9 +56,8 @@ def _parser():
     add = parser.add_argument
     add("model", metavar="MODEL", help="FILE.py:NAME, torchvision:NAME or timm:NAME; or a checkpoint to export")
     add("--weights", type=Path, metavar="FILE", help="state_dict, or a checkpoint that holds one; else random weights")
-    add_options(
-        parser, types=LINEARCONV_TYPES, usual_ranks="default: 1; lowrank has none, give -r, --budget or --error"
-    )
+    without_rank = "default: 1; lowrank has none, give -r, --budget or --error"
+    add_options(parser, types=LINEARCONV_TYPES, usual_ranks=without_rank)
     parser.set_defaults(alpha=None)
     add("--budget", type=float, metavar="SHARE", help="size of the result; --alpha, or -r of lowrank, is chosen for it")
     add("--of", choices=UNITS, default="parameters", help="the size that --budget means (default: parameters)")

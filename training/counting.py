@@ -116,7 +116,8 @@ def macs_inference(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     """Return the multiply-adds of all convolutions and linear layers, each LinearConv layer in the way it is run.
 
     `"features"`: P K + |A's factors| for every output position; `"filters"`: F K, the filters having been built once.
-    Biases, normalisation, activations and pooling count nothing.
+    Biases, normalisation, activations and pooling count nothing, nor do the products with ones and zeros that small
+    channels_last maps are combined with on a CPU (LinearConv.macs_per_position).
     """
     return _profile(model, input_size, INFERENCE_RULES, default_rules=False)
 

@@ -115,7 +115,7 @@ def test_the_help_of_a_rank_says_what_happens_without_one(capsys):
         main(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "(default: 1; lowrank has none, give -r, --budget or --error)" in shown and "1, 10" not in shown
-    for instead in ("-r 4", "--budget 0.5", "--error 0.5"):
+    for instead in ("-r 4", "--budget 0.7", "--error 0.5"):
         main([BASE, "-t", "lowrank", *instead.split(), "--output", "small.pt"])
     with pytest.raises(SystemExit):
         main([BASE, "-t", "lowrank", "--output", "small.pt"])

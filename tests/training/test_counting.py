@@ -1,6 +1,7 @@
 """The three counts: Table 1's convention, today's thop, and what torch's own FLOP counter sees at inference."""
 
 import copy
+import itertools
 from functools import partial
 
 import pytest
@@ -32,6 +33,34 @@ def test_inference_macs_are_half_of_what_torch_counts(network, conv, compute):
         with FlopCounterMode(display=False) as counter:
             model(image)
     assert counting.macs_inference(model, IMAGE) == counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("conv", VARIANTS.values(), ids=VARIANTS.keys())
+@pytest.mark.parametrize("compute", ("filters", "features", "auto"))
+@pytest.mark.parametrize("kernel_size, stride", ((1, 1), (1, 2), (3, 1), (3, 2)))
+def test_inference_macs_of_a_layer_are_those_of_every_pass_but_the_product_with_ones_and_zeros(
+    conv, compute, kernel_size, stride
+):
+    """Joined, [I ; A] takes F P multiply-adds a position, where the count has the matrices that combine alone."""
+    joined = 0
+    for channels, groups, size in itertools.product(((4, 8), (64, 128), (8, 144)), (1, 2), (5, 32, 65)):
+        layer = conv(*channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, compute=compute).eval()
+        counted = counting.macs_inference(layer, (channels[0], size, size))
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            image = torch.randn(1, channels[0], size, size).contiguous(memory_format=memory_format)
+            layer.to(memory_format=memory_format)
+            with torch.no_grad():
+                positions = layer(image)[0, 0].numel()  # filters are built once
+                with FlopCounterMode(display=False) as counter:
+                    layer(image)
+            primary = channels[1] // 2
+            is_joined = primary <= 64 and positions <= 4096 and memory_format == torch.channels_last
+            more = 0
+            if is_joined and layer.mode_at(positions, training=False) == "features":
+                combining = counted // positions - primary * channels[0] * kernel_size**2
+                more, joined = positions * (channels[1] * primary - combining), joined + 1
+            assert counter.get_total_flops() // 2 == counted + more, (channels, groups, size, memory_format)
+    assert joined > 0 or compute != "features"
 
 
 @pytest.mark.parametrize("conv", VARIANTS.values(), ids=VARIANTS.keys())
