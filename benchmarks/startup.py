@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from linearconv_variants import OneLineParser
 from training.files import write_json
-from training.options import positive_int
+from training.numbers import positive_int
 from training.report import ROOT, origin
 
 IMPORT = "python -c 'import torch, numpy'"
