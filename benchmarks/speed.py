@@ -44,8 +44,8 @@ from linearconv import LinearConv
 from linearconv_sparse import schedule_pruning
 from training import counting
 from training.files import write_json
+from training.objective import REGULARISE_EVERY
 from training.report import ROOT, origin
-from training.trainer import REGULARISE_EVERY
 
 SCHEDULED_STEPS = 1000  # of training: sparse layers are pruned from the first one on, every 6th chooses new masks
 

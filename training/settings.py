@@ -51,7 +51,7 @@ class Recipe:
         dense_epochs: epochs in which the dense network is trained first, to be converted then (full-rank warm-up; Wang
             et al., "Pufferfish", MLSys 2021, arXiv 2103.03936).
         clip: largest norm of a step's gradient, which is scaled down to it; 0: any.
-        distill: weight of a teacher's soft targets in the loss, the labels having the rest, see distillation.py.
+        distill: weight of a teacher's soft targets in the loss, the labels having the rest, see objective.py.
         temperature: of the soft targets.
     """
 

@@ -12,27 +12,25 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from corr_reg import corr_loss, l1_loss, mean_correlation
+from corr_reg import mean_correlation
 from dataloaders import Loader
 from linearconv import LinearConv
 from linearconv_convert.carrying import carry_over
 from linearconv_sparse import schedule_pruning
 from training import checkpoints, counting, report, run_folder
-from training.distillation import soft_target_loss
 from training.distributed import Group
 from training.errors import NotFinite, Stopped, UsageError
 from training.finite import FiniteCheck
+from training.objective import REGULARISE_EVERY, loss_of, regularisers
 from training.optimizers import FilterDecay, make_optimizer, set_learning_rate
 from training.progress import Progress
 from training.settings import TrainingSettings
 from training.stopping import StopSignals
 
 VERSIONS = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
-REGULARISE_EVERY = 10  # batches
 AGREE_EVERY = 10  # steps after which processes ask one another whether to save and stop
 
 
@@ -190,13 +188,13 @@ class Trainer:
     def _train_step(self, images, labels):
         with self.autocast:
             logits = self._training_forward(images)
-            loss = self._loss(logits, images, labels)
+            loss = loss_of(logits, images, labels, self.recipe, self.teacher)
         total = loss
         if self.group.size > 1:
             total = total * self.train_loader.share(self.progress.batch, len(labels))
         self.progress.step += 1
         if self.recipe.reg_weight and self.progress.step % REGULARISE_EVERY == 0:
-            total = total + self.recipe.reg_weight * self._regularisers()
+            total = total + self.recipe.reg_weight * regularisers(self.model, self.group)
         set_learning_rate(self.optimizer, self.lr)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -209,17 +207,6 @@ class Trainer:
         if self.average:
             self.average.update_parameters(self.model)
         self.progress.add(loss, logits, labels)
-
-    def _loss(self, logits, images, labels):
-        """Cross-entropy, soft targets, or both, the mean over the batch."""
-        recipe, loss = self.recipe, 0.0
-        if recipe.distill < 1:
-            loss = (1 - recipe.distill) * F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-        if recipe.distill:
-            with torch.no_grad():
-                targets = self.teacher(images)
-            loss = loss + recipe.distill * soft_target_loss(logits, targets, recipe.temperature)
-        return loss
 
     @property
     def lr(self) -> float:
@@ -234,14 +221,6 @@ class Trainer:
             if "more than 1 value per channel" not in str(error):
                 raise
             raise UsageError(f"BatchNorm cannot train on a batch of {len(images)}: give another --batch-size") from None
-
-    def _regularisers(self):
-        """The regularisers of the whole network; processes share the layers among them, as gradients are averaged."""
-        if self.group.size == 1:
-            return corr_loss(self.model) + l1_loss(self.model)
-        layers = [layer for layer in self.model.modules() if isinstance(layer, LinearConv)]
-        mine = layers[self.group.rank :: self.group.size]
-        return self.group.size * sum((corr_loss(layer) + l1_loss(layer) for layer in mine), start=0.0)
 
     @torch.inference_mode()
     def evaluate(self, flipped: bool = False) -> float:

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torchvision.models import get_model
 
-from training.distillation import soft_target_loss
+from training import trainer
+from training.objective import loss_of, soft_target_loss
 from training.recipes import TUNE, recipe_for
 from training.settings import Recipe
 from training.trainer import Trainer
@@ -33,18 +34,18 @@ def test_the_loss_is_the_divergence_of_softened_distributions(temperature):
 
 @pytest.mark.parametrize("share", ["0.25", "only", ""])
 def test_the_loss_of_a_step_is_that_of_labels_and_teacher(run, options, monkeypatch, share):
-    seen, loss_of = [], Trainer._loss
+    seen = []
 
-    def noting(trainer, logits, images, labels):
-        loss = loss_of(trainer, logits, images, labels)
+    def noting(logits, images, labels, recipe, teacher):
+        loss = loss_of(logits, images, labels, recipe, teacher)
         with torch.no_grad():
-            targets = trainer.teacher(images)
+            targets = teacher(images)
         ours, theirs = ((values.double() / 3).softmax(1) for values in (logits, targets))
         soft = 9 * (theirs * (theirs / ours).log()).sum(1).mean()
         seen.append((loss.item(), F.cross_entropy(logits, labels).item(), soft.item()))
         return loss
 
-    monkeypatch.setattr(Trainer, "_loss", noting)
+    monkeypatch.setattr(trainer, "loss_of", noting)
     run("zoo", f"{options} --distill {share} --temperature 3")
     weight = {"only": 1.0, "": 0.5}.get(share) or float(share)
     assert len(seen) == 8
@@ -54,7 +55,7 @@ def test_the_loss_of_a_step_is_that_of_labels_and_teacher(run, options, monkeypa
 
 def test_the_teacher_is_the_network_before_conversion_and_stays_so(run, options, monkeypatch, tmp_path):
     found, fit = [], Trainer.fit
-    monkeypatch.setattr(Trainer, "fit", lambda trainer: found.append(trainer) or fit(trainer))
+    monkeypatch.setattr(Trainer, "fit", lambda self: found.append(self) or fit(self))
     run("zoo", f"{options} --distill")
     teacher = found[0].teacher
     given = torch.load(tmp_path / "weights.pth", weights_only=True)
@@ -66,7 +67,7 @@ def test_the_teacher_is_the_network_before_conversion_and_stays_so(run, options,
 def test_soft_targets_alone_need_no_labels(run, options, monkeypatch):
     right = torch.load(run("zoo", f"{options} --distill only", "right") / "checkpoint-0002.pt", weights_only=True)
     step = Trainer._train_step
-    monkeypatch.setattr(Trainer, "_train_step", lambda trainer, images, labels: step(trainer, images, 0 * labels))
+    monkeypatch.setattr(Trainer, "_train_step", lambda self, images, labels: step(self, images, 0 * labels))
     wrong = torch.load(run("zoo", f"{options} --distill only", "wrong") / "checkpoint-0002.pt", weights_only=True)
     assert all(torch.equal(tensor, wrong["model"][name]) for name, tensor in right["model"].items())
 

@@ -1,0 +1,58 @@
+"""What a training step minimises: a loss of the network's logits, and now and then the regularisers of corr_reg.py.
+
+    loss = (1 - d) CE(labels, s) + d T^2 KL(softmax(t / T) || softmax(s / T)),    s, t: logits of network and teacher
+
+d is `--distill`, 0 where there is no teacher. Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network",
+2015 (arXiv 1503.02531). T^2 keeps the gradients of the second term as large as they are at T = 1.
+"""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from corr_reg import corr_loss, l1_loss
+from linearconv import LinearConv
+from training.distributed import Group
+from training.settings import Recipe
+
+REGULARISE_EVERY = 10  # batches
+
+
+def loss_of(logits: Tensor, images: Tensor, labels: Tensor, recipe: Recipe, teacher: nn.Module | None) -> Tensor:
+    """Return the mean loss of a batch, ().
+
+    Args:
+        logits: of the network, (B, classes).
+        images, labels: of the batch, (B, C, H, W) and (B,).
+        recipe: its label smoothing, share of soft targets and temperature.
+        teacher: gives soft targets, where the recipe has a share of them.
+    """
+    loss = 0.0
+    if recipe.distill < 1:
+        loss = (1 - recipe.distill) * F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+    if recipe.distill:
+        with torch.no_grad():
+            targets = teacher(images)
+        loss = loss + recipe.distill * soft_target_loss(logits, targets, recipe.temperature)
+    return loss
+
+
+def soft_target_loss(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Return T^2 KL(softmax(targets / T) || softmax(logits / T)), the mean over a batch, ().
+
+    Args:
+        logits, targets: of the network and of its teacher, (B, classes).
+        temperature: T.
+    """
+    ours, theirs = (F.log_softmax(values / temperature, dim=1) for values in (logits, targets))
+    return temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+
+
+def regularisers(model: nn.Module, group: Group) -> Tensor | float:
+    """Return the regularisers of a network; processes share its layers among them, as gradients are averaged."""
+    if group.size == 1:
+        return corr_loss(model) + l1_loss(model)
+    layers = [layer for layer in model.modules() if isinstance(layer, LinearConv)]
+    mine = layers[group.rank :: group.size]
+    return group.size * sum((corr_loss(layer) + l1_loss(layer) for layer in mine), start=0.0)
