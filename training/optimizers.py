@@ -16,11 +16,13 @@ from training.settings import Recipe
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Return a recipe's optimizer, a fused one; each of its groups has a `"scale"` of the learning rate."""
-    norm_biases = {layer.bias for layer in model.modules() if isinstance(layer, _BatchNorm)}
-    decayed_as_filters = set(_made_into_filters(model)) if recipe.decay == "filters" else set()
+    scales = {layer.bias: recipe.bias_lr for layer in model.modules() if isinstance(layer, _BatchNorm)}
+    made_into_filters = _made_into_filters(model)
+    scales |= {p: recipe.coefficient_lr for name, p in made_into_filters if name != "conv_weights"}
+    decayed_as_filters = {p for _, p in made_into_filters} if recipe.decay == "filters" else set()
     groups = {}
     for parameter in model.parameters():
-        scale = recipe.bias_lr if parameter in norm_biases else 1.0
+        scale = scales.get(parameter, 1.0)
         decays = parameter.dim() > 1 and parameter not in decayed_as_filters
         groups.setdefault((scale, recipe.weight_decay if decays else 0.0), []).append(parameter)
     groups = [
@@ -40,8 +42,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def _made_into_filters(model):
+    """(name in its layer, parameter) of all primary filters and coefficients."""
     layers = (layer for layer in model.modules() if isinstance(layer, LinearConv))
-    return [p for layer in layers for name, p in layer.named_parameters(recurse=False) if name != "bias"]
+    return [(name, p) for layer in layers for name, p in layer.named_parameters(recurse=False) if name != "bias"]
 
 
 class FilterDecay:
@@ -55,7 +58,7 @@ class FilterDecay:
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         wanted = recipe.decay == "filters" and recipe.weight_decay
         self.layers = [layer for layer in model.modules() if wanted and isinstance(layer, LinearConv)]
-        self.parameters = _made_into_filters(model) if wanted else []
+        self.parameters = [p for _, p in _made_into_filters(model)] if wanted else []
         self.weight_decay, self.decoupled = recipe.weight_decay, recipe.optimizer == "adamw"
 
     def before_step(self, lr: float) -> None:

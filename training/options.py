@@ -113,6 +113,7 @@ def make_parser(
     add("--weight-decay", type=non_negative_float, help="of matrices and filters; decoupled with adamw")
     add("--decay", choices=CHOICES["decay"], help="what decays in LinearConv: its parameters, or the filters they make")
     add("--bias-lr", type=positive_float, metavar="FACTOR", help="learning rate of BatchNorm biases, as a multiple")
+    add("--coefficient-lr", type=positive_float, metavar="FACTOR", help="that of LinearConv's coefficients, likewise")
     add("--label-smoothing", type=share, help="share of the target that all classes have together")
     add("--flip", choices=CHOICES["flip"], help="of training images: at random, or each on every second epoch")
     add("--average", type=non_negative_float, metavar="EPOCHS", help="over which weights are averaged for evaluation")

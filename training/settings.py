@@ -44,6 +44,7 @@ class Recipe:
         flip: of training images that may be flipped: at "random", or "alternating": at random in the first epoch, then
             each image the other way round in every next one (Jordan, "94 % on CIFAR-10 in 3.29 seconds", 2024).
         bias_lr: learning rate of BatchNorm biases, as a multiple.
+        coefficient_lr: learning rate of what makes up A in LinearConv, as a multiple.
         average: epochs over which weights are averaged, exponentially, for evaluation; 0: the weights themselves.
         init: how LinearConv layers start, one of `linearconv_convert.starting.STARTS`; of a converted network "fit" or
             "scratch", see converted.py.
@@ -68,6 +69,7 @@ class Recipe:
     label_smoothing: float = 0.0
     flip: str = "random"
     bias_lr: float = 1.0
+    coefficient_lr: float = 1.0
     average: float = 0.0
     init: str = "published"
     stem: str = "linearconv"

@@ -37,17 +37,21 @@ def test_matrices_decay_and_vectors_do_not(optimizer, shrinks):
         torch.testing.assert_close(parameter, before[name] * (shrinks if parameter.dim() > 1 else 1))
 
 
-def test_batchnorm_biases_learn_faster_than_the_rest():
-    model = network()
-    optimizer = make_optimizer(model, Recipe(LR, 1, optimizer="sgd", bias_lr=8))
+@pytest.mark.parametrize(
+    "option, faster", [("bias_lr", {"1.bias"}), ("coefficient_lr", {"0.column_weights", "0.row_weights"})]
+)
+def test_some_parameters_learn_faster_than_the_rest(option, faster):
+    model = network(LAYERS["low rank"])
+    optimizer = make_optimizer(model, Recipe(LR, 1, optimizer="sgd", **{option: 8}))
     set_learning_rate(optimizer, 0.25)
     before = with_zero_gradients(model)
+    assert faster < before.keys()
     for parameter in model.parameters():
         parameter.grad.fill_(1)
     optimizer.step()
     for name, parameter in model.named_parameters():
         moved = before[name] - parameter
-        torch.testing.assert_close(moved, torch.full_like(moved, 1.9 * 0.25 * (8 if name == "1.bias" else 1)))
+        torch.testing.assert_close(moved, torch.full_like(moved, 1.9 * 0.25 * (8 if name in faster else 1)))
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])

@@ -15,7 +15,8 @@ from training.trainer import Trainer
 
 WHOLE = (  # everything that the paper's recipe has not
     "--recipe fast --optimizer sgd --lr 0.01 --schedule cosine --warmup 1 --weight-decay 0.001 --decay filters "
-    "--bias-lr 8 --label-smoothing 0.1 --flip alternating --average 1 --init spectral --stem dense --dense-epochs 1"
+    "--bias-lr 8 --coefficient-lr 2 --label-smoothing 0.1 --flip alternating --average 1 --init spectral --stem dense "
+    "--dense-epochs 1"
 )
 
 
@@ -95,7 +96,8 @@ def test_a_run_goes_on_with_its_own_recipe_only(run, refused):
 def test_a_checkpoint_of_before_the_options_is_one_of_their_defaults(run):
     folder = run("base", "-t rank --width 0.125 --epochs 1")
     state, path = checkpoints.load_newest(folder)
-    for name in (*settings.CHOICES, "warmup", "weight_decay", "label_smoothing", "bias_lr", "average", "validation"):
+    rates = "warmup", "weight_decay", "label_smoothing", "bias_lr", "coefficient_lr", "average"
+    for name in (*settings.CHOICES, *rates, "validation"):
         del state["settings"][name]
     del state["train_loader"]["passes"]
     for group in state["optimizer"]["param_groups"]:
