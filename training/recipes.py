@@ -13,7 +13,6 @@ FAST = Recipe(  # as far as it has been chosen, on training images that were hel
     schedule="linear",
     warmup=2,
     weight_decay=0.02,
-    decay="filters",
     label_smoothing=0.1,
     flip="alternating",
 )
