@@ -132,10 +132,10 @@ def search() -> list[str]:
 
 def search_linearconv() -> list[str]:
     """Return the validation accuracies of ways to train LinearConv with the short recipe, over seeds."""
-    rows = sweep_table.over_seeds(load("search_linearconv")["runs"])
-    rows = [row | {"setting": f"`{row['setting']}`"} for row in sorted(rows, key=lambda row: -row["accuracy"][0])]
-    columns = {"setting": "options", "parameters": "parameters", "accuracy": "validation accuracy", "seeds": "seeds"}
-    return sweep_table.table(rows, columns)
+    runs = [run for name in ("search_linearconv", "search_30") for run in load(name)["runs"]]
+    rows = sorted(sweep_table.over_seeds(runs), key=lambda row: (row["epochs"], -row["accuracy"][0]))
+    columns = {"setting": "options", "epochs": "epochs", "parameters": "parameters", "accuracy": "validation accuracy"}
+    return sweep_table.table([row | {"setting": f"`{row['setting']}`"} for row in rows], columns | {"seeds": "seeds"})
 
 
 def pruned() -> list[str]:
