@@ -9,9 +9,11 @@ from benchmarks import layers
 from docs.tables import PAGES, ROOT, load, measured
 from experiments import paper
 from experiments.reading import every_run
+from experiments.sweep_table import over_seeds
 from tests.helpers.runs import SCRIPTS
 from training.recipes import TUNE
 
+SEARCHES = "search_linearconv", "search_30"
 SETTINGS = {"Conv": "-t dense", "-Lr": "-t rank -r 1", "-LRr": "-t lowrank -r 10"}
 TEXT = {
     page.relative_to(ROOT).as_posix().removeprefix("docs/"): " ".join(page.read_text().split()) for page in PAGES
@@ -56,6 +58,20 @@ def test_distance_to_the_dense_network_after_16_epochs_is_that_of_the_results():
     assert "{:.0f} to {:.0f} points after 16 epochs".format(*behind) in TEXT["README.md"]
     printed = paper.accuracies("Base", "cifar10")
     assert f"{printed['Conv'] - printed['-Lr']:.1f} and 0.6 behind after 250 epochs" in TEXT["accuracy.md"]
+
+
+def test_what_the_search_of_a_recipe_says_is_that_of_the_results():
+    short, long = ({row["setting"]: row for row in over_seeds(load(name)["runs"])} for name in SEARCHES)
+    plain = "-t rank -r 1 --reg-weight 0"
+    of_filters, page = f"{plain} --decay filters", TEXT["accuracy.md"]
+    gain = short[of_filters]["accuracy"][0] - short[plain]["accuracy"][0]
+    assert short[of_filters]["seeds"] == short[plain]["seeds"] == 3
+    assert f"by {gain:.1f} points over three seeds" in page
+    decayed = {run["setting"]: run for run in load("search_decay_filters")["runs"]}[plain]["log"][-1]["train_loss"]
+    kept = {run["setting"]: run for run in load("search_30")["runs"]}[f"{plain} --decay parameters"]
+    assert f"a loss of {decayed:.2f} instead of {kept['log'][-1]['train_loss']:.2f}" in page
+    ahead = kept["report"]["test_accuracy"] - long["-t dense --decay parameters --width 0.75"]["accuracy"][0]
+    assert f"full rank is {ahead:.2f} points ahead of the dense network of as many parameters" in page
 
 
 def test_what_the_papers_recipe_reaches_is_that_of_the_results():
