@@ -69,7 +69,10 @@ def test_what_the_search_of_a_recipe_says_is_that_of_the_results():
     assert f"by {gain:.1f} points over three seeds" in page
     decayed = {run["setting"]: run for run in load("search_decay_filters")["runs"]}[plain]["log"][-1]["train_loss"]
     kept = {run["setting"]: run for run in load("search_30")["runs"]}[f"{plain} --decay parameters"]
-    assert f"a loss of {decayed:.2f} instead of {kept['log'][-1]['train_loss']:.2f}" in page
+    losses = decayed, kept["log"][-1]["train_loss"]
+    assert (
+        "a loss of {:.2f} on all 50,000 training images, with decay of the parameters at {:.2f}".format(*losses) in page
+    )
     ahead = kept["report"]["test_accuracy"] - long["-t dense --decay parameters --width 0.75"]["accuracy"][0]
     assert f"full rank is {ahead:.2f} points ahead of the dense network of as many parameters" in page
 
