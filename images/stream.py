@@ -124,15 +124,22 @@ class StreamLoader(Loader):
             # DataLoader has a worker's death raised wherever the program is. It is found out without that, by whoever
             # waits for the next batch.
             signal.signal(signal.SIGCHLD, on_child or signal.SIG_DFL)
-        atexit.register(_end_workers, weakref.ref(batches))
+        atexit.register(_end_workers, weakref.ref(batches), batches._workers)
         self.looked_after = True
         return batches
 
 
-def _end_workers(batches):
-    """Tell workers to go. DataLoader itself waits five seconds for each where an error keeps it alive to the end."""
+def _end_workers(batches, workers):
+    """Tell workers to go. DataLoader itself waits five seconds for each where an error keeps it alive to the end.
+
+    One that cannot go, because another was killed with a lock that both need, is killed: it heeds no SIGTERM, so that
+    this process would wait for it for ever.
+    """
     if (alive := batches()) is not None:
         alive._shutdown_workers()
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
 
 
 def _leave_signals_to_parent(_):
