@@ -34,6 +34,7 @@ from linearconv_features import (
     combine,
     features_pay,
     in_plain_eager_mode,
+    join_as_rows,
     lie_as_rows,
     lower_precision,
     multiply_rows,
@@ -223,13 +224,16 @@ class LinearConv(nn.Module):
         (rows, inner), *_ = self.factor_shapes
         return 0 if self._factors_pay else rows * inner * self.primary_channels
 
-    def mode_at(self, positions: int | None = None, training: bool = True, precision: str = "float32") -> str:
+    def mode_at(
+        self, positions: int | None = None, training: bool = True, precision: str = "float32", device: str = "cpu"
+    ) -> str:
         """Return `"filters"` or `"features"`: the way this layer is evaluated.
 
         Args:
             positions: output positions of the batch, N H' W'; very many where left out.
             training: with gradients on, or not.
             precision: `"float32"`, or `"bfloat16"` for all 16-bit types, under autocast too.
+            device: `"cpu"` or `"cuda"`.
         """
         if self.groups > 1 or self.secondary_channels == 0:
             return "filters"
@@ -237,24 +241,27 @@ class LinearConv(nn.Module):
             return self.compute
         pays = features_pay(
             spared=self.secondary_channels * self.filter_size,
-            coefficients=self.multiplied_coefficients,
+            coefficients=self.multiplied_coefficients if device == "cpu" else self.out_channels * self.primary_channels,
             out_channels=self.out_channels,
             operations=1 + len(self.factor_shapes),
             making=self.macs_of_making("filters") if training else 0,
             positions=positions,
+            training=training,
             precision=precision,
+            device=device,
         )
         return "features" if pays else "filters"
 
     def _mode_for(self, padded, eager):
         """The way this input is evaluated."""
         if self.compute != "auto" or self.groups > 1 or self.secondary_channels == 0 or not eager:
-            return self.mode_at()
-        asked = padded.shape, padded.dtype, is_grad_enabled(), _is_any_autocast_enabled()
+            return self.mode_at(device="cuda" if padded.is_cuda else "cpu")
+        asked = padded.shape, padded.dtype, padded.is_cuda, is_grad_enabled(), _is_any_autocast_enabled()
         known, mode = self._last_choice
         if asked != known:
             precision = "bfloat16" if padded.dtype.itemsize == 2 or _is_any_autocast_enabled() else "float32"
-            mode = self.mode_at(self._positions(padded.shape), is_grad_enabled(), precision)
+            device = "cuda" if padded.is_cuda else "cpu"
+            mode = self.mode_at(self._positions(padded.shape), is_grad_enabled(), precision, device)
             self._last_choice = asked, mode
         return mode
 
@@ -303,7 +310,7 @@ class LinearConv(nn.Module):
         parts = self._kept.get(self, "_joined_and_parts") if keeping else (None, None, *self._parts())
         joined, joined_shift, weight, primary_bias, shift, *factors = parts
         primary = self._convolve(padded, weight, primary_bias, keeping)  # (N, P, H', W')
-        if joined is not None and lie_as_rows(primary):
+        if joined is not None and join_as_rows(primary):
             return multiply_rows(primary, joined, joined_shift)
         source = (padded, weight, primary_bias) if eager and not keeping else None
         return combine(primary, factors, shift, source, self._overwriting)
@@ -328,7 +335,7 @@ class LinearConv(nn.Module):
     def _joined_and_parts(self):
         """[I ; A] and [0 ; shift] before the parts, which take few primary maps to all maps in one matrix product."""
         parts = _, _, shift, *factors = self._parts()
-        if self.primary_channels > MOST_JOINED:
+        if self.primary_channels > MOST_JOINED and not self.conv_weights.is_cuda:
             return None, None, *parts
         product = apply_factors(factors[:-1], factors[-1])
         identity = torch.eye(self.primary_channels, dtype=product.dtype, device=product.device)

@@ -12,6 +12,7 @@ passes without gradients.
 
 from collections import namedtuple
 from collections.abc import Sequence
+from math import inf
 
 import torch
 import torch.nn as nn
@@ -94,6 +95,17 @@ def lie_as_rows(maps: Tensor) -> bool:
     batch, channels, height, width = maps.shape
     positions = height * width  # a single channel, or image, may lie both ways: its strides tell, as for convolutions
     return 0 < batch * positions <= MOST_ROWS and maps.stride()[:2] == (positions * channels, 1)
+
+
+def join_as_rows(maps: Tensor) -> bool:
+    """Return True for maps that are best multiplied by [I ; A] as rows: few on a CPU, on a GPU all of 16 bits.
+
+    There one product writes the output once, and tensor cores make up for the larger matrix; of 32 bits cuBLAS
+    multiplies in full precision, which costs more than it spares.
+    """
+    if maps.is_cuda:
+        return maps.dtype.itemsize == 2 and maps.is_contiguous(memory_format=torch.channels_last)
+    return lie_as_rows(maps)
 
 
 def multiply_rows(maps: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -232,14 +244,23 @@ def _step_by_convolution(back, input, factor, own):
 # multiply-add costs c of a convolution's; `e` is the traffic of an output element that is written apart and joined; `o`
 # what it takes to start a further operation; T = 3 the products (forward, two backward) that making the filters takes.
 #
-# The constants were fitted to two CPU cores (results/layers_cpu_*.json), in bfloat16 with matrix instructions, which
-# multiply several times as fast and move data no faster. They stand for GPUs too as long as nobody has measured these.
+# The constants were fitted to what benchmarks.layers measured (results/layers_*.json): two CPU cores, in bfloat16 with
+# matrix instructions, which multiply several times as fast and move data no faster; and an H100, whose convolutions
+# gain so little from fewer filters that combining pays in one case: few-bit inference, where the maps are multiplied by
+# [I ; A] as one matrix.
 
 
 Costs = namedtuple("Costs", ("coefficient", "element", "call"))  # the constants c, e and o
-MEASURED = {  # benchmarks.layers --fit
-    "float32": Costs(coefficient=1.0, element=80.0, call=2e5),
-    "bfloat16": Costs(coefficient=1.0, element=480.0, call=1e6),
+NEVER = Costs(coefficient=0.0, element=inf, call=inf)
+MEASURED = {  # by device, precision and whether there are gradients: benchmarks.layers --fit
+    ("cpu", "float32", True): Costs(coefficient=1.0, element=80.0, call=2e5),
+    ("cpu", "float32", False): Costs(coefficient=1.0, element=80.0, call=2e5),
+    ("cpu", "bfloat16", True): Costs(coefficient=1.0, element=480.0, call=1e6),
+    ("cpu", "bfloat16", False): Costs(coefficient=1.0, element=480.0, call=1e6),
+    ("cuda", "float32", True): NEVER,
+    ("cuda", "float32", False): NEVER,
+    ("cuda", "bfloat16", True): NEVER,
+    ("cuda", "bfloat16", False): Costs(coefficient=1.0, element=160.0, call=2e8),
 }
 
 
@@ -251,7 +272,9 @@ def features_pay(
     operations: int,
     making: int = 0,
     positions: int | None = None,
+    training: bool = True,
     precision: str = "float32",
+    device: str = "cpu",
 ) -> bool:
     """Return True where combining feature maps is expected to be faster than making filters.
 
@@ -262,9 +285,11 @@ def features_pay(
         operations: further ones that combining starts.
         making: multiply-adds of making all filters; 0 where they have been made.
         positions: output positions of the whole batch, N H' W'; very many where left out.
+        training: with gradients on, or not.
         precision: `"float32"`, or `"bfloat16"` for all 16-bit types.
+        device: `"cpu"` or `"cuda"`.
     """
-    costs = MEASURED[precision]
+    costs = MEASURED[device, precision, training]
     saved = spared - costs.coefficient * coefficients - costs.element * out_channels
     if positions is None:
         return saved > 0

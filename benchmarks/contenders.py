@@ -39,17 +39,20 @@ TUCKER = "Tucker (tensorly-torch)"
 MODES = ("paper", "filters", "features", "auto")
 FIXED, WITH_EVAL, MANY_SIZES = "infer 8", "infer 8, eval() before", "infer 8, 35 sizes"  # eval() before every pass
 CONDITIONS = (FIXED, WITH_EVAL, MANY_SIZES)  # under which what is kept between passes is of use, or not
-TASKS = {"train 50": 50, "infer 50": 50, "infer 1": 1, "infer 256": 256} | dict.fromkeys(CONDITIONS, 8)  # batch size
+COMMON = {"train 50": 50, "train 256": 256, "infer 50": 50, "infer 1": 1, "infer 256": 256}  # batch size
+LARGE = {"train 1024": 1024, "infer 1024": 1024}  # for GPUs
+TASKS = COMMON | LARGE | dict.fromkeys(CONDITIONS, 8)
 IMAGE = (3, 32, 32)
 SIZES = tuple(itertools.product(range(32, 37), range(32, 39)))  # of MANY_SIZES, which takes them in turns
 
 
-def contenders(modes: Sequence[str], compiled: bool) -> dict[str, Callable[..., nn.Module]]:
+def contenders(modes: Sequence[str], compiled: bool, captured: bool = False) -> dict[str, Callable[..., nn.Module]]:
     """Return name and convolution of everything that is timed; the first is what the others are compared with.
 
     Args:
         modes: of `MODES`.
         compiled: dense and auto only, each also under a name that ends in `compiled`.
+        captured: leave out what cannot be captured in a CUDA graph: sparse, which chooses masks as it trains.
     """
     convs = {"dense": nn.Conv2d}
     if compiled:
@@ -59,7 +62,7 @@ def contenders(modes: Sequence[str], compiled: bool) -> dict[str, Callable[..., 
         for mode in modes:
             convs[f"{name}, {mode}"] = partial(_paper, conv) if mode == "paper" else partial(conv, compute=mode)
     if "auto" in modes:
-        convs |= {f"{name}, auto": conv for name, conv in OTHER_VARIANTS.items()}
+        convs |= {f"{name}, auto": conv for name, conv in OTHER_VARIANTS.items() if not captured or name != "sparse"}
     if FactorizedConv:
         convs[TUCKER] = _tucker
     return convs

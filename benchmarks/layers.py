@@ -3,6 +3,7 @@
     python -m benchmarks.layers                 # every layer of the six networks: training and inference
     python -m benchmarks.layers --fit           # and fit the constants of linearconv_features.py to what was measured
     python -m benchmarks.layers --fit --read    # fit to an earlier measurement
+    python -m benchmarks.layers --device cuda --precision bfloat16 --tasks "train 256" "infer 256" "infer 1024"
 
 For each shape of layer nn.Conv2d, `filters` and `features` take turns. What is reported for the rule is the time of all
 layers of a network if each were run in the way the rule chooses, against the better of the two ways.
@@ -15,14 +16,15 @@ import statistics
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from math import inf
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 
-import linearconv_features as features
 from benchmarks.contenders import IMAGE, NETWORKS, TASKS, VARIANTS
 from benchmarks.measuring import command_line, measure
+from linearconv_features import MEASURED, NEVER, Costs
 from training.files import write_json
 from training.report import ROOT, origin
 
@@ -92,10 +94,10 @@ def benchmark(task: str, key: tuple, options: Namespace) -> dict[str, float]:
     return {name: 1e6 * statistics.median(values) for name, values in seconds.items()}
 
 
-def chosen_way(row: dict, variant: str, precision: str) -> str:
+def chosen_way(row: dict, variant: str, precision: str, device: str) -> str:
     """Return what linearconv_features.py chooses for a measured layer."""
     layer, positions = _layer_and_positions(variant, TASKS[row["task"]], *row["layer"])
-    return layer.mode_at(positions, row["task"].startswith("train"), precision)
+    return layer.mode_at(positions, row["task"].startswith("train"), precision, device)
 
 
 @cache
@@ -106,12 +108,12 @@ def _layer_and_positions(variant, batch, *key):
     return layer, output[:, 0].numel()
 
 
-def judge(rows: Sequence[dict], precision: str) -> list[dict]:
+def judge(rows: Sequence[dict], precision: str, device: str) -> list[dict]:
     """Compare the time of all layers of a network as the rule runs them with dense and the better way of each layer.
 
     Args:
         rows: of the result file.
-        precision: that they were measured in.
+        precision, device: that they were measured in and on.
 
     Returns:
         For each network, task and variant `speed_against_dense` and, at most 1, `of_the_best_choice`.
@@ -124,24 +126,30 @@ def judge(rows: Sequence[dict], precision: str) -> list[dict]:
             for row in mine:
                 taken, count = row["microseconds"], row["count"]
                 dense += count * taken["dense"]
-                rule += count * taken[f"{variant}, {chosen_way(row, variant, precision)}"]
+                rule += count * taken[f"{variant}, {chosen_way(row, variant, precision, device)}"]
                 best += count * min(taken[f"{variant}, {way}"] for way in WAYS)
             verdict = {"speed_against_dense": dense / rule, "of_the_best_choice": best / rule}
             verdicts.append({"network": network, "task": task, "variant": variant} | verdict)
     return verdicts
 
 
-def fit(rows: Sequence[dict], precision: str) -> None:
+def fit(rows: Sequence[dict], precision: str, device: str) -> None:
     """Print the constants of the rule that lose least against the best choice, in the mean over networks and tasks."""
     coefficients, elements = (1.0, 1.5, 2.0, 3.0), (20, 40, 60, 80, 100, 120, 160, 240, 320, 480, 640, 960, 1280)
-    calls = (0.0, 2e5, 4e5, 6e5, 1e6, 1.5e6, 3e6, 6e6)
-    results = {}
-    for constants in itertools.product(coefficients, map(float, elements), calls):
-        features.MEASURED[precision] = features.Costs(*constants)
-        verdicts = judge(rows, precision)
-        results[features.Costs(*constants)] = statistics.mean(verdict["of_the_best_choice"] for verdict in verdicts)
-    for constants, score in sorted(results.items(), key=lambda item: -item[1])[:10]:
-        print(f"{score:.4f} of the best choice with {constants}")
+    calls = (0.0, 2e5, 4e5, 6e5, 1e6, 1.5e6, 3e6, 6e6, 1e8, 2e8, 4e8)
+    candidates = [Costs(*constants) for constants in itertools.product(coefficients, map(float, elements), calls)]
+    for training in (True, False):
+        mine = [row for row in rows if row["task"].startswith("train") == training]
+        if not mine:
+            continue
+        results = {}
+        for constants in (*candidates, NEVER):
+            MEASURED[device, precision, training] = constants
+            verdicts = judge(mine, precision, device)
+            results[constants] = statistics.mean(verdict["of_the_best_choice"] for verdict in verdicts)
+        print("training:" if training else "inference:")
+        for constants, score in sorted(results.items(), key=lambda item: -item[1])[:10]:
+            print(f"{score:.4f} of the best choice with {constants}")
 
 
 def main() -> None:
@@ -150,7 +158,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["train 50", "infer 50", "infer 1"])
     parser.add_argument("--seconds", type=float, default=2, help="a layer and task is timed for (default: 2)")
-    parser.add_argument("--precision", choices=tuple(features.MEASURED), default="float32")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--output", type=Path, help="default: results/layers_<device>_<precision>.json")
     parser.add_argument("--fit", action="store_true", help="fit the constants of linearconv_features.py")
     parser.add_argument("--read", action="store_true", help="measure nothing, read the output file")
@@ -167,14 +175,23 @@ def main() -> None:
                 row = {"network": network, "task": task, "layer": list(key), "count": count}
                 rows.append(row | {"microseconds": measured[task, key]})
             print(f"{network}, {task}: measured", flush=True)
-        record = {"origin": origin(options.device), "rule": features.MEASURED[options.precision]._asdict()}
-        write_json(output, record | {"judged": judge(rows, options.precision), "rows": rows})
-    for verdict in judge(rows, options.precision):
+        rule = {
+            task: MEASURED[options.device, options.precision, task == "training"]._asdict()
+            for task in ("training", "inference")
+        }
+        record = {"origin": origin(options.device), "rule": {task: _finite(costs) for task, costs in rule.items()}}
+        write_json(output, record | {"judged": judge(rows, options.precision, options.device), "rows": rows})
+    for verdict in judge(rows, options.precision, options.device):
         place = "{network}, {task}, {variant}".format(**verdict)
         against_dense, of_the_best = verdict["speed_against_dense"], verdict["of_the_best_choice"]
         print(f"{place}: {against_dense:.2f} of dense, {of_the_best:.3f} of the best choice")
     if options.fit:
-        fit(rows, options.precision)
+        fit(rows, options.precision, options.device)
+
+
+def _finite(costs):
+    """Constants for a file, which has no infinity; None for what never pays."""
+    return None if costs["element"] == inf else costs
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed                                  # all networks, training and inference; under an hour
     python -m benchmarks.speed --networks VGG11 --seconds 120   # one of them, more rounds
-    python -m benchmarks.speed --precision bfloat16 --device cuda
+    python -m benchmarks.speed --precision bfloat16 --device cuda --graphs
     python -m benchmarks.speed --readme                         # put all that was measured into the pages that show it
 
 The contenders take turns, step by step where a step takes 20 ms or more, else 20 ms at a time, so that a machine that
@@ -10,7 +10,8 @@ speeds up or slows down does so for all of them; what is reported is the median 
 within a turn. Contenders: `dense` (nn.Conv2d); `paper`, the published way (all filters made at every pass); `filters`,
 `features` and `auto`, the modes of our layers; and where tensorly-torch is installed its Tucker convolution of half the
 parameters, as what else there is. Batches of 8 are inferred thrice: as the others are, with `eval()` before every pass,
-and in 35 sizes by turns. Writes results/speed_<device>_<precision>.json and prints its tables.
+and in 35 sizes by turns. With --graphs each step is captured in a CUDA graph and replayed, so that none of them waits
+for Python. Writes results/speed_<device>_<precision>.json and prints its tables.
 """
 
 import gc
@@ -27,7 +28,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from benchmarks.contenders import (
+    COMMON,
+    CONDITIONS,
     IMAGE,
+    LARGE,
     MANY_SIZES,
     MODES,
     NETWORKS,
@@ -71,7 +75,7 @@ def make_step(
 
     if task.startswith("train"):
         model.train()
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True, capturable=options.graphs)
         schedule_pruning(model, optimizer, SCHEDULED_STEPS, begin=0)
 
         def step():
@@ -91,23 +95,40 @@ def make_step(
     return step, model, loss
 
 
-def regulariser_seconds(model: nn.Module, device: str) -> float:
+def captured(step: Callable[[], None]) -> Callable[[], None]:
+    """Return the replay of a CUDA graph of a step."""
+    side = torch.cuda.Stream()  # where capturing wants the steps before it to have been
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def regulariser_seconds(model: nn.Module, options: Namespace) -> float:
     """Return what corr_reg adds to the mean step: a tenth of its forward and backward pass."""
 
     def step():
         (0.01 * (corr_loss(model) + l1_loss(model))).backward()
 
     has_filters = any(isinstance(layer, LinearConv) for layer in model.modules())
-    return statistics.median(measure({"": step}, 1, device)[""]) / REGULARISE_EVERY if has_filters else 0.0
+    if not has_filters:
+        return 0.0
+    return statistics.median(measure({"": step}, min(1, options.seconds / 20), options.device)[""]) / REGULARISE_EVERY
 
 
 def benchmark(name: str, task: str, options: Namespace) -> list[dict]:
     """Return a row per contender for one network and task."""
     built = {
         key: make_step(NETWORKS[name], conv, task, options, key.endswith("compiled"))
-        for key, conv in contenders(options.modes, options.compile).items()
+        for key, conv in contenders(options.modes, options.compile, options.graphs).items()
     }
-    compared = compare({key: step for key, (step, *_) in built.items()}, options.seconds, options.device)
+    steps = {key: captured(step) if options.graphs else step for key, (step, *_) in built.items()}
+    compared = compare(steps, options.seconds, options.device)
     made_by, rows = origin(options.device), []
     dense_macs = counting.macs_inference(built["dense"][1], IMAGE)
     for key, (step, model, loss) in built.items():
@@ -119,7 +140,7 @@ def benchmark(name: str, task: str, options: Namespace) -> list[dict]:
         if task.startswith("train"):
             row["kept_bytes"] = kept_bytes(loss, model)
             row["optimizer_bytes"] = 8 * counting.count_parameters(model)
-            row["regulariser_share"] = regulariser_seconds(model, options.device) / seconds
+            row["regulariser_share"] = regulariser_seconds(model, options) / seconds
         row["peak_bytes"] = peak_bytes(step, options.device)
         rows.append(row)
     return rows
@@ -130,12 +151,13 @@ def main() -> None:
     parser = command_line(__doc__)
     add = parser.add_argument
     add("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    add("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    add("--tasks", nargs="+", choices=TASKS, help="default: those of up to 256 images, on a GPU all")
     add("--modes", nargs="+", choices=MODES, default=list(MODES))
     add("--seconds", type=float, default=45, help="a network and task is timed for (default: 45)")
     add("--precision", choices=("float32", "bfloat16"), default="float32")
     add("--compile", action="store_true", help="dense and auto only, eager and compiled")
-    add("--output", type=Path, help="default: results/speed_<device>_<precision>.json")
+    add("--graphs", action="store_true", help="steps captured in CUDA graphs")
+    add("--output", type=Path, help="default: results/speed_<device>_<precision>[_compiled|_graphs].json")
     add("--update", action="store_true", help="keep the output file's rows of other networks and tasks")
     add("--readme", action="store_true", help="measure nothing, put the results into README.md and docs/")
     options = parser.parse_args()
@@ -143,7 +165,11 @@ def main() -> None:
         for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
             page.write_text(into_readme(page.read_text(), ROOT / "results"))
         return
-    name = f"speed_{options.device}_{options.precision}{'_compiled' if options.compile else ''}.json"
+    if options.graphs and options.device != "cuda":
+        parser.error("--graphs goes with --device cuda")
+    options.tasks = options.tasks or [*COMMON, *(LARGE if options.device == "cuda" else CONDITIONS)]
+    kind = "_compiled" if options.compile else "_graphs" if options.graphs else ""
+    name = f"speed_{options.device}_{options.precision}{kind}.json"
     output = options.output or ROOT / "results" / name
     rows, kept = [], []
     asked = list(itertools.product(options.networks, options.tasks))

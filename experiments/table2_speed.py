@@ -24,7 +24,7 @@ def measure(seconds: float, device: str) -> dict[str, object]:
         `origin`, `precision`, and `rows` with `network` (the row's name), `task`, `images_per_second` and what
         :func:`benchmarks.measuring.compare` returns: `milliseconds`, `ratio` and so on.
     """
-    options = Namespace(device=device, precision="float32")
+    options = Namespace(device=device, precision="float32", graphs=False)
     rows = []
     for network in dict.fromkeys(row.network for row in table()):
         same = {PLAIN if row.is_plain else row.name: row for row in table() if row.network is network}

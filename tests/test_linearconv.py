@@ -226,15 +226,24 @@ def test_auto_takes_the_way_that_measured_faster():
     assert LinearConv(64, 64, 3, compute="filters").mode_at() == "filters"
 
 
+def test_on_a_gpu_auto_combines_maps_only_where_that_measured_faster():
+    layer, large = LinearConv(512, 512, 3), {"positions": 1024 * 4 * 4, "training": False, "device": "cuda"}
+    assert layer.mode_at(**large, precision="bfloat16") == "features"
+    assert layer.mode_at(**large | {"positions": 16}, precision="bfloat16") == "filters"
+    assert layer.mode_at(**large) == layer.mode_at(**large | {"training": True}) == "filters"
+    assert layer.mode_at(device="cuda") == "filters"  # compiled
+    assert LinearConv(512, 512, 3, compute="features").mode_at(**large) == "features"
+
+
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES.keys())
 @pytest.mark.parametrize("batch", ((2,), ()), ids=("a batch", "one image"))
 def test_auto_decides_by_the_positions_of_the_output(monkeypatch, geometry, batch):
     asked = []
     layer = LinearConv(6, 12, **geometry)
-    monkeypatch.setattr(LinearConv, "mode_at", lambda *arguments: asked.append(arguments[1:]) or "filters")
+    monkeypatch.setattr(LinearConv, "mode_at", lambda *arguments, **_: asked.append(arguments[1:]) or "filters")
     output = layer(torch.randn(*batch, 6, 11, 9))
     positions = output[..., 0, :, :].numel()
-    assert asked == ([()] if layer.groups > 1 else [(positions, True, "float32")])
+    assert asked == ([()] if layer.groups > 1 else [(positions, True, "float32", "cpu")])
 
 
 def test_auto_decides_by_precision_and_gradients(monkeypatch):
@@ -247,9 +256,9 @@ def test_auto_decides_by_precision_and_gradients(monkeypatch):
         with torch.autocast("cpu", torch.bfloat16):
             layer(torch.randn(2, 64, 8, 6))
         layer.bfloat16()(torch.randn(2, 64, 8, 6).bfloat16())
-    assert asked == [(False, "float32"), (False, "bfloat16"), (False, "bfloat16")]
+    assert asked == [(False, "float32", "cpu"), (False, "bfloat16", "cpu"), (False, "bfloat16", "cpu")]
     layer.train()(torch.randn(2, 64, 8, 6).bfloat16())
-    assert asked[3:] == [(True, "bfloat16")]
+    assert asked[3:] == [(True, "bfloat16", "cpu")]
 
 
 @pytest.mark.parametrize("wrong", (dict(shape=(2, 5, 9, 9)), dict(stride=0), dict(shape=(2, 4, 2, 2))), ids=str)

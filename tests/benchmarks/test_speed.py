@@ -11,7 +11,7 @@ from models.base_xcnn import Base
 
 def test_a_training_step_of_sparse_layers_prunes_them():
     torch.manual_seed(0)
-    options = Namespace(device="cpu", precision="float32")
+    options = Namespace(device="cpu", precision="float32", graphs=False)
     step, model, _ = make_step(lambda conv: Base(conv, width=0.25), LinearConvSparse, "train 50", options, False)
     layers = [module for module in model.modules() if isinstance(module, LinearConvSparse)]
     shares = []

@@ -1,0 +1,115 @@
+"""The layers on a GPU: the same outputs and gradients as on a CPU, by either way and in a CUDA graph."""
+
+import pytest
+import torch
+
+from tests.helpers.layers import VARIANTS, prune_half, relative_error
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
+computes = pytest.mark.parametrize("compute", ("auto", "filters", "features"))
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+
+
+def _layer_and_images(variant, compute):
+    torch.manual_seed(0)
+    layer = prune_half(variant(16, 32, 3, padding=1, compute=compute))
+    return layer, torch.randn(4, 16, 9, 7)
+
+
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@variants
+@computes
+@pytest.mark.parametrize("memory_format", (torch.contiguous_format, torch.channels_last), ids=str)
+def test_outputs_and_gradients_are_those_of_a_cpu(variant, compute, memory_format):
+    layer, images = _layer_and_images(variant, compute)
+    results = {}
+    for device in ("cpu", "cuda"):
+        layer.to(device, memory_format=memory_format).zero_grad()
+        mine = images.to(device).contiguous(memory_format=memory_format).requires_grad_()
+        output = layer(mine)
+        output.square().sum().backward()
+        gradients = {name: p.grad.cpu() for name, p in layer.named_parameters()}
+        results[device] = {"output": output.detach().cpu(), "input": mine.grad.cpu()} | gradients
+    for name, theirs in results["cpu"].items():
+        assert relative_error(results["cuda"][name], theirs) < 1e-4, name
+
+
+@variants
+@computes
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("autocast", (False, True), ids=("cast", "autocast"))
+@pytest.mark.parametrize("memory_format", (torch.contiguous_format, torch.channels_last), ids=str)
+def test_inference_in_every_precision(variant, compute, dtype, autocast, memory_format):
+    layer, images = _layer_and_images(variant, compute)
+    expected = layer.eval()(images).detach()
+    layer.to("cuda", None if autocast else dtype, memory_format=memory_format)
+    images = images.to("cuda", None if autocast else dtype).contiguous(memory_format=memory_format)
+    with torch.inference_mode(), torch.autocast("cuda", dtype, enabled=autocast and dtype != torch.float32):
+        outputs = [layer(images) for _ in range(2)]
+    assert torch.equal(*outputs) and outputs[0].dtype == dtype
+    assert outputs[0].is_contiguous(memory_format=memory_format)
+    assert relative_error(outputs[0].float().cpu(), expected) < TOLERANCE[dtype]
+
+
+@computes
+def test_steps_of_training_can_be_captured_in_a_graph(compute):
+    layer, images = _layer_and_images(VARIANTS["full"], compute)
+    images, losses = images.cuda(), {}
+    for captured in (False, True):
+        torch.manual_seed(0)
+        layer.cpu().reset_parameters()
+        layer.cuda()
+        optimizer = torch.optim.Adam(layer.parameters(), lr=1e-2, capturable=True)
+        loss = torch.zeros((), device="cuda")
+
+        def step(loss=loss, optimizer=optimizer):
+            optimizer.zero_grad()
+            error = layer(images).square().mean()
+            error.backward()
+            optimizer.step()
+            loss.copy_(error)
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        if captured:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                step()
+        for _ in range(5):
+            graph.replay() if captured else step()
+        with torch.no_grad():
+            losses[captured] = loss.item(), layer.eval()(images).square().mean().item()
+        layer.train()
+    assert losses[True] == pytest.approx(losses[False], rel=1e-3)
+
+
+def test_what_was_kept_is_dropped_when_a_graph_trains_the_layer():
+    layer, images = _layer_and_images(VARIANTS["full"], "filters")
+    layer.cuda()
+    images = images.cuda()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    graph = torch.cuda.CUDAGraph()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        layer(images).mean().backward()
+    torch.cuda.current_stream().wait_stream(side)
+    with torch.cuda.graph(graph):
+        optimizer.zero_grad()
+        layer(images).mean().backward()
+        optimizer.step()
+    with torch.no_grad():
+        before = layer.eval()(images)
+        layer.train()
+        graph.replay()
+        after = layer.eval()(images)
+        assert relative_error(after.cpu(), layer.fuse()(images).cpu()) < 1e-5
+    assert not torch.equal(before, after)
