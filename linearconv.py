@@ -34,7 +34,6 @@ from linearconv_features import (
     combine,
     features_pay,
     in_plain_eager_mode,
-    join_as_rows,
     lie_as_rows,
     lower_precision,
     multiply_rows,
@@ -241,7 +240,7 @@ class LinearConv(nn.Module):
             return self.compute
         pays = features_pay(
             spared=self.secondary_channels * self.filter_size,
-            coefficients=self.multiplied_coefficients if device == "cpu" else self.out_channels * self.primary_channels,
+            coefficients=self.multiplied_coefficients,
             out_channels=self.out_channels,
             operations=1 + len(self.factor_shapes),
             making=self.macs_of_making("filters") if training else 0,
@@ -310,7 +309,7 @@ class LinearConv(nn.Module):
         parts = self._kept.get(self, "_joined_and_parts") if keeping else (None, None, *self._parts())
         joined, joined_shift, weight, primary_bias, shift, *factors = parts
         primary = self._convolve(padded, weight, primary_bias, keeping)  # (N, P, H', W')
-        if joined is not None and join_as_rows(primary):
+        if joined is not None and lie_as_rows(primary):
             return multiply_rows(primary, joined, joined_shift)
         source = (padded, weight, primary_bias) if eager and not keeping else None
         return combine(primary, factors, shift, source, self._overwriting)
@@ -335,7 +334,7 @@ class LinearConv(nn.Module):
     def _joined_and_parts(self):
         """[I ; A] and [0 ; shift] before the parts, which take few primary maps to all maps in one matrix product."""
         parts = _, _, shift, *factors = self._parts()
-        if self.primary_channels > MOST_JOINED and not self.conv_weights.is_cuda:
+        if self.primary_channels > MOST_JOINED:
             return None, None, *parts
         product = apply_factors(factors[:-1], factors[-1])
         identity = torch.eye(self.primary_channels, dtype=product.dtype, device=product.device)

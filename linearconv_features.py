@@ -67,7 +67,8 @@ def combine(
         shift: (F - P,), added to the combined maps.
         source: what `primary` was convolved from: input, padded already where the padding is not of zeros; weight and
             bias. With it, the output is kept for the backward pass instead of `primary`. Without it, and where
-            `primary` is no convolution's output or forward-mode differentiation is on, autograd keeps what it needs.
+            `primary` is no convolution's output on a CPU or forward-mode differentiation is on, autograd keeps what it
+            needs.
         overwriting: the layer's, with `source`.
 
     Returns:
@@ -97,17 +98,6 @@ def lie_as_rows(maps: Tensor) -> bool:
     return 0 < batch * positions <= MOST_ROWS and maps.stride()[:2] == (positions * channels, 1)
 
 
-def join_as_rows(maps: Tensor) -> bool:
-    """Return True for maps that are best multiplied by [I ; A] as rows: few on a CPU, on a GPU all of 16 bits.
-
-    There one product writes the output once, and tensor cores make up for the larger matrix; of 32 bits cuBLAS
-    multiplies in full precision, which costs more than it spares.
-    """
-    if maps.is_cuda:
-        return maps.dtype.itemsize == 2 and maps.is_contiguous(memory_format=torch.channels_last)
-    return lie_as_rows(maps)
-
-
 def multiply_rows(maps: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return the 1x1 convolution of maps that lie as rows: (N, C, H, W) with weight (F, C) to (N, F, H, W)."""
     return F.linear(maps.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
@@ -126,9 +116,9 @@ def _compose(primary, factors, shift):
 
 
 def _can_be_computed_again(primary):
-    """True for what came straight out of a differentiable convolution; complex ones are made of several."""
+    """True for what came straight out of a differentiable convolution on a CPU; complex ones are made of several."""
     node = primary.grad_fn
-    plain = torch.is_grad_enabled() and forward_ad._current_level < 0
+    plain = primary.is_cpu and torch.is_grad_enabled() and forward_ad._current_level < 0
     return plain and node is not None and node.name() == "ConvolutionBackward0"
 
 
@@ -195,7 +185,7 @@ def _differentiate(grad, primary, factors, primary_channels):
     """
     shape, multiply, step = grad.shape, _multiply_maps, _step_by_convolution
     batched = is_legacy_batchedtensor(grad) or not in_plain_eager_mode()  # and does not say how it lies in memory
-    as_rows = grad.is_cpu and not batched and grad.is_contiguous(memory_format=torch.channels_last)
+    as_rows = not batched and grad.is_contiguous(memory_format=torch.channels_last)
     if as_rows:  # (N H W, channels): matrix products are faster than 1x1 convolutions on a CPU
         grad, primary, multiply, step = _rows(grad), _rows(primary), F.linear, _step_by_product
     inputs = [None if primary is None else primary.to(grad.dtype)]
@@ -246,8 +236,7 @@ def _step_by_convolution(back, input, factor, own):
 #
 # The constants were fitted to what benchmarks.layers measured (results/layers_*.json): two CPU cores, in bfloat16 with
 # matrix instructions, which multiply several times as fast and move data no faster; and an H100, whose convolutions
-# gain so little from fewer filters that combining pays in one case: few-bit inference, where the maps are multiplied by
-# [I ; A] as one matrix.
+# gain less from fewer filters than joining maps costs.
 
 
 Costs = namedtuple("Costs", ("coefficient", "element", "call"))  # the constants c, e and o
@@ -260,7 +249,7 @@ MEASURED = {  # by device, precision and whether there are gradients: benchmarks
     ("cuda", "float32", True): NEVER,
     ("cuda", "float32", False): NEVER,
     ("cuda", "bfloat16", True): NEVER,
-    ("cuda", "bfloat16", False): Costs(coefficient=1.0, element=160.0, call=2e8),
+    ("cuda", "bfloat16", False): NEVER,
 }
 
 

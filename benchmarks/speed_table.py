@@ -56,6 +56,23 @@ def conditions(rows: Sequence[dict]) -> list[str]:
     return lines
 
 
+def eager_and_captured(eager: Sequence[dict], captured: Sequence[dict]) -> list[str]:
+    """Return a line per network: ratios to dense of full rank, `auto`, as PyTorch runs it / replayed as a CUDA graph.
+
+    Args:
+        eager, captured: the rows of `speed_<device>_<precision>.json` and `..._graphs.json`.
+    """
+    both = [_cells(rows) for rows in (eager, captured)]
+    tasks = {task for cells in both for _, _, task in cells}
+    tasks = sorted(tasks, key=lambda task: (task.startswith("infer"), TASKS[task]))
+    lines = [f"| network | {' | '.join(tasks)} |", "| --- |" + " ---: |" * len(tasks)]
+    for network in dict.fromkeys(row["network"] for row in captured):
+        found = [[cells.get((network, SHOWN[0], task)) for cells in both] for task in tasks]
+        shown = [" / ".join(f"{row['ratio']:.2f}" if row else "-" for row in pair) for pair in found]
+        lines.append(f"| {network} | {' | '.join(shown)} |")
+    return lines
+
+
 def _cells(rows):
     return {(row["network"], row["contender"], row["task"]): row for row in rows}
 

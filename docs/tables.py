@@ -138,6 +138,12 @@ def search_linearconv() -> list[str]:
     return sweep_table.table([row | {"setting": f"`{row['setting']}`"} for row in rows], columns | {"seeds": "seeds"})
 
 
+def others() -> list[str]:
+    """Return the accuracies of other networks after a few epochs of the short recipe."""
+    runs = [run for name in ("vgg11_fast", "resnet18_fast", "allconv_fast") for run in load(name)["runs"]]
+    return sweep_table.markdown(runs, ("network", "setting", "parameters", "accuracy", "against_dense", "epochs"))
+
+
 def pruned() -> list[str]:
     """Return what the two controllers of the sparse variant pruned."""
     lines = [
@@ -201,6 +207,16 @@ def deployment() -> list[str]:
     return deployment.markdown(load("deployment_cpu")["rows"])
 
 
+def gpu_float32() -> list[str]:
+    """Return speeds on a GPU, in float32 (TF32)."""
+    return speed_table.eager_and_captured(*(load(f"speed_cuda_float32{kind}")["rows"] for kind in ("", "_graphs")))
+
+
+def gpu_bfloat16() -> list[str]:
+    """Return speeds on a GPU, in bfloat16."""
+    return speed_table.eager_and_captured(*(load(f"speed_cuda_bfloat16{kind}")["rows"] for kind in ("", "_graphs")))
+
+
 def starting() -> list[str]:
     """Return how long scripts take to start."""
     return startup.markdown(load("startup_cpu")["rows"])
@@ -214,6 +230,7 @@ TABLES = {
         paper_recipe,
         search,
         search_linearconv,
+        others,
         accuracy,
         pruned,
         precision,
@@ -224,6 +241,8 @@ TABLES = {
         deployment,
         zoo_options,
         tuning,
+        gpu_float32,
+        gpu_bfloat16,
         starting,
     )
 }

@@ -30,7 +30,7 @@ def test_outputs_and_gradients_are_those_of_a_cpu(variant, compute, memory_forma
     results = {}
     for device in ("cpu", "cuda"):
         layer.to(device, memory_format=memory_format).zero_grad()
-        mine = images.to(device).contiguous(memory_format=memory_format).requires_grad_()
+        mine = images.clone().to(device).contiguous(memory_format=memory_format).requires_grad_()
         output = layer(mine)
         output.square().sum().backward()
         gradients = {name: p.grad.cpu() for name, p in layer.named_parameters()}

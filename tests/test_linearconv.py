@@ -226,13 +226,13 @@ def test_auto_takes_the_way_that_measured_faster():
     assert LinearConv(64, 64, 3, compute="filters").mode_at() == "filters"
 
 
-def test_on_a_gpu_auto_combines_maps_only_where_that_measured_faster():
-    layer, large = LinearConv(512, 512, 3), {"positions": 1024 * 4 * 4, "training": False, "device": "cuda"}
-    assert layer.mode_at(**large, precision="bfloat16") == "features"
-    assert layer.mode_at(**large | {"positions": 16}, precision="bfloat16") == "filters"
-    assert layer.mode_at(**large) == layer.mode_at(**large | {"training": True}) == "filters"
-    assert layer.mode_at(device="cuda") == "filters"  # compiled
-    assert LinearConv(512, 512, 3, compute="features").mode_at(**large) == "features"
+@pytest.mark.parametrize("training", (True, False))
+@pytest.mark.parametrize("precision", ("float32", "bfloat16"))
+def test_on_a_gpu_auto_makes_filters_which_measured_faster_there(training, precision):
+    for positions in (1, 1024 * 32 * 32, None):
+        assert LinearConv(512, 512, 3).mode_at(positions, training, precision, "cuda") == "filters"
+    by_features = LinearConv(512, 512, 3, compute="features")
+    assert by_features.mode_at(positions, training, precision, "cuda") == "features"
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES.keys())

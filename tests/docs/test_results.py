@@ -219,7 +219,7 @@ def test_speeds_in_readme_come_from_the_processor_that_it_names():
 
 @pytest.mark.parametrize("precision, least, mean", [("float32", 0.95, 0.99), ("bfloat16", 0.89, 0.98)])
 def test_auto_follows_the_rule_that_was_measured(precision, least, mean):
-    verdicts = layers.judge(load(f"layers_cpu_{precision}")["rows"], precision)
+    verdicts = layers.judge(load(f"layers_cpu_{precision}")["rows"], precision, "cpu")
     assert min(verdict["of_the_best_choice"] for verdict in verdicts) > least
     assert statistics.mean(verdict["of_the_best_choice"] for verdict in verdicts) > mean
 
@@ -228,6 +228,34 @@ def test_images_per_second_are_those_of_the_results():
     for row in load("pipeline_cpu")["rows"]:
         if row["pipeline"] != "indexing":
             assert f"{row['images_per_second']:,.0f}" in TEXT["speed.md"]
+
+
+def test_what_is_said_of_a_gpu_is_what_was_measured_there():
+    alone = [
+        row["milliseconds"]
+        for kind in ("", "_graphs")
+        for row in load(f"speed_cuda_float32{kind}")["rows"]
+        if (row["network"], row["task"], row["contender"]) == ("VGG11", "infer 1", "dense")
+    ]
+    text = " ".join(TEXT["speed.md"].split())
+    assert "VGG11 takes {:.2f} ms for an image, as a graph {:.2f}".format(*alone) in text
+    for precision in ("float32", "bfloat16"):
+        rows = load(f"layers_cuda_{precision}")["rows"]
+        training = {tuple(row["layer"]): row["microseconds"] for row in rows if row["task"].startswith("train")}
+        won = [key for key, us in training.items() if us["full rank, features"] < us["full rank, filters"]]
+        assert f"for {'one' if len(won) == 1 else len(won)} of the {len(training)} shapes of layers in training" in text
+    gains = {
+        (verdict["network"], verdict["task"]): round(100 * (1 - verdict["of_the_best_choice"]))
+        for verdict in layers.judge(rows, "bfloat16", "cuda")
+        if verdict["variant"] == "full rank" and verdict["task"].startswith("infer")
+    }
+    assert gains == {
+        ("VGG11", "infer 256"): 3,
+        ("VGG11", "infer 1024"): 9,
+        ("ResNet18", "infer 256"): 0,
+        ("ResNet18", "infer 1024"): 4,
+    }
+    assert "gain 9 % for 1024 images and 3 % for 256, and over ResNet18 4 % and nothing" in text
 
 
 def test_speeds_of_compiled_networks_are_those_of_the_results():
