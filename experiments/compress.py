@@ -19,7 +19,7 @@ import json
 import re
 import shlex
 import sys
-from argparse import RawDescriptionHelpFormatter
+from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -163,32 +163,53 @@ def run(study: Study, epochs: int, finetune: int, record: dict, output: Path) ->
         train("from scratch", method, study.build(CONVERSIONS[method].conv), whole, CONVERSIONS[method])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; return the exit code."""
-    parser = OneLineParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+def study_parser(description: str) -> OneLineParser:
+    """Return a parser with the options that all studies of one network have."""
+    parser = OneLineParser(description=description, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("network", nargs="?", default="", help="a network of models/, as models/base_xcnn.py:Base")
     add("--name", required=True, help="of the result: results/NAME.json")
+    add("--note", default="", help="what the data are, kept in the result")
+    add("--table", action="store_true", help="run nothing: show the result")
+    return parser
+
+
+def begin_study(parser: OneLineParser, options: Namespace, extra: Sequence[str]) -> tuple[Study, dict]:
+    """Return the study that a command line asks for, and a record for its result: where it comes from, without rows.
+
+    Args:
+        parser: of :func:`study_parser`.
+        options: its options.
+        extra: those of training.
+
+    Raises:
+        SystemExit: with code 2 after one line on stderr.
+    """
+    script, _, network = options.network.partition(":")
+    if not Path(script).is_file() or not network:
+        parser.error(f"{options.network or 'the network'} is not given as models/FILE.py:NAME")
+    if "--dataset" not in extra:
+        parser.error("give the data behind --, as in -- --dataset cifar10")
+    study = Study(Path(script), network, ROOT / "ckpt" / options.name, extra)
+    made_by = origin(study.options.device)
+    made_by["command"] = shown_command(shlex.split(made_by["command"]), study.options.data_root)
+    asked = {key: getattr(options, key) for key in ("note", "network", "epochs")}
+    return study, asked | {"amp": study.options.amp, "origin": made_by, "rows": []}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the command line says; return the exit code."""
+    parser = study_parser(__doc__)
+    add = parser.add_argument
     add("--epochs", type=positive_int, default=16, help="of the dense network and from scratch (default: 16)")
     add("--finetune", type=positive_int, default=2, help="epochs after conversion (default: 2)")
-    add("--note", default="", help="what the data are, kept in the result")
-    add("--table", action="store_true", help="run nothing: table and plot of the result")
     own, extra = split_arguments(sys.argv[1:] if argv is None else argv)
     options = parser.parse_args(own)
-    script, _, network = options.network.partition(":")
     output = ROOT / "results" / f"{options.name}.json"
     try:
         if not options.table:
-            if not Path(script).is_file() or not network:
-                parser.error(f"{options.network or 'the network'} is not given as models/FILE.py:NAME")
-            if "--dataset" not in extra:
-                parser.error("give the data behind --, as in -- --dataset cifar10")
-            study = Study(Path(script), network, ROOT / "ckpt" / options.name, extra)
-            made_by = origin(study.options.device)
-            made_by["command"] = shown_command(shlex.split(made_by["command"]), study.options.data_root)
-            asked = {key: getattr(options, key) for key in ("note", "network", "epochs", "finetune")}
-            record = asked | {"amp": study.options.amp, "origin": made_by, "rows": []}
-            run(study, options.epochs, options.finetune, record, output)
+            study, record = begin_study(parser, options, extra)
+            run(study, options.epochs, options.finetune, record | {"finetune": options.finetune}, output)
         record = json.loads(output.read_text())
         print("\n".join(markdown(record)))
         drawn = plot(record, output.with_suffix(".png"))

@@ -13,9 +13,7 @@ Writes results/<name>.json and prints the table.
 """
 
 import json
-import shlex
 import sys
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -25,16 +23,16 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from experiments.command_line import shown_command, split_arguments
-from experiments.compress import CALIBRATION_BATCHES, Study
+from experiments.command_line import split_arguments
+from experiments.compress import CALIBRATION_BATCHES, Study, begin_study, study_parser
 from linearconv_convert import convert
-from linearconv_variants import OneLineParser, Variant
+from linearconv_variants import Variant
 from training.distributed import Group
 from training.errors import EXPECTED, report_failure
 from training.files import write_json
 from training.numbers import positive_float, positive_int
 from training.recipes import FAST, TUNE
-from training.report import ROOT, origin
+from training.report import ROOT
 from training.run_folder import open_folder, write_log
 from training.settings import Recipe, TrainingSettings
 from training.trainer import Trainer
@@ -131,30 +129,18 @@ def markdown(record: dict) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; return the exit code."""
-    parser = OneLineParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = study_parser(__doc__)
     add = parser.add_argument
-    add("network", nargs="?", default="", help="a network of models/, as models/base_xcnn.py:Base")
-    add("--name", required=True, help="of the result: results/NAME.json")
     add("--epochs", type=positive_int, default=10, help="of the dense network (default: 10)")
     add("--tune", type=positive_int, default=2, metavar="EPOCHS", help="after conversion (default: 2)")
     add("--rates", type=positive_float, nargs="+", default=RATES, help="learning rates")
-    add("--note", default="", help="what the data are, kept in the result")
-    add("--table", action="store_true", help="run nothing: the table of the result")
     own, extra = split_arguments(sys.argv[1:] if argv is None else argv)
     options = parser.parse_args(own)
-    script, _, network = options.network.partition(":")
     output = ROOT / "results" / f"{options.name}.json"
     try:
         if not options.table:
-            if not Path(script).is_file() or not network:
-                parser.error(f"{options.network or 'the network'} is not given as models/FILE.py:NAME")
-            if "--dataset" not in extra:
-                parser.error("give the data behind --, as in -- --dataset cifar10")
-            study = Study(Path(script), network, ROOT / "ckpt" / options.name, extra)
-            made_by = origin(study.options.device)
-            made_by["command"] = shown_command(shlex.split(made_by["command"]), study.options.data_root)
-            record = {"note": options.note, "network": options.network, "epochs": options.epochs, "origin": made_by}
-            run(study, options.epochs, options.tune, options.rates, record | {"rows": []}, output)
+            study, record = begin_study(parser, options, extra)
+            run(study, options.epochs, options.tune, options.rates, record, output)
         print("\n".join(markdown(json.loads(output.read_text()))))
     except EXPECTED as error:
         return report_failure(error, "tuning")
