@@ -9,17 +9,24 @@ import re
 import statistics
 from pathlib import Path
 
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 from benchmarks import speed_table, startup
 from experiments import compress_table, paper, real_network, sweep_table, table1_counts
 from experiments.reading import by_method, comparable, every_run
+from experiments.table1_accuracy import COLUMNS, compare
 from experiments.tuning import markdown as tuning_table
 from models import resnet_xcnn, zoo_xcnn
+from models.vgg_xcnn import VGG11
+from training.counting import macs_inference
 from training.options import make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 MARKED = re.compile(r"(<!-- docs/tables\.py: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 COMPARED = ("Conv", "-Lr")
+IMAGENET = 90 * 1_281_167  # images of the paper's training
 NOT_FOR_TABLES = ("ablation_", "search_")
 
 
@@ -138,6 +145,14 @@ def search_linearconv() -> list[str]:
     return sweep_table.table([row | {"setting": f"`{row['setting']}`"} for row in rows], columns | {"seeds": "seeds"})
 
 
+def fast() -> list[str]:
+    """Return the accuracies of Base on CIFAR-10 with the short recipe, beside those of thinner dense networks."""
+    columns = {
+        key: title for key, title in COLUMNS.items() if key not in ("dataset", "less_paper", "against_less_paper")
+    }
+    return sweep_table.table(compare(list(every_run(pattern="table1_base_fast")), ["Base"]), columns)
+
+
 def others() -> list[str]:
     """Return the accuracies of other networks after a few epochs of the short recipe."""
     runs = [run for name in ("vgg11_fast", "resnet18_fast", "allconv_fast") for run in load(name)["runs"]]
@@ -217,6 +232,27 @@ def gpu_bfloat16() -> list[str]:
     return speed_table.eager_and_captured(*(load(f"speed_cuda_bfloat16{kind}")["rows"] for kind in ("", "_graphs")))
 
 
+def imagenet() -> list[str]:
+    """Return what training on ImageNet would take, going by the multiply-adds of networks; needs torchvision."""
+    from torchvision.models import squeezenet1_0, vgg11_bn
+
+    speeds = {
+        (row["network"], row["contender"], row["task"]): row for row in load("speed_cuda_bfloat16_graphs")["rows"]
+    }
+    measured = speeds["VGG11", "full rank, auto", "train 1024"]["images_per_second"]
+    streamed = {row["pipeline"]: row["images_per_second"] for row in load("stream_cpu")["rows"]}["ours, streamed"]
+    small = macs_inference(VGG11(), (3, 32, 32))
+    lines = ["| network | multiply-adds of an image | hours on one GPU | core hours to decode |"]
+    lines.append("| --- | ---: | ---: | ---: |")
+    for network in (vgg11_bn, squeezenet1_0):
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            network().eval()(torch.empty(1, 3, 224, 224))
+        macs = counter.get_total_flops() // 2
+        hours = [IMAGENET / rate / 3600 for rate in (measured * small / macs, streamed)]
+        lines.append("| {} | {:.2f} billion | {:.1f} | {:.0f} |".format(network.__name__, macs / 1e9, *hours))
+    return lines
+
+
 def starting() -> list[str]:
     """Return how long scripts take to start."""
     return startup.markdown(load("startup_cpu")["rows"])
@@ -230,6 +266,7 @@ TABLES = {
         paper_recipe,
         search,
         search_linearconv,
+        fast,
         others,
         accuracy,
         pruned,
@@ -243,6 +280,7 @@ TABLES = {
         tuning,
         gpu_float32,
         gpu_bfloat16,
+        imagenet,
         starting,
     )
 }

@@ -268,6 +268,21 @@ def test_what_is_said_of_a_gpu_is_what_was_measured_there():
     assert "gain 9 % for 1024 images and 3 % for 256, and over ResNet18 4 % and nothing" in text
 
 
+def test_the_estimate_for_imagenet_stands_on_what_was_measured():
+    trained = [
+        row["images_per_second"]
+        for row in load("speed_cuda_bfloat16_graphs")["rows"]
+        if (row["network"], row["contender"], row["task"]) == ("VGG11", "full rank, auto", "train 1024")
+    ]
+    read = [row["images_per_second"] for row in load("stream_cpu")["rows"]]
+    text = TEXT["zoo.md"]
+    assert "at {:,.0f} of them a second".format(*trained) in text
+    assert (
+        "reads and augments {:.0f} JPEG files of 500x375 a second, torchvision's ImageFolder {:.0f}".format(*read)
+        in text
+    )
+
+
 def test_speeds_of_compiled_networks_are_those_of_the_results():
     rows = {(row["task"], row["contender"]): row["ratio"] for row in load("speed_cpu_float32_compiled")["rows"]}
     train, infer = "train 50", "infer 50"
