@@ -153,6 +153,12 @@ def fast() -> list[str]:
     return sweep_table.table(compare(list(every_run(pattern="table1_base_fast")), ["Base"]), columns)
 
 
+def grey() -> list[str]:
+    """Return the accuracies of Base on grey images."""
+    runs = [run for name in ("table1_mnist", "table1_fashion") for run in load(name)["runs"]]
+    return sweep_table.markdown(runs, ("dataset", "setting", "parameters", "accuracy", "best", "epochs"))
+
+
 def others() -> list[str]:
     """Return the accuracies of other networks after a few epochs of the short recipe."""
     runs = [run for name in ("vgg11_fast", "resnet18_fast", "allconv_fast") for run in load(name)["runs"]]
@@ -267,6 +273,7 @@ TABLES = {
         search,
         search_linearconv,
         fast,
+        grey,
         others,
         accuracy,
         pruned,
