@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import speed_table, startup
-from experiments import compress_table, paper, real_network, sweep_table, table1_counts
+from experiments import compress_table, paper, real_network, sweep_table, table1_counts, table2
 from experiments.reading import by_method, comparable, every_run
 from experiments.table1_accuracy import COLUMNS, compare
 from experiments.tuning import markdown as tuning_table
@@ -188,6 +188,11 @@ def counts() -> list[str]:
     return table1_counts.markdown(load("table1_counts")["rows"])
 
 
+def methods() -> list[str]:
+    """Return the tables of LinearConv beside other methods: counts, accuracies, speeds."""
+    return table2.markdown(load("table2"), every_run())
+
+
 def shares() -> list[str]:
     """Return what full rank and rank 10 take away from parameters and add to operations, network by network."""
     lines = [
@@ -279,6 +284,7 @@ TABLES = {
         pruned,
         precision,
         counts,
+        methods,
         shares,
         compression,
         pitches,
