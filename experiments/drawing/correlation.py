@@ -50,6 +50,7 @@ def draw(results: Path) -> Figure:
                 title = f"layer {layer['layer']}\n{layer['filters']} filters\nof {layer['elements']}\nelements"
                 axes.set_ylabel(title, rotation=0, ha="right", va="center", multialignment="center", labelpad=6)
     bar = figure.colorbar(image, ax=panels, shrink=0.5, aspect=24, pad=0.03, ticks=[-1, -0.5, 0, 0.5, 1])
+    figure.get_layout_engine().set(rect=(0.015, 0, 0.985, 1))  # the upright labels reach beyond what is kept for them
     bar.set_label("Pearson correlation of two filters")
     return figure
 

@@ -139,7 +139,7 @@ def test_the_verdicts_stand_on_the_results():
     assert f"and -{behind['-L']:.2f} at full rank without the regulariser" in text
     early = {method: logs["Conv"][15] - log[15] for method, log in logs.items()}
     assert f"full rank is {early['-Lr']:.2f} points behind, rank 10 {early['-LRr']:.2f}" in text
-    assert f"ends {mean['-L'] - mean['-Lr']:.2f} points higher" in text
+    assert f"ends higher than with it, by {mean['-L'] - mean['-Lr']:.2f} points" in text
 
 
 def test_what_the_short_recipe_reaches_is_said_as_it_was_measured():
@@ -174,6 +174,19 @@ def test_what_the_short_recipe_reaches_is_said_as_it_was_measured():
     said = "they are {:+.2f}, {:+.2f} and {:+.2f}; the dense network of as many parameters is at {:+.2f}"
     said = said.format(*(-less[name] for name in ("Lr", "LRr", "L", "thinner-parameters")))
     assert f"{max(seeds)} seeds" in TEXT["results/README.md"] and said in TEXT["results/README.md"]
+
+
+def test_correlations_are_those_of_the_results():
+    runs = {run["name"]: run["layers"] for run in load("correlation_base")["runs"]}
+    shown = [
+        "{:.2f}, {:.2f} and {:.2f}".format(*(layer["mean_absolute"][block] for layer in runs[name]))
+        for block in ("primary", "secondary")
+        for name in ("L", "Lr")
+    ]
+    assert shown[1] == "0.00, 0.00 and 0.00"
+    text = TEXT["results/README.md"]
+    assert f"falls from {shown[0]} in the first three layers of Base to 0.00" in text
+    assert f"that of the secondary ones from {shown[2]} to {shown[3]}" in text
 
 
 def test_accuracies_with_a_falling_learning_rate_are_those_of_the_results():
