@@ -139,7 +139,7 @@ def search() -> list[str]:
 
 def search_linearconv() -> list[str]:
     """Return the validation accuracies of ways to train LinearConv with the short recipe, over seeds."""
-    runs = [run for name in ("search_linearconv", "search_30") for run in load(name)["runs"]]
+    runs = [run for name in ("search_linearconv", "search_lowrank", "search_30") for run in load(name)["runs"]]
     rows = sorted(sweep_table.over_seeds(runs), key=lambda row: (row["epochs"], -row["accuracy"][0]))
     columns = {"setting": "options", "epochs": "epochs", "parameters": "parameters", "accuracy": "validation accuracy"}
     return sweep_table.table([row | {"setting": f"`{row['setting']}`"} for row in rows], columns | {"seeds": "seeds"})

@@ -176,6 +176,20 @@ def test_what_the_short_recipe_reaches_is_said_as_it_was_measured():
     assert f"{max(seeds)} seeds" in TEXT["results/README.md"] and said in TEXT["results/README.md"]
 
 
+def test_what_starts_and_regulariser_do_at_rank_10_is_that_of_the_results():
+    runs = {run["setting"].split("-r 10 ")[1]: run["report"]["test_accuracy"] for run in load("search_lowrank")["runs"]}
+    at = {
+        (w, i): runs[f"--reg-weight {w} --init {i}"]
+        for w in ("0", "0.01")
+        for i in ("published", "balanced", "spectral")
+    }
+    costs = [at["0", init] - at["0.01", init] for init in ("published", "balanced", "spectral")]
+    gains = [at[weight, "spectral"] - at[weight, "published"] for weight in ("0", "0.01")]
+    assert f"costs {min(costs):.2f} to {max(costs):.2f} points" in TEXT["accuracy.md"]
+    assert "gains {:.2f} without it and {:.2f} with it".format(*gains) in TEXT["accuracy.md"]
+    assert {f"{at[weight, 'balanced'] - at[weight, 'published']:.1f}" for weight in ("0", "0.01")} == {"0.1"}
+
+
 def test_correlations_are_those_of_the_results():
     runs = {run["name"]: run["layers"] for run in load("correlation_base")["runs"]}
     shown = [
