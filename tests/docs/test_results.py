@@ -153,11 +153,14 @@ def test_what_the_short_recipe_reaches_is_said_as_it_was_measured():
     for run in runs:
         flipped.setdefault(run["method"], []).append(run["report"]["test_accuracy_with_flips"])
     text, seeds = TEXT["accuracy.md"], {row["seeds"] for row in rows.values()}
+    squares = {name: row["accuracy"][1] ** 2 / row["seeds"] for name, row in rows.items()}
+    errors = [(squares["L"] + squares[name]) ** 0.5 for name in ("thinner-parameters", "thinner-macs")]
     for said in (
         f"On the test images, {max(seeds)} seeds:",
         f"In 30 epochs the dense network has {mean['']:.2f} %",
         f"{less['L']:.2f} behind it, and **{ahead['L']:.2f} points ahead of the dense network of as many parameters**",
-        f"{mean['L'] - mean['thinner-macs']:.2f} ahead of that of as many multiply-adds",
+        f"{mean['L'] - mean['thinner-macs']:.2f} ahead of that of as many multiply-adds (standard errors {errors[0]:.2f} "
+        f"and {errors[1]:.2f}: the second may be chance)",
         f"With the regulariser it is {less['Lr']:.2f} behind the dense network and {ahead['Lr']:.2f} ahead of the",
         f"Rank 10 is {less['LRr']:.2f} behind, with fewer parameters still, and {-ahead['LRr']:.2f} behind the thinner",
         f"lose {less['half-rank']:.2f} and {less['sparse']:.2f}",
