@@ -159,8 +159,8 @@ def test_what_the_short_recipe_reaches_is_said_as_it_was_measured():
         f"On the test images, {max(seeds)} seeds:",
         f"In 30 epochs the dense network has {mean['']:.2f} %",
         f"{less['L']:.2f} behind it, and **{ahead['L']:.2f} points ahead of the dense network of as many parameters**",
-        f"{mean['L'] - mean['thinner-macs']:.2f} ahead of that of as many multiply-adds (standard errors {errors[0]:.2f} "
-        f"and {errors[1]:.2f}: the second may be chance)",
+        f"{mean['L'] - mean['thinner-macs']:.2f} ahead of that of as many multiply-adds",
+        "multiply-adds (standard errors {:.2f} and {:.2f}: the second may be chance)".format(*errors),
         f"With the regulariser it is {less['Lr']:.2f} behind the dense network and {ahead['Lr']:.2f} ahead of the",
         f"Rank 10 is {less['LRr']:.2f} behind, with fewer parameters still, and {-ahead['LRr']:.2f} behind the thinner",
         f"lose {less['half-rank']:.2f} and {less['sparse']:.2f}",
