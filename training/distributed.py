@@ -99,6 +99,10 @@ def join(device: str) -> Iterator[Group]:
     if size == 1:
         yield Group(device=device)
         return
+    # DistributedDataParallel imports this module, whose functions keep what is the world group by then as a default:
+    # its threads would outlive the group, and abort the process where they meet the interpreter's end.
+    import torch.distributed.nn  # noqa: F401
+
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
         device = f"cuda:{os.environ['LOCAL_RANK']}"

@@ -46,6 +46,8 @@ if __name__ == "__main__":
     main({{"Plain": Plain}}, Recipe(lr=1e-3, epochs=1))
     if folder := os.environ.get("STATES"):
         torch.save(made[0].state_dict(), os.path.join(folder, os.environ["RANK"] + ".pt"))
+        threads = [open(f"/proc/self/task/{{thread}}/comm").read() for thread in os.listdir("/proc/self/task")]
+        print("left:", *sorted({{thread.strip() for thread in threads if "gloo" in thread}}), file=sys.stderr)
 """
 SPARSE = [["-t", "sparse", "-s", "0.5", "--pruning", controller] for controller in ("gradual", "published")]
 
@@ -98,6 +100,12 @@ def test_two_processes_of_25_equal_one_of_50(plain, tmp_path, kind):
     states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
     assert_pruned(states[1])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads are listed in /proc")
+def test_no_thread_of_the_group_outlives_it(plain, tmp_path):
+    done = launch(plain, "-t", "dense", "--output", tmp_path / "run", processes=2, STATES=str(tmp_path))
+    assert [line for line in done.stderr.splitlines() if line.startswith("left:")] == ["left:"] * 2, done.stderr
 
 
 @pytest.mark.parametrize("kind", SPARSE, ids=" ".join)
