@@ -243,7 +243,7 @@ class LinearConv(nn.Module):
             coefficients=self.multiplied_coefficients,
             out_channels=self.out_channels,
             operations=1 + len(self.factor_shapes),
-            making=self.macs_of_making("filters") if training else 0,
+            making=self.macs_of_making("filters") - self.macs_of_making("features") if training else 0,
             positions=positions,
             training=training,
             precision=precision,

@@ -228,15 +228,16 @@ def _step_by_convolution(back, input, factor, own):
 # In units of one multiply-add of a convolution:
 #
 #     made filters:           positions * F K                      + in training  T * |A| K
-#     combined feature maps:  positions * (P K + c |A| + e F)      + o * calls
+#     combined feature maps:  positions * (P K + c |A| + e F)      + in training  T * M  + o * calls
 #
 # `positions` is N H' W', |A| the number of elements of the matrices that combine, K = C/groups kh kw. Their
 # multiply-add costs c of a convolution's; `e` is the traffic of an output element that is written apart and joined; `o`
-# what it takes to start a further operation; T = 3 the products (forward, two backward) that making the filters takes.
+# what it takes to start a further operation; T = 3 the products (forward, two backward) that making the filters takes,
+# or A, M multiply-adds where its factors are multiplied first.
 #
 # The constants were fitted to what benchmarks.layers measured (results/layers_*.json): two CPU cores, in bfloat16 with
-# matrix instructions, which multiply several times as fast and move data no faster; and an H100, whose convolutions
-# gain less from fewer filters than joining maps costs.
+# AVX512 and with the matrix instructions of AMX, which multiply several times as fast and move data no faster; and an
+# H100, whose convolutions gain less from fewer filters than joining maps costs.
 
 
 Costs = namedtuple("Costs", ("coefficient", "element", "call"))  # the constants c, e and o
@@ -244,13 +245,21 @@ NEVER = Costs(coefficient=0.0, element=inf, call=inf)
 MEASURED = {  # by device, precision and whether there are gradients: benchmarks.layers --fit
     ("cpu", "float32", True): Costs(coefficient=1.0, element=80.0, call=2e5),
     ("cpu", "float32", False): Costs(coefficient=1.0, element=80.0, call=2e5),
-    ("cpu", "bfloat16", True): Costs(coefficient=1.0, element=480.0, call=1e6),
-    ("cpu", "bfloat16", False): Costs(coefficient=1.0, element=480.0, call=1e6),
+    ("cpu", "bfloat16", True): Costs(coefficient=1.5, element=60.0, call=3e6),
+    ("cpu", "bfloat16", False): Costs(coefficient=1.0, element=60.0, call=1e6),
+    ("cpu with AMX", "bfloat16", True): Costs(coefficient=1.5, element=240.0, call=6e6),
+    ("cpu with AMX", "bfloat16", False): Costs(coefficient=1.0, element=480.0, call=1e6),
     ("cuda", "float32", True): NEVER,
     ("cuda", "float32", False): NEVER,
     ("cuda", "bfloat16", True): NEVER,
     ("cuda", "bfloat16", False): NEVER,
 }
+HAS_AMX = torch.cpu.get_capabilities().get("amx_bf16", False)
+
+
+def measured_as(device: str, precision: str, training: bool) -> tuple[str, str, bool]:
+    """Return the key in `MEASURED` of what :func:`features_pay` is asked for on this machine."""
+    return "cpu with AMX" if HAS_AMX and (device, precision) == ("cpu", "bfloat16") else device, precision, training
 
 
 def features_pay(
@@ -272,13 +281,14 @@ def features_pay(
         coefficients: elements of the matrices that combine, |A|.
         out_channels: F.
         operations: further ones that combining starts.
-        making: multiply-adds of making all filters; 0 where they have been made.
+        making: multiply-adds of making all filters, less those of making `A` where combining takes it whole; 0 where
+            both have been made.
         positions: output positions of the whole batch, N H' W'; very many where left out.
         training: with gradients on, or not.
         precision: `"float32"`, or `"bfloat16"` for all 16-bit types.
         device: `"cpu"` or `"cuda"`.
     """
-    costs = MEASURED[device, precision, training]
+    costs = MEASURED[measured_as(device, precision, training)]
     saved = spared - costs.coefficient * coefficients - costs.element * out_channels
     if positions is None:
         return saved > 0

@@ -24,7 +24,7 @@ import torch.nn as nn
 
 from benchmarks.contenders import IMAGE, NETWORKS, TASKS, VARIANTS
 from benchmarks.measuring import command_line, measure
-from linearconv_features import MEASURED, NEVER, Costs
+from linearconv_features import MEASURED, NEVER, Costs, measured_as
 from training.files import write_json
 from training.report import ROOT, origin
 
@@ -144,7 +144,7 @@ def fit(rows: Sequence[dict], precision: str, device: str) -> None:
             continue
         results = {}
         for constants in (*candidates, NEVER):
-            MEASURED[device, precision, training] = constants
+            MEASURED[measured_as(device, precision, training)] = constants
             verdicts = judge(mine, precision, device)
             results[constants] = statistics.mean(verdict["of_the_best_choice"] for verdict in verdicts)
         print("training:" if training else "inference:")
@@ -161,13 +161,14 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--output", type=Path, help="default: results/layers_<device>_<precision>.json")
     parser.add_argument("--fit", action="store_true", help="fit the constants of linearconv_features.py")
-    parser.add_argument("--read", action="store_true", help="measure nothing, read the output file")
+    parser.add_argument("--read", action="store_true", help="measure nothing, judge what the output file holds anew")
     options = parser.parse_args()
     output = options.output or ROOT / "results" / f"layers_{options.device}_{options.precision}.json"
     if options.read:
-        rows = json.loads(output.read_text())["rows"]
+        record = json.loads(output.read_text())
+        rows = record["rows"]
     else:
-        rows, measured = [], {}
+        record, rows, measured = {"origin": origin(options.device)}, [], {}
         for task, network in itertools.product(options.tasks, options.networks):
             for key, count in layers_of(NETWORKS[network]).items():
                 if (task, key) not in measured:
@@ -175,13 +176,13 @@ def main() -> None:
                 row = {"network": network, "task": task, "layer": list(key), "count": count}
                 rows.append(row | {"microseconds": measured[task, key]})
             print(f"{network}, {task}: measured", flush=True)
-        rule = {
-            task: MEASURED[options.device, options.precision, task == "training"]._asdict()
-            for task in ("training", "inference")
-        }
-        record = {"origin": origin(options.device), "rule": {task: _finite(costs) for task, costs in rule.items()}}
-        write_json(output, record | {"judged": judge(rows, options.precision, options.device), "rows": rows})
-    for verdict in judge(rows, options.precision, options.device):
+    rule = {
+        task: _finite(MEASURED[measured_as(options.device, options.precision, task == "training")]._asdict())
+        for task in ("training", "inference")
+    }
+    verdicts = judge(rows, options.precision, options.device)
+    write_json(output, record | {"rule": rule, "judged": verdicts, "rows": rows})
+    for verdict in verdicts:
         place = "{network}, {task}, {variant}".format(**verdict)
         against_dense, of_the_best = verdict["speed_against_dense"], verdict["of_the_best_choice"]
         print(f"{place}: {against_dense:.2f} of dense, {of_the_best:.3f} of the best choice")

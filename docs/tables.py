@@ -27,6 +27,8 @@ PAGES = (ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "do
 MARKED = re.compile(r"(<!-- docs/tables\.py: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 COMPARED = ("Conv", "-Lr")
 IMAGENET = 90 * 1_281_167  # images of the paper's training
+COUNTS_OF_ABLATIONS = ("parameters", "nonzero_parameters", "macs_inference")
+VARIED = ("type", "alpha", "rank", "reg_weight", "sparsity")  # by ablations
 NOT_FOR_TABLES = ("ablation_", "search_")
 
 
@@ -151,6 +153,19 @@ def fast() -> list[str]:
         key: title for key, title in COLUMNS.items() if key not in ("dataset", "less_paper", "against_less_paper")
     }
     return sweep_table.table(compare(list(every_run(pattern="table1_base_fast")), ["Base"]), columns)
+
+
+def ablations() -> list[str]:
+    """Return the accuracies of Base with one setting varied: the share of primary filters, rank, regulariser, pruning.
+
+    A setting that several ablations have in common stands there once.
+    """
+    runs = {}
+    for name in ("alpha", "rank", "reg", "sparsity"):
+        for run in load(f"ablation_{name}")["runs"]:
+            runs.setdefault(tuple(run["report"][key] for key in VARIED), run)
+    columns = ("setting", *COUNTS_OF_ABLATIONS, "accuracy", "against_dense", "correlation")
+    return sweep_table.markdown(list(runs.values()), columns)
 
 
 def grey() -> list[str]:
@@ -278,6 +293,7 @@ TABLES = {
         search,
         search_linearconv,
         fast,
+        ablations,
         grey,
         others,
         accuracy,

@@ -26,6 +26,7 @@ COLUMNS = {  # of the table: title
     "last_ten": "mean of the last ten epochs",
     "best": "best (epoch)",
     "against_dense": "against dense",
+    "correlation": "mean correlation of primary filters",
     "seeds": "seeds",
     "recipe": "recipe",
     "epochs": "epochs",
@@ -43,7 +44,8 @@ def over_seeds(runs: Sequence[dict]) -> list[dict]:
         (mean, deviation), in per cent, `accuracy` after the last epoch, `last_ten`, the mean of the last ten epochs
         (None after fewer), and `best`; a deviation of one seed is None. `against_dense` is the difference of mean
         accuracies to the dense network's of the same recipe and epochs: of the one with the same further options, else
-        of the one without any; None where there is none.
+        of the one without any; None where there is none. `correlation` is a text, the mean absolute one of primary
+        filters after the last epoch; None where it was not recorded.
     """
     groups = {}
     for run in runs:
@@ -62,6 +64,8 @@ def over_seeds(runs: Sequence[dict]) -> list[dict]:
         row["best_epochs"] = sorted({report["best_epoch"] for report in reports})
         last_ten = [statistics.fmean(record["test_accuracy"] for record in log) for log in logs if len(log) == 10]
         row["last_ten"] = mean_and_deviation(last_ten) if len(last_ten) == len(same) else None
+        left = [log[-1].get("correlation") for log in logs]
+        row["correlation"] = None if None in left else f"{statistics.fmean(left):.3f}"
         rows.append(row)
     dense = {(*map(row.get, CONDITIONS), row["varied"]): row for row in rows if row["type"] == "dense"}
     for row in rows:
