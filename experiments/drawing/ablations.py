@@ -3,11 +3,13 @@
     python -m experiments.figures ablations      # from results/ablation_{alpha,rank,reg,sparsity}.json
 
 A panel each of those that are there: the values that were measured stand side by side, with the number of parameters
-that they leave; the dashed line is the dense network. Beside the regulariser stands the correlation that is left
-between primary filters, where the runs have recorded it.
+that they leave, where there is room; the dashed line is the dense network, measured with one of them or another under
+the same conditions. Beside the regulariser stands the correlation that is left between primary filters, where the runs
+have recorded it.
 """
 
 from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -25,6 +27,7 @@ ABLATIONS = {  # name: what varies in the reports, title of the axis
 }
 NAMES = {"rank": "full rank", "lowrank": "rank 10", "sparse": "sparse"}  # of the lines, by type
 NAMES_OF_RANKS = {"rank": "a share", "lowrank": "constant"}
+MOST_WITH_PARAMETERS = 8  # values on an axis
 LOOKS = {"rank": look("-Lr"), "lowrank": look("-LRr"), "sparse": look("sparse")}
 
 
@@ -41,27 +44,29 @@ def draw(results: Path) -> Figure:
     rows = (len(groups) + 1) // 2
     figure = make(0.3 + 3.2 * rows)
     panels = figure.subplots(rows, 2, squeeze=False).ravel()
-    told = {}
+    dense, told = {}, {}
+    for conditions, runs in groups.values():
+        dense.setdefault(conditions, []).extend(run for run in runs if run["report"]["type"] == "dense")
     for axes, (name, (conditions, runs)) in zip(panels, groups.items(), strict=False):
-        told[describe(conditions, _panel(axes, name, runs))] = None
+        told[describe(conditions, _panel(axes, name, runs, dense[conditions]))] = None
     for axes in panels[len(groups) :]:
         axes.remove()
     figure.suptitle("\n".join(told), x=0.01, ha="left", fontsize=10.5)
     return figure
 
 
-def _panel(axes: Axes, name: str, runs: Iterable[dict]) -> list[list[dict]]:
+def _panel(axes: Axes, name: str, runs: Iterable[dict], dense: list[dict]) -> list[list[dict]]:
     """Draw one ablation; return the runs of each setting."""
     key, title = ABLATIONS[name]
     series = {}
     for run in runs:
         report = run["report"]
         series.setdefault(report["type"], {}).setdefault(report.get(key), []).append(run)
-    dense = [run for same in series.pop("dense", {}).values() for run in same]
+    series.pop("dense", None)
     series = dict(sorted(series.items()))
     settings = {(kind if name == "rank" else "", value) for kind, line in series.items() for value in line}
     places = {setting: place for place, setting in enumerate(sorted(settings))}
-    texts = [f"{value:g} P" if kind == "rank" else f"{value:g}" for kind, value in places]
+    texts = [_share_of_filters(value) if kind == "rank" else f"{value:g}" for kind, value in places]
     axes.set_xticks(range(len(places)), _with_parameters(texts, series))
     handles, heights = [], []
     if dense:
@@ -85,12 +90,19 @@ def _panel(axes: Axes, name: str, runs: Iterable[dict]) -> list[list[dict]]:
     return [same for line in (*series.values(), {None: dense} if dense else {}) for same in line.values()]
 
 
+def _share_of_filters(value: float) -> str:
+    """A share as a fraction of P: P/4."""
+    numerator, denominator = Fraction(value).limit_denominator(1000).as_integer_ratio()
+    return f"{numerator if numerator > 1 else ''}$P$" + (f"/{denominator}" if denominator > 1 else "")
+
+
 def _with_parameters(texts: list[str], series: dict[str, dict[float, list[dict]]]) -> list[str]:
-    """Texts of the values, sorted, below each the parameters that are not pruned, where they differ and are one's."""
+    """Texts of the values, sorted, below each the parameters that are not pruned, where they differ and are one's, and
+    have room."""
     counts = [
         over_seeds(runs, "nonzero_parameters")[0] / 1e3 for line in series.values() for _, runs in sorted(line.items())
     ]
-    if len(counts) > len(texts) or max(counts) - min(counts) < 1:
+    if len(texts) > MOST_WITH_PARAMETERS or len(counts) > len(texts) or max(counts) - min(counts) < 1:
         return texts
     return [f"{text}\n{count:,.0f} k" for text, count in zip(texts, counts, strict=True)]
 
@@ -106,6 +118,6 @@ def _correlation(axes: Axes, line: dict[int, list[dict]], marker: str) -> list[L
     beside.plot(list(left), list(left.values()), **how)
     beside.spines["right"].set_visible(True)
     beside.set_ylabel("mean |correlation|")
-    beside.set_ylim(0, 1.1 * max(left.values()))
+    beside.set_ylim(0, 1.3 * max(left.values()))  # not where the accuracies begin, on which it would lie
     beside.grid(False)
     return [Line2D([], [], label="correlation, right axis", **how)]

@@ -195,6 +195,30 @@ def test_what_starts_and_regulariser_do_at_rank_10_is_that_of_the_results():
     assert {f"{at[weight, 'balanced'] - at[weight, 'published']:.1f}" for weight in ("0", "0.01")} == {"0.1"}
 
 
+def test_what_ablations_say_is_that_of_the_results():
+    names = "alpha", "rank", "reg", "sparsity"
+    by_name = {name: {run["setting"]: run["report"] for run in load(f"ablation_{name}")["runs"]} for name in names}
+    settings = {name: {key: report["test_accuracy"] for key, report in by_name[name].items()} for name in names}
+    page, alpha, full = TEXT["accuracy.md"], settings["alpha"], settings["rank"]["-t rank -r 1"]
+    shares = [alpha[setting] for setting in ("-t rank -r 1 --alpha 0.125", "-t rank -r 1", "-t rank -r 1 --alpha 0.75")]
+    assert "{:.2f} % with an eighth of them, {:.2f} with half, {:.2f} with three quarters".format(*shares) in page
+    count = {key: report["parameters"] for key, report in (by_name["alpha"] | by_name["rank"]).items()}
+    share = count["-t rank -r 1 --alpha 0.75"] / count["-t dense"]
+    assert f"level with the dense network ({alpha['-t dense']:.2f}) at {100 * share:.0f} % of its parameters" in page
+    ranks = settings["rank"]
+    fewer = 100 * (1 - count["-t lowrank -r 2"] / count["-t rank -r 1"])
+    assert f"rank 2 has {ranks['-t lowrank -r 2']:.2f} % with {fewer:.0f} % fewer parameters than full rank" in page
+    behind = full - ranks["-t lowrank -r 8"], full - ranks["-t rank -r 0.5"]
+    assert "rank 8 is {:.2f} behind full rank, half rank {:.2f}".format(*behind) in page
+    plain, *costs = settings["reg"].values()
+    costs = [plain - accuracy for accuracy in costs]
+    assert "costs {:.2f} points there, {:.2f} at the paper's weight and {:.2f} at ten times".format(*costs) in page
+    left = [run["log"][-1]["correlation"] for run in load("ablation_reg")["runs"][1::-1]]
+    assert "leaves a correlation of {:.3f} instead of {:.3f}".format(*left) in page
+    pruned = settings["sparsity"]["-t sparse -s 0.9"]
+    assert f"with nine of ten coefficients pruned the network is {full - pruned:.2f} behind full rank" in page
+
+
 def test_correlations_are_those_of_the_results():
     runs = {run["name"]: run["layers"] for run in load("correlation_base")["runs"]}
     shown = [
