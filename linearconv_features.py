@@ -32,8 +32,15 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._mode_utils import no_dispatch
 
 MOST_ROWS = 4096  # maps that are multiplied as rows, see lie_as_rows
+MOST_SLOW_ROWS = 128  # where matrix products are slow
 MOST_JOINED = 64  # primary filters: up to here multiplying with I costs less than joining maps
 MAKE_FX = _TorchDispatchModeKey.PROXY
+
+
+CPU = torch.cpu.get_capabilities()
+HAS_AMX = CPU.get("amx_bf16", False)
+# MKL, which multiplies matrices of float32, does without AVX512 on AMD's processors; oneDNN, which convolves, uses it.
+MKL_IS_SLOW = CPU.get("avx512_f", False) and CPU["cpu_name"].startswith("AMD") and torch.backends.mkl.is_available()
 
 
 def in_plain_eager_mode() -> bool:
@@ -95,7 +102,13 @@ def lie_as_rows(maps: Tensor) -> bool:
         return False
     batch, channels, height, width = maps.shape
     positions = height * width  # a single channel, or image, may lie both ways: its strides tell, as for convolutions
-    return 0 < batch * positions <= MOST_ROWS and maps.stride()[:2] == (positions * channels, 1)
+    most = MOST_SLOW_ROWS if _products_are_slow(maps) else MOST_ROWS
+    return 0 < batch * positions <= most and maps.stride()[:2] == (positions * channels, 1)
+
+
+def _products_are_slow(maps):
+    """True where matrix products take longer than the 1x1 convolutions that they equal."""
+    return MKL_IS_SLOW and maps.is_cpu and maps.dtype == torch.float32
 
 
 def multiply_rows(maps: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -185,8 +198,8 @@ def _differentiate(grad, primary, factors, primary_channels):
     """
     shape, multiply, step = grad.shape, _multiply_maps, _step_by_convolution
     batched = is_legacy_batchedtensor(grad) or not in_plain_eager_mode()  # and does not say how it lies in memory
-    as_rows = not batched and grad.is_contiguous(memory_format=torch.channels_last)
-    if as_rows:  # (N H W, channels): matrix products are faster than 1x1 convolutions on a CPU
+    as_rows = not batched and grad.is_contiguous(memory_format=torch.channels_last) and not _products_are_slow(grad)
+    if as_rows:  # (N H W, channels): matrix products are faster than 1x1 convolutions on most CPUs
         grad, primary, multiply, step = _rows(grad), _rows(primary), F.linear, _step_by_product
     inputs = [None if primary is None else primary.to(grad.dtype)]
     lower = [factor.to(grad.dtype) for factor in factors]
@@ -235,9 +248,9 @@ def _step_by_convolution(back, input, factor, own):
 # what it takes to start a further operation; T = 3 the products (forward, two backward) that making the filters takes,
 # or A, M multiply-adds where its factors are multiplied first.
 #
-# The constants were fitted to what benchmarks.layers measured (results/layers_*.json): two CPU cores, in bfloat16 with
-# AVX512 and with the matrix instructions of AMX, which multiply several times as fast and move data no faster; and an
-# H100, whose convolutions gain less from fewer filters than joining maps costs.
+# The constants were fitted to what benchmarks.layers measured (results/layers_*.json): two CPU cores, in bfloat16 without
+# and with AMX, which multiplies several times as fast and moves data no faster; and an H100, whose convolutions gain less
+# from fewer filters than joining maps costs.
 
 
 Costs = namedtuple("Costs", ("coefficient", "element", "call"))  # the constants c, e and o
@@ -249,12 +262,8 @@ MEASURED = {  # by device, precision and whether there are gradients: benchmarks
     ("cpu", "bfloat16", False): Costs(coefficient=1.0, element=60.0, call=1e6),
     ("cpu with AMX", "bfloat16", True): Costs(coefficient=1.5, element=240.0, call=6e6),
     ("cpu with AMX", "bfloat16", False): Costs(coefficient=1.0, element=480.0, call=1e6),
-    ("cuda", "float32", True): NEVER,
-    ("cuda", "float32", False): NEVER,
-    ("cuda", "bfloat16", True): NEVER,
-    ("cuda", "bfloat16", False): NEVER,
+    **{("cuda", precision, training): NEVER for precision in ("float32", "bfloat16") for training in (True, False)},
 }
-HAS_AMX = torch.cpu.get_capabilities().get("amx_bf16", False)
 
 
 def measured_as(device: str, precision: str, training: bool) -> tuple[str, str, bool]:

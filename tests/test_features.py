@@ -9,6 +9,7 @@ import torch.nn as nn
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
+import linearconv_features
 from benchmarks.measuring import kept_bytes
 from linearconv import LinearConv
 from linearconv_lowrank import LinearConvLowRank
@@ -40,7 +41,11 @@ def test_little_more_is_kept_than_by_a_plain_convolution(memory_format, conv, ba
 @variants
 @pytest.mark.parametrize("dtype, limit", ((torch.float64, 1e-10), (torch.float32, 1e-4)))
 @pytest.mark.parametrize("after", ((), (nn.ReLU(True),), (nn.BatchNorm2d(10), nn.ReLU(True))), ids=str)
-def test_gradients_equal_those_of_made_filters_whatever_follows(memory_format, variant, dtype, limit, after):
+@pytest.mark.parametrize("mkl_is_slow", (False, True), ids=("matrix products", "convolutions"))
+def test_gradients_equal_those_of_made_filters_whatever_follows(
+    monkeypatch, memory_format, variant, dtype, limit, after, mkl_is_slow
+):
+    monkeypatch.setattr(linearconv_features, "MKL_IS_SLOW", mkl_is_slow)
     torch.manual_seed(0)
     features = prune_half(variant(6, 10, 3, padding=1, compute="features", dtype=dtype)).to(memory_format=memory_format)
     filters = variant(6, 10, 3, padding=1, compute="filters", dtype=dtype)

@@ -21,6 +21,7 @@ FORMATS = (torch.contiguous_format, torch.channels_last)
 @pytest.mark.parametrize("most_joined", (0, 64), ids=("apart", "joined"))
 def test_every_way_equals_an_independent_computation(monkeypatch, variant, dtype, limit, most_rows, most_joined):
     monkeypatch.setattr(linearconv_features, "MOST_ROWS", most_rows)
+    monkeypatch.setattr(linearconv_features, "MKL_IS_SLOW", False)
     monkeypatch.setattr(linearconv_features, "MOST_JOINED", most_joined)
     torch.manual_seed(0)
     geometries = (
@@ -46,6 +47,14 @@ def test_every_way_equals_an_independent_computation(monkeypatch, variant, dtype
                         assert output.shape == expected.shape
                         assert not len(images) or relative_error(output, expected) < limit
                     assert layer(input).is_contiguous(memory_format=memory_format)
+
+
+def test_many_maps_are_multiplied_as_rows_where_that_is_fast(monkeypatch):
+    few, many = (torch.empty(count, 8, 8, 8).to(memory_format=torch.channels_last) for count in (2, 64))
+    for is_slow, expected in ((False, True), (True, False)):
+        monkeypatch.setattr(linearconv_features, "MKL_IS_SLOW", is_slow)
+        assert linearconv_features.lie_as_rows(few) and linearconv_features.lie_as_rows(many.bfloat16())
+        assert linearconv_features.lie_as_rows(many) == expected
 
 
 @pytest.mark.parametrize("conv", (LinearConv, partial(LinearConvLowRank, rank=1)), ids=("full", "lowrank"))
