@@ -31,8 +31,7 @@ from torch.compiler import is_compiling
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._mode_utils import no_dispatch
 
-MOST_ROWS = 4096  # maps that are multiplied as rows, see lie_as_rows
-MOST_SLOW_ROWS = 128  # where matrix products are slow
+MOST_ROWS, MOST_SLOW_ROWS = 4096, 128  # maps that are multiplied as rows, see lie_as_rows; where products are slow
 MOST_JOINED = 64  # primary filters: up to here multiplying with I costs less than joining maps
 MAKE_FX = _TorchDispatchModeKey.PROXY
 
@@ -248,9 +247,9 @@ def _step_by_convolution(back, input, factor, own):
 # what it takes to start a further operation; T = 3 the products (forward, two backward) that making the filters takes,
 # or A, M multiply-adds where its factors are multiplied first.
 #
-# The constants were fitted to what benchmarks.layers measured (results/layers_*.json): two CPU cores, in bfloat16 without
-# and with AMX, which multiplies several times as fast and moves data no faster; and an H100, whose convolutions gain less
-# from fewer filters than joining maps costs.
+# The constants were fitted to what benchmarks.layers measured (results/layers_*.json): two CPU cores, in bfloat16 with
+# AVX512 and with the matrix instructions of AMX, which multiply several times as fast and move data no faster; and an
+# H100, whose convolutions gain less from fewer filters than joining maps costs.
 
 
 Costs = namedtuple("Costs", ("coefficient", "element", "call"))  # the constants c, e and o
