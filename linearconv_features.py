@@ -31,7 +31,7 @@ from torch.compiler import is_compiling
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._mode_utils import no_dispatch
 
-MOST_ROWS, MOST_SLOW_ROWS = 4096, 128  # maps that are multiplied as rows, see lie_as_rows; where products are slow
+MOST_ROWS, MOST_SLOW_ROWS = 4096, 64  # maps that are multiplied as rows, see lie_as_rows; where products are slow
 MOST_JOINED = 64  # primary filters: up to here multiplying with I costs less than joining maps
 MAKE_FX = _TorchDispatchModeKey.PROXY
 
