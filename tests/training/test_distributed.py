@@ -46,7 +46,8 @@ if __name__ == "__main__":
     main({{"Plain": Plain}}, Recipe(lr=1e-3, epochs=1))
     if folder := os.environ.get("STATES"):
         torch.save(made[0].state_dict(), os.path.join(folder, os.environ["RANK"] + ".pt"))
-        threads = [open(f"/proc/self/task/{{thread}}/comm").read() for thread in os.listdir("/proc/self/task")]
+        tasks = os.listdir("/proc/self/task") if sys.platform.startswith("linux") else []
+        threads = [open(f"/proc/self/task/{{task}}/comm").read() for task in tasks]
         print("left:", *sorted({{thread.strip() for thread in threads if "gloo" in thread}}), file=sys.stderr)
 """
 SPARSE = [["-t", "sparse", "-s", "0.5", "--pruning", controller] for controller in ("gradual", "published")]
