@@ -64,7 +64,7 @@ def over_seeds(runs: Sequence[dict]) -> list[dict]:
         row["best_epochs"] = sorted({report["best_epoch"] for report in reports})
         last_ten = [statistics.fmean(record["test_accuracy"] for record in log) for log in logs if len(log) == 10]
         row["last_ten"] = mean_and_deviation(last_ten) if len(last_ten) == len(same) else None
-        left = [log[-1].get("correlation") for log in logs]
+        left = [log[-1].get("correlation") if log else None for log in logs]
         row["correlation"] = None if None in left else f"{statistics.fmean(left):.3f}"
         rows.append(row)
     dense = {(*map(row.get, CONDITIONS), row["varied"]): row for row in rows if row["type"] == "dense"}
