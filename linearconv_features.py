@@ -31,7 +31,7 @@ from torch.compiler import is_compiling
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._mode_utils import no_dispatch
 
-MOST_ROWS, MOST_SLOW_ROWS = 4096, 64  # maps that are multiplied as rows, see lie_as_rows; where products are slow
+MOST_ROWS, MOST_SLOW_ROWS = 4096, 32  # maps that are multiplied as rows, see lie_as_rows; where products are slow
 MOST_JOINED = 64  # primary filters: up to here multiplying with I costs less than joining maps
 MAKE_FX = _TorchDispatchModeKey.PROXY
 
@@ -97,12 +97,12 @@ def lie_as_rows(maps: Tensor) -> bool:
 
     A matrix product over them takes less time than the 1x1 convolution that it equals, for many maps more.
     """
-    if not maps.is_contiguous(memory_format=torch.channels_last) or not maps.is_cpu:
-        return False
     batch, channels, height, width = maps.shape
-    positions = height * width  # a single channel, or image, may lie both ways: its strides tell, as for convolutions
     most = MOST_SLOW_ROWS if _products_are_slow(maps) else MOST_ROWS
-    return 0 < batch * positions <= most and maps.stride()[:2] == (positions * channels, 1)
+    if not 0 < batch * height * width <= most or not maps.is_contiguous(memory_format=torch.channels_last):
+        return False
+    # A single channel, or image, may lie both ways: its strides tell, as for convolutions.
+    return maps.is_cpu and maps.stride()[:2] == (height * width * channels, 1)
 
 
 def _products_are_slow(maps):

@@ -162,7 +162,10 @@ def ablations() -> list[str]:
     """
     runs = {}
     for name in ("alpha", "rank", "reg", "sparsity"):
-        for run in load(f"ablation_{name}")["runs"]:
+        listed = load(f"ablation_{name}")["runs"]
+        if name == "rank":  # shares first, each from low to high, in whatever order they were trained
+            listed.sort(key=lambda run: (run["report"]["type"] == "lowrank", run["report"]["rank"]))
+        for run in listed:
             runs.setdefault(tuple(run["report"][key] for key in VARIED), run)
     columns = ("setting", *COUNTS_OF_ABLATIONS, "accuracy", "against_dense", "correlation")
     return sweep_table.markdown(list(runs.values()), columns)
@@ -248,6 +251,11 @@ def deployment() -> list[str]:
     return deployment.markdown(load("deployment_cpu")["rows"])
 
 
+def conditions() -> list[str]:
+    """Return speeds of inference where the size of the images, or the mode of the network, is set anew every time."""
+    return speed_table.conditions(load("speed_cpu_float32")["rows"])
+
+
 def gpu_float32() -> list[str]:
     """Return speeds on a GPU, in float32 (TF32)."""
     return speed_table.eager_and_captured(*(load(f"speed_cuda_float32{kind}")["rows"] for kind in ("", "_graphs")))
@@ -307,6 +315,7 @@ TABLES = {
         deployment,
         zoo_options,
         tuning,
+        conditions,
         gpu_float32,
         gpu_bfloat16,
         imagenet,

@@ -7,6 +7,7 @@ import pytest
 
 import linearconv_features
 from benchmarks import layers
+from benchmarks.contenders import CONDITIONS, NETWORKS
 from docs.tables import PAGES, ROOT, load, measured
 from experiments import paper
 from experiments.reading import every_run
@@ -206,8 +207,8 @@ def test_what_ablations_say_is_that_of_the_results():
     share = count["-t rank -r 1 --alpha 0.75"] / count["-t dense"]
     assert f"level with the dense network ({alpha['-t dense']:.2f}) at {100 * share:.0f} % of its parameters" in page
     ranks = settings["rank"]
-    fewer = 100 * (1 - count["-t lowrank -r 2"] / count["-t rank -r 1"])
-    assert f"rank 2 has {ranks['-t lowrank -r 2']:.2f} % with {fewer:.0f} % fewer parameters than full rank" in page
+    fewer = 100 * (1 - count["-t lowrank -r 1"] / count["-t rank -r 1"])
+    assert f"rank 1 has {ranks['-t lowrank -r 1']:.2f} % with {fewer:.0f} % fewer parameters than full rank" in page
     behind = full - ranks["-t lowrank -r 8"], full - ranks["-t rank -r 0.5"]
     assert "rank 8 is {:.2f} behind full rank, half rank {:.2f}".format(*behind) in page
     plain, *costs = settings["reg"].values()
@@ -215,6 +216,8 @@ def test_what_ablations_say_is_that_of_the_results():
     assert "costs {:.2f} points there, {:.2f} at the paper's weight and {:.2f} at ten times".format(*costs) in page
     left = [run["log"][-1]["correlation"] for run in load("ablation_reg")["runs"][1::-1]]
     assert "leaves a correlation of {:.3f} instead of {:.3f}".format(*left) in page
+    assert costs[0] < costs[1] / 2
+    assert f"leaves a correlation of {left[0]:.3f} and costs [less than half as much]" in TEXT["results/README.md"]
     pruned = settings["sparsity"]["-t sparse -s 0.9"]
     assert f"with nine of ten coefficients pruned the network is {full - pruned:.2f} behind full rank" in page
 
@@ -297,14 +300,24 @@ def test_files_that_keep_the_factors_are_smaller():
 
 
 def test_all_speed_tables_are_shown():
-    assert TEXT["speed.md"].count("<!-- benchmarks/speed.py --readme, ") == 3
+    assert TEXT["speed.md"].count("<!-- benchmarks/speed.py --readme, ") == 4
 
 
 def test_speeds_in_readme_come_from_the_processor_that_it_names():
     origins = [row["origin"] for row in load("speed_cpu_float32")["rows"]]
     assert {(each["cpu_instructions"], each["threads"], each["torch"][:4]) for each in origins} == {
-        ("AVX512", 2, "2.15")
+        ("AVX512", 2, "2.14")
     }
+    assert "In float32, on cores with AVX512 (torch 2.14)" in TEXT["speed.md"]
+
+
+@pytest.mark.parametrize("precision", ("float32", "bfloat16"))
+def test_eval_before_every_pass_and_ever_new_sizes_cost_less_than_a_tenth(precision):
+    rows = load(f"speed_cpu_{precision}")["rows"]
+    ratios = {(row["network"], row["task"]): row["ratio"] for row in rows if row["contender"] == "full rank, auto"}
+    for network in NETWORKS:
+        fixed, *others = (ratios[network, task] for task in CONDITIONS)
+        assert min(others) > 0.9 * fixed
 
 
 @pytest.mark.parametrize(
