@@ -320,6 +320,23 @@ def test_eval_before_every_pass_and_ever_new_sizes_cost_less_than_a_tenth(precis
         assert min(others) > 0.9 * fixed
 
 
+def test_what_is_said_of_slower_cells_is_what_was_measured():
+    cells = {
+        (precision, row["network"], row["task"], row["contender"]): f"{row['ratio']:.2f}"
+        for precision in ("float32", "bfloat16")
+        for row in load(f"speed_cpu_{precision}")["rows"]
+    }
+    full, mobile, base = "full rank, auto", ("float32", "MobileNetV2"), ("bfloat16", "Base")
+    page = " ".join(TEXT["speed.md"].split())
+    assert f"MobileNetV2 in float32, 50 images** ({cells[*mobile, 'train 50', full]})" in page
+    assert f"a fifth of that ({cells[*mobile, 'train 256', full]})" in page
+    at_50 = (cells[*base, "train 50", f"{name}, auto"] for name in ("rank 10", "half rank", "full rank"))
+    assert "(rank 10 {}, half rank {}; full rank {})".format(*at_50) in page
+    assert f"With 256 images: {cells[*base, 'train 256', full]}." in page
+    ones = (cells["float32", network, "infer 1", full] for network in ("MobileNetV2", "ResNeXt29"))
+    assert "in float32** ({}, {})".format(*ones) in page
+
+
 @pytest.mark.parametrize(
     "measured, least, mean", [("float32", 0.95, 0.99), ("bfloat16", 0.92, 0.99), ("bfloat16_amx", 0.89, 0.98)]
 )
