@@ -196,6 +196,16 @@ def test_what_starts_and_regulariser_do_at_rank_10_is_that_of_the_results():
     assert {f"{at[weight, 'balanced'] - at[weight, 'published']:.1f}" for weight in ("0", "0.01")} == {"0.1"}
 
 
+def test_what_is_said_of_other_networks_is_that_of_the_results():
+    of = {(n, run["setting"]): run["report"] for n in ("vgg11", "resnet18") for run in load(f"{n}_fast")["runs"]}
+    of = {key: report["test_accuracy"] for key, report in of.items()}
+    vgg11 = of["vgg11", "-t dense"] - of["vgg11", "-t rank -r 1"]
+    resnet18 = of["resnet18", "-t dense"] - of["resnet18", "-t rank -r 1 --reg-weight 0"]
+    said = f"by {vgg11:.2f} points on VGG11 with the regulariser and by {resnet18:.2f} on ResNet18 without"
+    assert said in " ".join(TEXT["accuracy.md"].split())
+    assert of["vgg11", "-t rank -r 1"] > max(of["vgg11", "-t octave"], of["vgg11", "-t basis"])
+
+
 def test_what_ablations_say_is_that_of_the_results():
     names = "alpha", "rank", "reg", "sparsity"
     by_name = {name: {run["setting"]: run["report"] for run in load(f"ablation_{name}")["runs"]} for name in names}
