@@ -283,6 +283,24 @@ def test_precisions_agree_within_the_noise_of_seeds():
 # ---- conversion ----------------------------------------------------------------------------------------------------
 
 
+def test_what_is_said_of_budgets_is_what_was_measured():
+    page = " ".join(TEXT["conversion.md"].split())
+    rows = {row["method"]: row for row in load("compress_base")["rows"] if row["kind"] != "from scratch"}
+    start = {method: row["accuracies"][0] for method, row in rows.items()}
+    dense = load("compress_base")["rows"][0]["accuracies"][-1]
+    budget, uniform = "full rank, budget as alpha {}, calibrated", "full rank, alpha {}, calibrated"
+    assert start[budget.format(0.5)] >= 84 and start[budget.format(0.5)] > start[uniform.format(0.5)]
+    half = start[budget.format(0.5)], dense - start[budget.format(0.5)], start[uniform.format(0.5)]
+    said = "{:.2f} % without any training, {:.2f} behind the dense network, where one alpha of the same size,"
+    assert (said + " calibrated too, has {:.2f}").format(*half) in page
+    quarter = start[budget.format(0.25)], start[uniform.format(0.25)]
+    assert "{:.2f} against {:.2f}".format(*quarter) in page
+    assert f"({rows[budget.format(0.5)]['accuracies'][-1]:.2f} after the second)" in page
+    of_57 = [row for row in rows.values() if 225_000 < row["parameters"] < 230_000 and row["method"] != "Tucker"]
+    ends = [row["accuracies"][-1] for row in of_57]
+    assert f"the ways of 57 % lie within {max(ends) - min(ends):.1f} points" in page
+
+
 def test_fits_of_trained_filters_are_as_close_to_the_optimum_as_the_page_says():
     farther, closer = [], []
     for layer in load("compress_base")["fit_quality"]:
