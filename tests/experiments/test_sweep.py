@@ -162,6 +162,15 @@ def test_six_runs_interrupted_twice_finish_with_each_run_done_once(folder, monke
     assert out.count("% | 2 |") == 3
 
 
+@pytest.fixture
+def heard():
+    """Ctrl-C is, also where the tests run in the background of a shell, whose jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 def test_ctrl_c_reaches_the_runs_and_ends_with_130(folder, monkeypatch, capfd):
     monkeypatch.setenv("NAP", "30")
     presser = threading.Thread(
