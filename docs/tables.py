@@ -177,6 +177,12 @@ def grey() -> list[str]:
     return sweep_table.markdown(runs, ("dataset", "setting", "parameters", "accuracy", "best", "epochs"))
 
 
+def hundred() -> list[str]:
+    """Return the accuracies of Base on CIFAR-100."""
+    columns = ("setting", "parameters", "accuracy", "against_dense", "best", "epochs")
+    return sweep_table.markdown(load("table1_cifar100")["runs"], columns)
+
+
 def others() -> list[str]:
     """Return the accuracies of other networks after a few epochs of the short recipe."""
     runs = [run for name in ("vgg11_fast", "resnet18_fast", "allconv_fast") for run in load(name)["runs"]]
@@ -303,6 +309,7 @@ TABLES = {
         fast,
         ablations,
         grey,
+        hundred,
         others,
         accuracy,
         pruned,
