@@ -203,7 +203,8 @@ def test_what_is_said_of_other_networks_is_that_of_the_results():
     resnet18 = of["resnet18", "-t dense"] - of["resnet18", "-t rank -r 1 --reg-weight 0"]
     said = f"by {vgg11:.2f} points on VGG11 with the regulariser and by {resnet18:.2f} on ResNet18 without"
     assert said in " ".join(TEXT["accuracy.md"].split())
-    assert of["vgg11", "-t rank -r 1"] > max(of["vgg11", "-t octave"], of["vgg11", "-t basis"])
+    rivals = of["vgg11", "-t octave"], of["vgg11", "-t basis"]
+    assert of["vgg11", "-t rank -r 1"] > max(rivals) > of["vgg11", "-t lowrank -r 10"] > min(rivals)
 
 
 def test_what_ablations_say_is_that_of_the_results():
@@ -219,15 +220,16 @@ def test_what_ablations_say_is_that_of_the_results():
     ranks = settings["rank"]
     fewer = 100 * (1 - count["-t lowrank -r 1"] / count["-t rank -r 1"])
     assert f"rank 1 has {ranks['-t lowrank -r 1']:.2f} % with {fewer:.0f} % fewer parameters than full rank" in page
-    behind = full - ranks["-t lowrank -r 8"], full - ranks["-t rank -r 0.5"]
-    assert "rank 8 is {:.2f} behind full rank, half rank {:.2f}".format(*behind) in page
+    behind = (full - ranks[setting] for setting in ("-t lowrank -r 1", "-t lowrank -r 8", "-t rank -r 0.5"))
+    assert "which is {:.2f} behind, rank 8 {:.2f}, half rank {:.2f}".format(*behind) in " ".join(page.split())
     plain, *costs = settings["reg"].values()
     costs = [plain - accuracy for accuracy in costs]
     assert "costs {:.2f} points there, {:.2f} at the paper's weight and {:.2f} at ten times".format(*costs) in page
     left = [run["log"][-1]["correlation"] for run in load("ablation_reg")["runs"][1::-1]]
     assert "leaves a correlation of {:.3f} instead of {:.3f}".format(*left) in page
-    assert costs[0] < costs[1] / 2
-    assert f"leaves a correlation of {left[0]:.3f} and costs [less than half as much]" in TEXT["results/README.md"]
+    assert f"leaves a correlation of {left[0]:.3f}" in TEXT["results/README.md"]
+    said = "it costs {:.2f} points instead of {:.2f}".format(*costs)
+    assert said in " ".join(TEXT["results/README.md"].split())
     pruned = settings["sparsity"]["-t sparse -s 0.9"]
     assert f"with nine of ten coefficients pruned the network is {full - pruned:.2f} behind full rank" in page
 
@@ -329,6 +331,7 @@ def test_what_is_said_of_the_pitch_tracker_is_what_was_measured():
     ours = {way for way in before if way.startswith(("one alpha", "budget"))}
     assert before["budget, calibrated"] > 80 and max(before["one alpha"], before["one alpha, calibrated"]) < 20
     assert f"at most {max(before[way] for way in before.keys() - ours - {'dense'}):.0f} %" in page
+    assert f"a budget that is not calibrated finds {before['budget']:.0f})" in " ".join(page.split())
     dense = before.pop("dense")
     after = {way: rows["tiny"][way]["distilled"] for way in before}
     assert max(abs(row["10 dB"] - dense) for row in after.values()) <= 0.5
@@ -396,7 +399,7 @@ def test_what_is_said_of_slower_cells_is_what_was_measured():
     assert "(rank 10 {}, half rank {}; full rank {})".format(*at_50) in page
     assert f"With 256 images: {cells[*base, 'train 256', full]}." in page
     ones = (cells["float32", network, "infer 1", full] for network in ("MobileNetV2", "ResNeXt29"))
-    assert "in float32** ({}, {})".format(*ones) in page
+    assert "One image in float32**, MobileNetV2 {} and ResNeXt-29 {}.".format(*ones) in page
 
 
 @pytest.mark.parametrize(
