@@ -1,29 +1,20 @@
-"""What prose and docstrings say of the files in results/, and what these must hold."""
+"""What prose and docstrings say of counts and accuracies in results/, and what these must hold."""
 
 import importlib
 import statistics
 
 import pytest
 
-import linearconv_features
-from benchmarks import layers
-from benchmarks.contenders import CONDITIONS, NETWORKS
-from docs.tables import PAGES, ROOT, load, measured
+from docs.tables import ROOT, load, measured
 from experiments import paper
 from experiments.reading import every_run
 from experiments.sweep_table import over_seeds
 from experiments.table1_accuracy import compare
+from tests.helpers.pages import TEXT
 from tests.helpers.runs import SCRIPTS
-from training.recipes import TUNE
 
 SEARCHES = "search_linearconv", "search_30"
 SETTINGS = {"Conv": "-t dense", "-Lr": "-t rank -r 1", "-LRr": "-t lowrank -r 10"}
-TEXT = {
-    page.relative_to(ROOT).as_posix().removeprefix("docs/"): " ".join(page.read_text().split()) for page in PAGES
-}  # each run of white space as one space
-
-
-# ---- counts --------------------------------------------------------------------------------------------------------
 
 
 def test_multiply_adds_in_readme_are_those_of_the_results():
@@ -46,9 +37,6 @@ def test_recipes_in_the_table_are_those_of_the_scripts(name):
     drops = ", ".join(map(str, recipe.milestones)) or "-"
     line = next(line for line in (ROOT / "docs" / "training.md").read_text().splitlines() if f"/{name}_xcnn" in line)
     assert line.endswith(f" | {recipe.lr:g} | {drops} | {recipe.epochs} | {recipe.batch_size} |")
-
-
-# ---- accuracy ------------------------------------------------------------------------------------------------------
 
 
 def test_distance_to_the_dense_network_after_16_epochs_is_that_of_the_results():
@@ -202,7 +190,7 @@ def test_what_is_said_of_other_networks_is_that_of_the_results():
     vgg11 = of["vgg11", "-t dense"] - of["vgg11", "-t rank -r 1"]
     resnet18 = of["resnet18", "-t dense"] - of["resnet18", "-t rank -r 1 --reg-weight 0"]
     said = f"by {vgg11:.2f} points on VGG11 with the regulariser and by {resnet18:.2f} on ResNet18 without"
-    assert said in " ".join(TEXT["accuracy.md"].split())
+    assert said in TEXT["accuracy.md"]
     rivals = of["vgg11", "-t octave"], of["vgg11", "-t basis"]
     assert of["vgg11", "-t rank -r 1"] > max(rivals) > of["vgg11", "-t lowrank -r 10"] > min(rivals)
 
@@ -221,7 +209,7 @@ def test_what_ablations_say_is_that_of_the_results():
     fewer = 100 * (1 - count["-t lowrank -r 1"] / count["-t rank -r 1"])
     assert f"rank 1 has {ranks['-t lowrank -r 1']:.2f} % with {fewer:.0f} % fewer parameters than full rank" in page
     behind = (full - ranks[setting] for setting in ("-t lowrank -r 1", "-t lowrank -r 8", "-t rank -r 0.5"))
-    assert "which is {:.2f} behind, rank 8 {:.2f}, half rank {:.2f}".format(*behind) in " ".join(page.split())
+    assert "which is {:.2f} behind, rank 8 {:.2f}, half rank {:.2f}".format(*behind) in page
     plain, *costs = settings["reg"].values()
     costs = [plain - accuracy for accuracy in costs]
     assert "costs {:.2f} points there, {:.2f} at the paper's weight and {:.2f} at ten times".format(*costs) in page
@@ -229,7 +217,7 @@ def test_what_ablations_say_is_that_of_the_results():
     assert "leaves a correlation of {:.3f} instead of {:.3f}".format(*left) in page
     assert f"leaves a correlation of {left[0]:.3f}" in TEXT["results/README.md"]
     said = "it costs {:.2f} points instead of {:.2f}".format(*costs)
-    assert said in " ".join(TEXT["results/README.md"].split())
+    assert said in TEXT["results/README.md"]
     pruned = settings["sparsity"]["-t sparse -s 0.9"]
     assert f"with nine of ten coefficients pruned the network is {full - pruned:.2f} behind full rank" in page
 
@@ -282,37 +270,6 @@ def test_precisions_agree_within_the_noise_of_seeds():
         assert abs(statistics.mean(values) - statistics.mean(reference)) <= 2.5 * noise + 1e-9
 
 
-# ---- conversion ----------------------------------------------------------------------------------------------------
-
-
-def test_what_is_said_of_budgets_is_what_was_measured():
-    page = " ".join(TEXT["conversion.md"].split())
-    rows = {row["method"]: row for row in load("compress_base")["rows"] if row["kind"] != "from scratch"}
-    start = {method: row["accuracies"][0] for method, row in rows.items()}
-    dense = load("compress_base")["rows"][0]["accuracies"][-1]
-    budget, uniform = "full rank, budget as alpha {}, calibrated", "full rank, alpha {}, calibrated"
-    assert start[budget.format(0.5)] >= 84 and start[budget.format(0.5)] > start[uniform.format(0.5)]
-    half = start[budget.format(0.5)], dense - start[budget.format(0.5)], start[uniform.format(0.5)]
-    said = "{:.2f} % without any training, {:.2f} behind the dense network, where one alpha of the same size,"
-    assert (said + " calibrated too, has {:.2f}").format(*half) in page
-    quarter = start[budget.format(0.25)], start[uniform.format(0.25)]
-    assert "{:.2f} against {:.2f}".format(*quarter) in page
-    assert f"({rows[budget.format(0.5)]['accuracies'][-1]:.2f} after the second)" in page
-    of_57 = [row for row in rows.values() if 225_000 < row["parameters"] < 230_000 and row["method"] != "Tucker"]
-    ends = [row["accuracies"][-1] for row in of_57]
-    assert f"the ways of 57 % lie within {max(ends) - min(ends):.1f} points" in page
-
-
-def test_fits_of_trained_filters_are_as_close_to_the_optimum_as_the_page_says():
-    farther, closer = [], []
-    for layer in load("compress_base")["fit_quality"]:
-        assert layer["optimum"] <= layer["fitted"] * (1 + 1e-6) and layer["largest_coefficient"] < 1e4
-        farther.append(100 * (layer["fitted"] / layer["optimum"] - 1))
-        closer.append(100 * (1 - layer["fitted"] / layer["first_filters"]))
-    assert f"within {max(farther) + 0.005:.2f} % of the Eckart-Young optimum" in TEXT["conversion.md"]
-    assert f"{min(closer):.0f} to {max(closer):.0f} % closer than keeping the first half" in TEXT["conversion.md"]
-
-
 def test_time_to_the_accuracy_of_the_paper_is_that_of_the_results():
     minutes = {}
     for run in load("time_base_fast")["runs"]:
@@ -321,181 +278,4 @@ def test_time_to_the_accuracy_of_the_paper_is_that_of_the_results():
         minutes[run["report"]["type"]] = reached["seconds"] / 60
     said = "On two cores alone dense is at 87.2 after {dense:.1f} minutes and LinearConv after {rank:.1f}"
     for page in ("README.md", "accuracy.md"):
-        assert said.format(**minutes) in " ".join(TEXT[page].split())
-
-
-def test_what_is_said_of_the_pitch_tracker_is_what_was_measured():
-    page, record = TEXT["conversion.md"], load("real_network")
-    rows = {name: {row["way"]: row for row in parts["accuracy"]["rows"]} for name, parts in record.items()}
-    before = {way: row["converted"]["10 dB"] for way, row in rows["tiny"].items()}
-    ours = {way for way in before if way.startswith(("one alpha", "budget"))}
-    assert before["budget, calibrated"] > 80 and max(before["one alpha"], before["one alpha, calibrated"]) < 20
-    assert f"at most {max(before[way] for way in before.keys() - ours - {'dense'}):.0f} %" in page
-    assert f"a budget that is not calibrated finds {before['budget']:.0f})" in " ".join(page.split())
-    dense = before.pop("dense")
-    after = {way: rows["tiny"][way]["distilled"] for way in before}
-    assert max(abs(row["10 dB"] - dense) for row in after.values()) <= 0.5
-    assert min(row["0 dB"] for row in after.values()) > rows["tiny"]["dense"]["converted"]["0 dB"]
-    full = {way: row["converted"]["10 dB"] for way, row in rows["full"].items()}
-    lost = full["dense"] - min(full[way] for way in full.keys() - {"uniform channel pruning"})
-    assert f"loses at most {lost:.1f} points with noise of 10 dB, in any way but pruning" in page
-    times = {}
-    for name, parts in record.items():
-        for row in parts["latency"]["rows"]:
-            if row["batch"] == 1:
-                times.setdefault((name, row["way"]), []).append(f"{row['ratio']:.2f}")
-    said = (
-        "LinearConv runs it {} times as fast in torch and {} times in onnxruntime (by a budget; one alpha for all"
-        " layers {} and {}), the SVD pair {} and {}, and Tucker, at as good an accuracy, {} and {}. A calibrated budget"
-        " takes more multiply-adds for as many parameters, and is slower ({} and {})."
-    )
-    ways = "budget", "one alpha", "SVD as two convolutions", "Tucker", "budget, calibrated"
-    assert said.format(*(ratio for way in ways for ratio in times["full", way])) in " ".join(page.split())
-    tiny = [ratio for way in ours for ratio in times["tiny", way]]
-    assert f"too small to become faster ({min(tiny)} to {max(tiny)})" in " ".join(page.split())
-
-
-def test_files_that_keep_the_factors_are_smaller():
-    bytes_of = {(row["network"], row["file"]): row["bytes"] for row in load("deployment_cpu")["rows"]}
-    for network, _ in bytes_of:
-        assert bytes_of[network, "features"] < 0.62 * bytes_of[network, "dense"]
-
-
-# ---- speed ---------------------------------------------------------------------------------------------------------
-
-
-def test_all_speed_tables_are_shown():
-    assert TEXT["speed.md"].count("<!-- benchmarks/speed.py --readme, ") == 4
-
-
-def test_speeds_in_readme_come_from_the_processor_that_it_names():
-    origins = [row["origin"] for row in load("speed_cpu_float32")["rows"]]
-    assert {(each["cpu_instructions"], each["threads"], each["torch"][:4]) for each in origins} == {
-        ("AVX512", 2, "2.14")
-    }
-    assert "In float32, on cores with AVX512 (torch 2.14)" in TEXT["speed.md"]
-
-
-@pytest.mark.parametrize("precision", ("float32", "bfloat16"))
-def test_eval_before_every_pass_and_ever_new_sizes_cost_less_than_a_tenth(precision):
-    rows = load(f"speed_cpu_{precision}")["rows"]
-    ratios = {(row["network"], row["task"]): row["ratio"] for row in rows if row["contender"] == "full rank, auto"}
-    for network in NETWORKS:
-        fixed, *others = (ratios[network, task] for task in CONDITIONS)
-        assert min(others) > 0.9 * fixed
-
-
-def test_what_is_said_of_slower_cells_is_what_was_measured():
-    cells = {
-        (precision, row["network"], row["task"], row["contender"]): f"{row['ratio']:.2f}"
-        for precision in ("float32", "bfloat16")
-        for row in load(f"speed_cpu_{precision}")["rows"]
-    }
-    full, mobile, base = "full rank, auto", ("float32", "MobileNetV2"), ("bfloat16", "Base")
-    page = " ".join(TEXT["speed.md"].split())
-    assert f"MobileNetV2 in float32, 50 images** ({cells[*mobile, 'train 50', full]})" in page
-    assert f"a fifth of that ({cells[*mobile, 'train 256', full]})" in page
-    at_50 = (cells[*base, "train 50", f"{name}, auto"] for name in ("rank 10", "half rank", "full rank"))
-    assert "(rank 10 {}, half rank {}; full rank {})".format(*at_50) in page
-    assert f"With 256 images: {cells[*base, 'train 256', full]}." in page
-    ones = (cells["float32", network, "infer 1", full] for network in ("MobileNetV2", "ResNeXt29"))
-    assert "One image in float32**, MobileNetV2 {} and ResNeXt-29 {}.".format(*ones) in page
-
-
-@pytest.mark.parametrize(
-    "measured, least, mean", [("float32", 0.95, 0.99), ("bfloat16", 0.92, 0.99), ("bfloat16_amx", 0.89, 0.98)]
-)
-def test_auto_follows_the_rule_that_was_measured(measured, least, mean, monkeypatch):
-    precision, *amx = measured.split("_")
-    monkeypatch.setattr(linearconv_features, "HAS_AMX", bool(amx))
-    verdicts = layers.judge(load(f"layers_cpu_{measured}")["rows"], precision, "cpu")
-    assert min(verdict["of_the_best_choice"] for verdict in verdicts) > least
-    assert statistics.mean(verdict["of_the_best_choice"] for verdict in verdicts) > mean
-
-
-def test_images_per_second_are_those_of_the_results():
-    for row in load("pipeline_cpu")["rows"]:
-        if row["pipeline"] != "indexing":
-            assert f"{row['images_per_second']:,.0f}" in TEXT["speed.md"]
-
-
-def test_what_is_said_of_a_gpu_is_what_was_measured_there():
-    alone = [
-        row["milliseconds"]
-        for kind in ("", "_graphs")
-        for row in load(f"speed_cuda_float32{kind}")["rows"]
-        if (row["network"], row["task"], row["contender"]) == ("VGG11", "infer 1", "dense")
-    ]
-    text = TEXT["speed.md"]
-    assert "VGG11 takes {:.2f} ms for an image, as a graph {:.2f}".format(*alone) in text
-    ranges = []
-    for kind in ("_graphs", ""):
-        ratios = [
-            row["ratio"]
-            for row in load(f"speed_cuda_float32{kind}")["rows"]
-            if row["contender"] == "full rank, auto" and row["task"].startswith("infer")
-        ]
-        ranges += [min(ratios), max(ratios)]
-    said = "{:.2f} to {:.2f} times as fast in float32 when it is replayed as a CUDA graph, and {:.2f} to {:.2f} without"
-    assert said.format(*ranges) in TEXT["results/README.md"]
-    for precision in ("float32", "bfloat16"):
-        rows = load(f"layers_cuda_{precision}")["rows"]
-        training = {tuple(row["layer"]): row["microseconds"] for row in rows if row["task"].startswith("train")}
-        won = [key for key, us in training.items() if us["full rank, features"] < us["full rank, filters"]]
-        assert f"for {'one' if len(won) == 1 else len(won)} of the {len(training)} shapes of layers in training" in text
-    gains = {
-        (verdict["network"], verdict["task"]): round(100 * (1 - verdict["of_the_best_choice"]))
-        for verdict in layers.judge(rows, "bfloat16", "cuda")
-        if verdict["variant"] == "full rank" and verdict["task"].startswith("infer")
-    }
-    assert gains == {
-        ("VGG11", "infer 256"): 3,
-        ("VGG11", "infer 1024"): 9,
-        ("ResNet18", "infer 256"): 0,
-        ("ResNet18", "infer 1024"): 4,
-    }
-    assert "gain 9 % for 1024 images and 3 % for 256, and over ResNet18 4 % and nothing" in text
-
-
-def test_the_estimate_for_imagenet_stands_on_what_was_measured():
-    trained = [
-        row["images_per_second"]
-        for row in load("speed_cuda_bfloat16_graphs")["rows"]
-        if (row["network"], row["contender"], row["task"]) == ("VGG11", "full rank, auto", "train 1024")
-    ]
-    read = [row["images_per_second"] for row in load("stream_cpu")["rows"]]
-    text = TEXT["zoo.md"]
-    assert "at {:,.0f} of them a second".format(*trained) in text
-    assert (
-        "reads and augments {:.0f} JPEG files of 500x375 a second, torchvision's ImageFolder {:.0f}".format(*read)
-        in text
-    )
-
-
-def test_speeds_of_compiled_networks_are_those_of_the_results():
-    rows = {(row["task"], row["contender"]): row["ratio"] for row in load("speed_cpu_float32_compiled")["rows"]}
-    train, infer = "train 50", "infer 50"
-    dense, ours, eager = (
-        rows[train, f"{name}"] for name in ("dense, compiled", "full rank, auto, compiled", "full rank, auto")
-    )
-    assert f"(dense {dense:.2f} of eager dense, LinearConv {ours:.2f} against {eager:.2f} eager)" in TEXT["speed.md"]
-    ours, eager = rows[infer, "full rank, auto, compiled"], rows[infer, "full rank, auto"]
-    assert f"({ours:.2f} against {eager:.2f})" in TEXT["speed.md"]
-
-
-def test_what_learning_rates_did_after_conversion_is_that_of_the_results():
-    result = load("tune_base")
-    rows = {(row["way"], row["lr"]): [loss for loss, _ in row["points"]] for row in result["rows"]}
-    (start, _), (dense, _) = result["converted"], result["dense"]
-    assert rows["Adam, constant", 1e-4][1] > start * 1.02 and rows["Adam, constant", 3e-3][0] > 10 * start
-    assert all(rows["tune", rate][1] < start for rate in (3e-5, 1e-4))
-    assert all(rows["tune", rate][-1] < dense for rate in (3e-5, 1e-4, 3e-4)) and rows["tune", 1e-3][-1] > dense
-    assert all(rows["tune, --clip 1", rate][-1] >= rows["tune", rate][-1] for rate in (1e-4, 3e-4, 1e-3))
-    assert "even 1e-4 makes the network worse at first, and 3e-3 undoes it" in TEXT["zoo.md"]
-    assert "up to 3e-4 the end is better than the dense network" in TEXT["zoo.md"]
-    assert "AdamW at 1e-4" in TEXT["zoo.md"] and TUNE.lr == 1e-4
-
-
-def test_scripts_start_in_about_the_time_that_importing_torch_takes():
-    ratios = {row["command"].split()[-1]: row["cpu_seconds_ratio"] for row in load("startup_cpu")["rows"]}
-    assert ratios["--help"] < 1.3 and ratios["--count-only"] < 2
+        assert said.format(**minutes) in TEXT[page]
