@@ -33,7 +33,7 @@ def test_outputs_and_gradients_are_those_of_a_cpu(variant, compute, memory_forma
         mine = images.clone().to(device).contiguous(memory_format=memory_format).requires_grad_()
         output = layer(mine)
         output.square().sum().backward()
-        gradients = {name: p.grad.cpu() for name, p in layer.named_parameters()}
+        gradients = {name: p.grad.to("cpu", copy=True) for name, p in layer.named_parameters()}
         results[device] = {"output": output.detach().cpu(), "input": mine.grad.cpu()} | gradients
     for name, theirs in results["cpu"].items():
         assert relative_error(results["cuda"][name], theirs) < 1e-4, name
