@@ -1,6 +1,6 @@
-"""The figure of accuracy against parameters: every method of one sweep, and the line of thinner dense networks.
+"""The figure of accuracy against parameters: every method of a sweep, and the line of thinner dense networks.
 
-    python -m experiments.figures accuracy_parameters                          # of the sweep with the most methods
+    python -m experiments.figures accuracy_parameters                          # of the sweeps with the most methods
     python -m experiments.figures accuracy_parameters --results base_cifar10
 
 Dots are means over seeds, bars their standard deviation; parameters are those that are not pruned.
@@ -8,6 +8,7 @@ Dots are means over seeds, bars their standard deviation; parameters are those t
 
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
@@ -15,8 +16,8 @@ from experiments.drawing.labels import label
 from experiments.drawing.style import INK, fill, look, make
 from experiments.reading import NoResults, by_method, comparable, describe, every_run, over_seeds
 
-PREFERRED = "table1_base_fast"
-FEWEST = 4  # methods that make a figure
+PREFERRED = ("table1_base_fast", "vgg11_fast")
+FEWEST = 4  # methods that make a panel
 
 
 def draw(results: Path, name: str | None = None) -> Figure:
@@ -24,7 +25,7 @@ def draw(results: Path, name: str | None = None) -> Figure:
 
     Args:
         results: the folder.
-        name: of the result; left out, `PREFERRED` where it is there, else the one with the most methods.
+        name: of the result; left out, a panel for each of `PREFERRED` that is there, else that with the most methods.
 
     Raises:
         NoResults: where no result has that many methods.
@@ -32,24 +33,32 @@ def draw(results: Path, name: str | None = None) -> Figure:
     by_file = {}
     for run in every_run(results, name or "*"):
         by_file.setdefault(run["file"], []).append(run)
-    if not name and PREFERRED in by_file:
-        by_file = {PREFERRED: by_file[PREFERRED]}
-    groups = [
-        (conditions, by_method(same)) for file in by_file.values() for conditions, same in comparable(file).items()
-    ]
-    groups = [group for group in groups if len(group[1]) >= FEWEST and len(set(map(_size, group[1].values()))) > 2]
-    if not groups:
+    preferred = [] if name else [[by_file[file]] for file in PREFERRED if file in by_file]
+    panels = [_fullest(files) for files in preferred or [list(by_file.values())]]
+    if None in panels:
         raise NoResults(f"there are not {FEWEST} methods of several sizes that compare in {name or 'any result'}")
-    conditions, runs = max(groups, key=lambda group: (len(group[1]), group[0][-1]))
-    points = {method: _point(same) for method, same in runs.items()}
-    figure = make(5.2)
-    axes = figure.subplots()
+    figure = make(5.2 * len(panels))
+    for axes, (conditions, runs) in zip(figure.subplots(len(panels), squeeze=False).flat, panels, strict=True):
+        _panel(axes, {method: _point(same) for method, same in runs.items()})
+        axes.set_title(describe(conditions, runs.values()), loc="left", color=INK)
+    return figure
+
+
+def _fullest(files):
+    """Conditions, and runs by method, of the group of most methods; None where none has enough."""
+    groups = [(conditions, by_method(same)) for file in files for conditions, same in comparable(file).items()]
+    groups = [group for group in groups if len(group[1]) >= FEWEST and len(set(map(_size, group[1].values()))) > 2]
+    return max(groups, key=lambda group: (len(group[1]), group[0][-1]), default=None)
+
+
+def _panel(axes: Axes, points: dict[str, tuple[float, float, float]]) -> None:
     thin = sorted(point[:2] for method, point in points.items() if method.startswith("Conv"))
     if len(thin) > 1:
         axes.plot(*zip(*thin, strict=True), linewidth=1.2, **look("Conv").line())
     for method, (parameters, accuracy, deviation) in points.items():
         style, bar = look(method), {"capsize": 3, "elinewidth": 1}
-        axes.errorbar(parameters, accuracy, yerr=deviation, linestyle="none", **style.dot(), **bar)
+        under = {"zorder": 1.9, "markersize": 10} if method.startswith("Conv") else {}  # where two dots overlap both show
+        axes.errorbar(parameters, accuracy, yerr=deviation, linestyle="none", **style.dot() | bar | under)
     ends = [accuracy + sign * deviation for _, accuracy, deviation in points.values() for sign in (-1, 1)]
     fill(axes, ends, "y", 0.1)
     counts = [parameters for parameters, *_ in points.values()]
@@ -63,10 +72,8 @@ def draw(results: Path, name: str | None = None) -> Figure:
     shown = FuncFormatter(lambda count, _: f"{count / 1e6:g} M" if million else f"{count / 1e3:g} k")
     axes.xaxis.set_major_formatter(shown)
     axes.set(xlabel="parameters", ylabel="test accuracy after the last epoch, %")
-    axes.set_title(describe(conditions, runs.values()), loc="left", color=INK)
     names = [_name(method) for method in points]
     label(axes, [point[:2] for point in points.values()], names, [look(method).color for method in points])
-    return figure
 
 
 def _size(runs: list[dict]) -> float:

@@ -79,7 +79,7 @@ def _accuracy(axes: Axes, runs: dict[str, list[dict]], printed: dict[str, float]
             axes.errorbar(place - 0.15, mean, yerr=deviation or 0, **style.dot(), **bar)
             axes.plot(place - 0.15, best, "_", color=style.color, markersize=13, markeredgewidth=1.5)
             place_of_text = (place - 0.15, mean - (deviation or 0))
-            axes.annotate(f"{mean:.2f}", place_of_text, (0, -7), **_centred("top"))
+            axes.annotate(f"{mean:.2f}", place_of_text, (-6, -7), **_centred("top"))
             values += [mean - (deviation or 0), mean + (deviation or 0), best]
         if method in printed:
             hollow = style.dot() | {"markerfacecolor": "white", "markeredgewidth": 1.4}
