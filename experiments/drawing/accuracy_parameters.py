@@ -57,7 +57,7 @@ def _panel(axes: Axes, points: dict[str, tuple[float, float, float]]) -> None:
         axes.plot(*zip(*thin, strict=True), linewidth=1.2, **look("Conv").line())
     for method, (parameters, accuracy, deviation) in points.items():
         style, bar = look(method), {"capsize": 3, "elinewidth": 1}
-        under = {"zorder": 1.9, "markersize": 10} if method.startswith("Conv") else {}  # where two dots overlap both show
+        under = {"zorder": 1.9, "markersize": 10} if method.startswith("Conv") else {}  # both show where they overlap
         axes.errorbar(parameters, accuracy, yerr=deviation, linestyle="none", **style.dot() | bar | under)
     ends = [accuracy + sign * deviation for _, accuracy, deviation in points.values() for sign in (-1, 1)]
     fill(axes, ends, "y", 0.1)
