@@ -58,6 +58,13 @@ def holds_checkpoint(folder: Path) -> bool:
     return any(True for _ in folder.glob(PATTERN))
 
 
+def seed_random(seed: int) -> None:
+    """Seed every random generator: python's, numpy's, torch's, and the devices'."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 def random_state(device: torch.device) -> dict:
     """Return the state of every random generator: python's, numpy's, torch's, and the device's."""
     kind, keys, *rest = np.random.get_state()

@@ -77,7 +77,7 @@ class Trainer:
         self.compile, self.sync_batch_norm = compile, sync_batch_norm
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=settings.amp)
-        torch.manual_seed(settings.seed + self.group.rank)  # processes drop out apart
+        checkpoints.seed_random(settings.seed + self.group.rank)  # processes drop out apart
         begins_dense = self.recipe.dense_epochs and any(isinstance(module, LinearConv) for module in model.modules())
         self.to_follow = model if begins_dense else None  # the dense network, converted
         self._take(dense if begins_dense else model)

@@ -30,9 +30,18 @@ def weights(folder, epoch=3):
     return torch.load(folder / f"checkpoint-{epoch:04d}.pt", weights_only=True)["model"]
 
 
+def generators(folder, epoch):
+    """The states of the generators of python, numpy and torch."""
+    [random] = torch.load(folder / f"checkpoint-{epoch:04d}.pt", weights_only=True)["random"]
+    kind, keys, *rest = random["numpy"]
+    return random["python"], [kind, keys.tolist(), *rest], random["torch"]
+
+
 def assert_same_run(ours, theirs, epoch=3):
     for name, tensor in weights(theirs, epoch).items():
         assert torch.equal(weights(ours, epoch)[name], tensor), name
+    python, numpy, torchs = zip(*(generators(folder, epoch) for folder in (ours, theirs)), strict=True)
+    assert python[0] == python[1] and numpy[0] == numpy[1] and torch.equal(*torchs)
     reports = [json.loads((folder / "report.json").read_text()) for folder in (ours, theirs)]
     assert {key: value for key, value in reports[0].items() if key not in TIMES} == {
         key: value for key, value in reports[1].items() if key not in TIMES
