@@ -97,10 +97,22 @@ def make(height: float, width: float = WIDTH, layout: str | None = "constrained"
 
 def save(figure: Figure, path: Path, formats: Sequence[str] = tuple(FORMATS)) -> list[Path]:
     """Write a figure as `path` with the suffix of each format, the same bytes for the same figure; return the paths."""
+    _settle(figure)
     paths = [path.with_suffix(f".{name}") for name in formats]
     for name, target in zip(formats, paths, strict=True):
         write_whole(target, partial(figure.savefig, format=name, **FORMATS[name]))
     return paths
+
+
+def _settle(figure):
+    """Lay a figure out for good: the last digits, of which names in an SVG are made, differ from time to time."""
+    if figure.get_layout_engine() is None:
+        return
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        place = axes.get_position(original=True)
+        axes.set_position([round(number, 6) for number in place.bounds], which="original")
 
 
 def fill(axes: Axes, values: Sequence[float], axis: str = "y", margin: float = 0.08) -> None:
