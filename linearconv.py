@@ -27,9 +27,7 @@ from torch._C import _is_any_autocast_enabled
 from torch.fx import Proxy
 
 from linearconv_features import (
-    MOST_JOINED,
     Kept,
-    Overwriting,
     apply_factors,
     combine,
     features_pay,
@@ -123,9 +121,7 @@ class LinearConv(nn.Module):
         self._pad_widths = conv._reversed_padding_repeated_twice  # as F.pad wants them, last dimension first
         self.compute = compute
         self.filter_size = in_channels // groups * prod(self.kernel_size)  # K
-        self._is_pointwise = self.kernel_size == (1, 1) and groups == 1
-        self._kept = Kept()  # for passes without gradients
-        self._overwriting = Overwriting()
+        self._kept = Kept()
 
         factory = {"device": device, "dtype": dtype}
         self._create_weights(alpha, **factory)
@@ -208,9 +204,7 @@ class LinearConv(nn.Module):
 
         Args:
             mode: `"filters"`: F K; `"features"`: P K plus the elements of the matrices that combine, which are
-                the factors of `A`, or `A` where these would save little (K = in_channels / groups * kh * kw). Few maps
-                that lie channels_last on a CPU are multiplied by [I ; A] at inference, which is faster and takes F P in
-                the place of these elements; that is not counted.
+                the factors of `A`, or `A` where these would save little (K = in_channels / groups * kh * kw).
         """
         if mode == "filters":
             return self.out_channels * self.filter_size
@@ -306,13 +300,11 @@ class LinearConv(nn.Module):
 
         y_p carries its bias b_p already, so the secondary half adds b_s - A b_p instead of b_s.
         """
-        parts = self._kept.get(self, "_joined_and_parts") if keeping else (None, None, *self._parts())
-        joined, joined_shift, weight, primary_bias, shift, *factors = parts
+        parts = self._kept.get(self, "_parts") if keeping else self._parts()
+        weight, primary_bias, shift, *factors = parts
         primary = self._convolve(padded, weight, primary_bias, keeping)  # (N, P, H', W')
-        if joined is not None and lie_as_rows(primary):
-            return multiply_rows(primary, joined, joined_shift)
         source = (padded, weight, primary_bias) if eager and not keeping else None
-        return combine(primary, factors, shift, source, self._overwriting)
+        return combine(primary, factors, shift, source, self._kept)
 
     def _filters_and_bias(self):
         if self.secondary_channels == 0 and not is_grad_enabled() and in_plain_eager_mode():
@@ -331,25 +323,13 @@ class LinearConv(nn.Module):
         primary_bias, secondary_bias = self.bias.split((self.primary_channels, self.secondary_channels))
         return self.conv_weights, primary_bias, secondary_bias - apply_factors(factors, primary_bias), *factors
 
-    def _joined_and_parts(self):
-        """[I ; A] and [0 ; shift] before the parts, which take few primary maps to all maps in one matrix product."""
-        parts = _, _, shift, *factors = self._parts()
-        if self.primary_channels > MOST_JOINED:
-            return None, None, *parts
-        product = apply_factors(factors[:-1], factors[-1])
-        identity = torch.eye(self.primary_channels, dtype=product.dtype, device=product.device)
-        joined_shift = None if shift is None else F.pad(shift, (self.primary_channels, 0))
-        return torch.cat((identity, product)), joined_shift, *parts
-
     def _convolve(self, padded, weight, bias, eager):
         padding = self.padding if self.padding_mode == "zeros" else (0, 0)
-        if self._is_pointwise and eager and padding == (0, 0) and lie_as_rows(padded):
-            down, across = self.stride
-            if down == across == 1:
-                return multiply_rows(padded, weight.flatten(1), bias)
-            if not is_grad_enabled():
-                seen = padded[:, :, ::down, ::across].contiguous(memory_format=torch.channels_last)
-                return multiply_rows(seen, weight.flatten(1), bias)
+        if eager and not is_grad_enabled() and not isinstance(padding, str):
+            return self._kept.convolve(padded, weight, bias, padding, self.stride, self.dilation, self.groups)
+        is_pointwise = self.kernel_size == self.stride == (1, 1) and padding == (0, 0) and self.groups == 1
+        if is_pointwise and eager and lie_as_rows(padded):
+            return multiply_rows(padded, weight.flatten(1), bias)
         return F.conv2d(padded, weight, bias, self.stride, padding, self.dilation, self.groups)
 
     def train(self, mode: bool = True) -> "LinearConv":

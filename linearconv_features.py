@@ -7,7 +7,7 @@ output, half an output more than a plain convolution keeps. But they are the fir
 next layer (BatchNorm, say) mostly keeps anyway: so the output is what is kept, see `_Combine`.
 
 `features_pay` is the measured rule behind `compute="auto"`; `Kept` keeps what a layer makes of its parameters between
-passes without gradients.
+passes without gradients, and convolves with it.
 """
 
 from collections import namedtuple
@@ -21,8 +21,10 @@ from torch import Tensor
 from torch._C import (
     _are_functorch_transforms_active,
     _get_dispatch_mode,
+    _get_mkldnn_enabled,
     _get_tracing_state,
     _is_any_autocast_enabled,
+    _len_torch_dispatch_stack,
     _TorchDispatchModeKey,
 )
 from torch._C._functorch import is_legacy_batchedtensor
@@ -32,14 +34,14 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._mode_utils import no_dispatch
 
 MOST_ROWS, MOST_SLOW_ROWS = 4096, 32  # maps that are multiplied as rows, see lie_as_rows; where products are slow
-MOST_JOINED = 64  # primary filters: up to here multiplying with I costs less than joining maps
 MAKE_FX = _TorchDispatchModeKey.PROXY
-
 
 CPU = torch.cpu.get_capabilities()
 HAS_AMX = CPU.get("amx_bf16", False)
 # MKL, which multiplies matrices of float32, does without AVX512 on AMD's processors; oneDNN, which convolves, uses it.
 MKL_IS_SLOW = CPU.get("avx512_f", False) and CPU["cpu_name"].startswith("AMD") and torch.backends.mkl.is_available()
+# Elements from which filters are packed, for up to MOST_ROWS maps: below, and beyond, it takes more than it spares.
+PACKED = {torch.float32: 10**5 if CPU.get("avx2") else inf, torch.bfloat16: 0 if CPU.get("avx512_bw") else inf}
 
 
 def in_plain_eager_mode() -> bool:
@@ -52,18 +54,12 @@ def in_plain_eager_mode() -> bool:
     )
 
 
-class Overwriting:
-    """Whether what follows a layer overwrites its output, which backward passes learn after forward has returned."""
-
-    seen = False
-
-
 def combine(
     primary: Tensor,
     factors: Sequence[Tensor],
     shift: Tensor | None = None,
     source: tuple[Tensor, Tensor, Tensor | None] | None = None,
-    overwriting: Overwriting | None = None,
+    kept: "Kept | None" = None,
 ) -> Tensor:
     """Return primary feature maps and their combinations, [primary ; factors[0] @ factors[1] @ ... @ primary + shift].
 
@@ -75,14 +71,14 @@ def combine(
             bias. With it, the output is kept for the backward pass instead of `primary`. Without it, and where
             `primary` is no convolution's output on a CPU or forward-mode differentiation is on, autograd keeps what it
             needs.
-        overwriting: the layer's, with `source`.
+        kept: the layer's, with `source`: learns whether the output is overwritten.
 
     Returns:
         (N, F, H, W), in the memory format of `primary`.
     """
     if source is None or not _can_be_computed_again(primary):
         return _compose(primary, factors, shift)
-    return _Combine.apply(primary, shift, source, overwriting, *factors)
+    return _Combine.apply(primary, shift, source, kept, *factors)
 
 
 def apply_factors(factors: Sequence[Tensor], right: Tensor) -> Tensor:
@@ -92,22 +88,15 @@ def apply_factors(factors: Sequence[Tensor], right: Tensor) -> Tensor:
     return right
 
 
-def lie_as_rows(maps: Tensor) -> bool:
+def lie_as_rows(maps: Tensor, most: int | None = None) -> bool:
     """Return True for few maps on a CPU that lie in memory as the rows of a matrix (N H W, channels).
 
     A matrix product over them takes less time than the 1x1 convolution that it equals, for many maps more.
     """
     batch, channels, height, width = maps.shape
-    most = MOST_SLOW_ROWS if _products_are_slow(maps) else MOST_ROWS
-    if not 0 < batch * height * width <= most or not maps.is_contiguous(memory_format=torch.channels_last):
-        return False
-    # A single channel, or image, may lie both ways: its strides tell, as for convolutions.
-    return maps.is_cpu and maps.stride()[:2] == (height * width * channels, 1)
-
-
-def _products_are_slow(maps):
-    """True where matrix products take longer than the 1x1 convolutions that they equal."""
-    return MKL_IS_SLOW and maps.is_cpu and maps.dtype == torch.float32
+    most = most or (MOST_SLOW_ROWS if MKL_IS_SLOW and maps.dtype == torch.float32 else MOST_ROWS)
+    strides = height * width * channels, 1, width * channels, channels
+    return 0 < batch * height * width <= most and maps.stride() == strides and maps.is_cpu
 
 
 def multiply_rows(maps: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -138,7 +127,7 @@ class _Combine(torch.autograd.Function):
     """`combine`, keeping the output for the backward pass instead of the primary maps that are a part of it.
 
     The protocol: keep the output, whose first P channels are the primary maps. If an in-place operation has overwritten
-    it when the backward pass comes, compute the primary maps again, and learn: `overwriting.seen` makes the following
+    it when the backward pass comes, compute the primary maps again, and learn: `kept.overwritten` makes the following
     passes of this layer keep the primary maps apart.
 
     Computing again needs no place in what is kept, because the node that follows in the backward pass is the
@@ -147,14 +136,14 @@ class _Combine(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, primary, shift, source, overwriting, *factors):
+    def forward(ctx, primary, shift, source, layers_kept, *factors):
         output = _compose(primary, factors, shift)
         input, ctx.weight, ctx.bias = source
-        ctx.overwriting = overwriting
+        ctx.layers_kept = layers_kept
         # Kept by hand, being small: reading ctx.saved_tensors fails for all where one of them has been overwritten.
         ctx.factors, ctx.versions = factors, [factor._version for factor in factors]
         ctx.primary_channels = primary.shape[1]
-        kept = primary if overwriting.seen else output
+        kept = primary if layers_kept.overwritten else output
         ctx.kept_version = kept._version
         ctx.save_for_backward(kept, input)  # the convolution keeps its input anyway
         return output
@@ -183,7 +172,7 @@ def _kept_primary(ctx):
         if "modified by an inplace operation" not in str(error):
             raise
         input = convolution._saved_input  # not yet freed: the convolution's turn comes after this node's
-    ctx.overwriting.seen = True
+    ctx.layers_kept.overwritten = True
     weight, bias = (None if part is None else part.to(input.dtype) for part in (ctx.weight, ctx.bias))
     names = ("stride", "padding", "dilation", "groups")
     return F.conv2d(input, weight, bias, *(getattr(convolution, f"_saved_{name}") for name in names))
@@ -197,7 +186,8 @@ def _differentiate(grad, primary, factors, primary_channels):
     """
     shape, multiply, step = grad.shape, _multiply_maps, _step_by_convolution
     batched = is_legacy_batchedtensor(grad) or not in_plain_eager_mode()  # and does not say how it lies in memory
-    as_rows = not batched and grad.is_contiguous(memory_format=torch.channels_last) and not _products_are_slow(grad)
+    slow = MKL_IS_SLOW and grad.dtype == torch.float32
+    as_rows = not (batched or slow) and grad.is_contiguous(memory_format=torch.channels_last)
     if as_rows:  # (N H W, channels): matrix products are faster than 1x1 convolutions on most CPUs
         grad, primary, multiply, step = _rows(grad), _rows(primary), F.linear, _step_by_product
     inputs = [None if primary is None else primary.to(grad.dtype)]
@@ -248,8 +238,8 @@ def _step_by_convolution(back, input, factor, own):
 # or A, M multiply-adds where its factors are multiplied first.
 #
 # The constants were fitted to what benchmarks.layers measured (results/layers_*.json): two CPU cores, in bfloat16 with
-# AVX512 and with the matrix instructions of AMX, which multiply several times as fast and move data no faster; and an
-# H100, whose convolutions gain less from fewer filters than joining maps costs.
+# AVX512 and with AMX, which multiplies several times as fast and moves data no faster; and an H100, whose convolutions
+# gain less from fewer filters than joining maps costs.
 
 
 Costs = namedtuple("Costs", ("coefficient", "element", "call"))  # the constants c, e and o
@@ -258,7 +248,7 @@ MEASURED = {  # by device, precision and whether there are gradients: benchmarks
     ("cpu", "float32", True): Costs(coefficient=1.0, element=80.0, call=2e5),
     ("cpu", "float32", False): Costs(coefficient=1.0, element=80.0, call=2e5),
     ("cpu", "bfloat16", True): Costs(coefficient=1.5, element=60.0, call=3e6),
-    ("cpu", "bfloat16", False): Costs(coefficient=1.0, element=60.0, call=1e6),
+    ("cpu", "bfloat16", False): Costs(coefficient=1.0, element=60.0, call=6e6),
     ("cpu with AMX", "bfloat16", True): Costs(coefficient=1.5, element=240.0, call=6e6),
     ("cpu with AMX", "bfloat16", False): Costs(coefficient=1.0, element=480.0, call=1e6),
     **{("cuda", precision, training): NEVER for precision in ("float32", "bfloat16") for training in (True, False)},
@@ -314,6 +304,7 @@ class Kept:
     """
 
     optimizer_steps = 0  # taken in this process
+    overwritten = False  # whether what follows the layer overwrites its output, which backward passes learn
 
     def __init__(self) -> None:
         self.clear()
@@ -321,6 +312,7 @@ class Kept:
     def clear(self) -> None:
         """Keep nothing."""
         self.seen, self.memory, self.made = None, (), {}
+        self.packed = None, None, None  # filters, what they were packed for, and packed
 
     def get(self, layer: nn.Module, name: str) -> Sequence[Tensor | None]:
         """Return what a method of the layer makes, under autocast in its lower precision."""
@@ -340,6 +332,25 @@ class Kept:
         self.seen, self.made[name, lower] = self._look_at(layer), made
         return made
 
+    def convolve(self, maps: Tensor, weight: Tensor, bias: Tensor | None, *geometry) -> Tensor:
+        """Return F.conv2d of kept filters; from the second pass of a shape on without laying them out for oneDNN anew.
+
+        The layout is for a shape and a number of threads: with others it can take 50 times as long. `geometry` is
+        padding, stride, dilation, groups.
+        """
+        asked = maps.shape, maps.dtype, torch.get_num_threads(), geometry
+        filters, known, packed = self.packed  # at once: threads may share the layer
+        if filters is not weight or known != asked or not _takes_packed(maps, weight):
+            self.packed = weight, asked, None
+            padding, stride, *others = geometry
+            return F.conv2d(maps, weight, bias, stride, padding, *others)
+        if packed is None:
+            layout = torch.ops.aten.mkldnn_reorder_conv2d_weight
+            packed = layout(weight.to_mkldnn(), *geometry, maps.shape)
+            self.packed = weight, asked, packed
+        convolution = torch.ops.mkldnn._convolution_pointwise.default
+        return convolution(maps.to(weight.dtype), packed, bias, *geometry, "none", (), "")  # as autocast casts
+
     def _look_at(self, layer):
         seen = [self.optimizer_steps]
         try:
@@ -357,6 +368,14 @@ class Kept:
             return False
         plain = Tensor, nn.Parameter
         return not any(type(t) not in plain or t.is_inference() or t.is_meta for t in _tensors(layer))
+
+
+def _takes_packed(maps, weight):
+    """True for few maps that oneDNN convolves as they lie, plain ones on a CPU, channels_last, with many filters."""
+    plain = type(maps) is type(weight) is Tensor and weight.numel() >= PACKED.get(weight.dtype, inf)
+    if not plain or not _get_mkldnn_enabled() or _len_torch_dispatch_stack() or forward_ad._current_level >= 0:
+        return False
+    return lie_as_rows(maps, MOST_ROWS)
 
 
 def _count_step(*_):

@@ -263,6 +263,17 @@ def conditions() -> list[str]:
     return speed_table.conditions(load("speed_cpu_float32")["rows"])
 
 
+def one_image() -> list[str]:
+    """Return speeds of each network's convolutions alone, for one image."""
+    precisions, speeds = ("float32", "bfloat16"), {}
+    for precision in precisions:
+        for row in load(f"layers_cpu_{precision}")["judged"]:
+            if (row["task"], row["variant"]) == ("infer 1", "full rank"):
+                speeds.setdefault(row["network"], []).append(f"{row['speed_against_dense']:.2f}")
+    rows = [f"| {network} | {' | '.join(both)} |" for network, both in speeds.items()]
+    return [f"| network | {' | '.join(precisions)} |", "| --- |" + " ---: |" * len(precisions), *rows]
+
+
 def gpu_float32() -> list[str]:
     """Return speeds on a GPU, in float32 (TF32)."""
     return speed_table.eager_and_captured(*(load(f"speed_cuda_float32{kind}")["rows"] for kind in ("", "_graphs")))
@@ -324,6 +335,7 @@ TABLES = {
         zoo_options,
         tuning,
         conditions,
+        one_image,
         gpu_float32,
         gpu_bfloat16,
         imagenet,

@@ -34,7 +34,7 @@ def test_little_more_is_kept_than_by_a_plain_convolution(memory_format, conv, ba
     ours = block(partial(conv, compute="features"))
     for _ in range(3):  # the first pass does not know yet what follows
         assert kept_bytes(lambda: ours(input).sum(), ours) <= limit
-    assert ours[0]._overwriting.seen == (not batch_norm)
+    assert ours[0]._kept.overwritten == (not batch_norm)
 
 
 @formats
@@ -71,7 +71,7 @@ def test_gradients_of_gradients_where_the_output_is_overwritten(memory_format, v
     values = tuple(layer.parameters())
 
     def squared_gradients(compute, again):
-        layer.compute, layer._overwriting.seen = compute, again
+        layer.compute, layer._kept.overwritten = compute, again
         input = torch.randn(2, 3, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         output = layer(input.contiguous(memory_format=memory_format).requires_grad_()).mul_(2).tanh_()
         first = torch.autograd.grad(output.square().sum(), values, create_graph=True)
@@ -127,7 +127,7 @@ def test_offloading_and_checkpointing_of_activations(memory_format):
 
     def gradients(context, run):
         for layer in (model[0], model[2]):
-            layer._overwriting.seen = False  # as in the first pass
+            layer._kept.overwritten = False  # as in the first pass
         with context():
             output = run(input)
         return torch.autograd.grad(output.square().sum(), sources)

@@ -18,11 +18,9 @@ FORMATS = (torch.contiguous_format, torch.channels_last)
 @variants
 @pytest.mark.parametrize("dtype, limit", ((torch.float64, 1e-10), (torch.float32, 1e-4)))
 @pytest.mark.parametrize("most_rows", (0, 10**6), ids=("convolutions", "matrix products"))
-@pytest.mark.parametrize("most_joined", (0, 64), ids=("apart", "joined"))
-def test_every_way_equals_an_independent_computation(monkeypatch, variant, dtype, limit, most_rows, most_joined):
+def test_every_way_equals_an_independent_computation(monkeypatch, variant, dtype, limit, most_rows):
     monkeypatch.setattr(linearconv_features, "MOST_ROWS", most_rows)
     monkeypatch.setattr(linearconv_features, "MKL_IS_SLOW", False)
-    monkeypatch.setattr(linearconv_features, "MOST_JOINED", most_joined)
     torch.manual_seed(0)
     geometries = (
         dict(kernel_size=1),

@@ -50,7 +50,7 @@ def test_what_is_said_of_slower_cells_is_what_was_measured():
 
 
 @pytest.mark.parametrize(
-    "measured, least, mean", [("float32", 0.95, 0.99), ("bfloat16", 0.92, 0.99), ("bfloat16_amx", 0.89, 0.98)]
+    "measured, least, mean", [("float32", 0.94, 0.99), ("bfloat16", 0.92, 0.99), ("bfloat16_amx", 0.89, 0.98)]
 )
 def test_auto_follows_the_rule_that_was_measured(measured, least, mean, monkeypatch):
     precision, *amx = measured.split("_")
