@@ -246,7 +246,7 @@ Costs = namedtuple("Costs", ("coefficient", "element", "call"))  # the constants
 NEVER = Costs(coefficient=0.0, element=inf, call=inf)
 MEASURED = {  # by device, precision and whether there are gradients: benchmarks.layers --fit
     ("cpu", "float32", True): Costs(coefficient=1.0, element=80.0, call=2e5),
-    ("cpu", "float32", False): Costs(coefficient=1.0, element=80.0, call=2e5),
+    ("cpu", "float32", False): Costs(coefficient=1.0, element=80.0, call=1e6),
     ("cpu", "bfloat16", True): Costs(coefficient=1.5, element=60.0, call=3e6),
     ("cpu", "bfloat16", False): Costs(coefficient=1.0, element=60.0, call=6e6),
     ("cpu with AMX", "bfloat16", True): Costs(coefficient=1.5, element=240.0, call=6e6),

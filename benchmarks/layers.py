@@ -23,7 +23,7 @@ import torch
 import torch.nn as nn
 
 from benchmarks.contenders import IMAGE, NETWORKS, TASKS, VARIANTS
-from benchmarks.measuring import command_line, measure
+from benchmarks.measuring import command_line, keep_freed_memory, measure
 from linearconv_features import MEASURED, NEVER, Costs, measured_as
 from training.files import write_json
 from training.report import ROOT, origin
@@ -196,4 +196,5 @@ def _finite(costs):
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

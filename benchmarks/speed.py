@@ -17,6 +17,7 @@ for Python. Writes results/speed_<device>_<precision>.json and prints its tables
 import gc
 import itertools
 import json
+import os
 import statistics
 from argparse import Namespace
 from collections.abc import Callable
@@ -41,7 +42,7 @@ from benchmarks.contenders import (
     WITH_EVAL,
     contenders,
 )
-from benchmarks.measuring import command_line, compare, kept_bytes, measure, peak_bytes
+from benchmarks.measuring import TUNABLES, command_line, compare, keep_freed_memory, kept_bytes, measure, peak_bytes
 from benchmarks.speed_table import into_readme, markdown
 from corr_reg import corr_loss, l1_loss
 from linearconv import LinearConv
@@ -176,7 +177,7 @@ def main() -> None:
     if options.update:
         old = json.loads(output.read_text())["rows"]
         kept = [row for row in old if (row["network"], row["task"]) not in asked]
-    record = {"precision": options.precision, "memory_format": "channels_last"}
+    record = {"precision": options.precision, "memory_format": "channels_last", TUNABLES: os.environ.get(TUNABLES)}
     for network, task in asked:
         gc.collect()  # the networks before
         new = benchmark(network, task, options)
@@ -192,4 +193,5 @@ def _place(row):
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

@@ -87,9 +87,9 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def count_macs(layer: nn.Conv2d | LinearConv, positions: int) -> int:
-    """Return the multiply-adds of a layer at inference for one image, of H' W' positions summed over its calls."""
+    """Return a layer's multiply-adds for one image of a large batch, of H' W' positions summed over its calls."""
     if isinstance(layer, LinearConv):
-        return positions * layer.macs_per_position(layer.mode_at(positions, training=False))
+        return positions * layer.macs_per_position(layer.mode_at(training=False))
     return positions * layer.weight.numel()
 
 

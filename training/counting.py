@@ -2,7 +2,7 @@
 
     flops_paper     the paper's convention (thop 0.0.22 rules, filter generation included): Table 1's column
     flops           what today's thop reports, a LinearConv layer counted as the multiply-adds of one training pass
-    macs_inference  multiply-adds of convolutions and linear layers that one image really costs at inference
+    macs_inference  multiply-adds of convolutions and linear layers that an image of a large batch really costs
 
 All are per image and for eval mode. They are counted on a copy, so that nothing is left in the model.
 """
@@ -73,7 +73,7 @@ def _paper_max_pool(layer, output):
 
 def _linearconv_macs(layer, output, training=False):
     positions = output[..., :1, :, :].numel()
-    mode = layer.mode_at(positions, training)
+    mode = layer.mode_at(positions if training else None, training)
     return layer.macs_per_position(mode) * positions + (layer.macs_of_making(mode) if training else 0)
 
 
@@ -116,8 +116,8 @@ def macs_inference(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     """Return the multiply-adds of all convolutions and linear layers, each LinearConv layer in the way it is run.
 
     `"features"`: P K + |A's factors| for every output position; `"filters"`: F K, the filters having been built once.
-    Biases, normalisation, activations and pooling count nothing, nor do the products with ones and zeros that small
-    channels_last maps are combined with on a CPU (LinearConv.macs_per_position).
+    Counted as an image of a large batch costs: of a single one, small layers make filters where little is spared.
+    Biases, normalisation, activations and pooling count nothing.
     """
     return _profile(model, input_size, INFERENCE_RULES, default_rules=False)
 
