@@ -34,14 +34,14 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._mode_utils import no_dispatch
 
 MOST_ROWS, MOST_SLOW_ROWS = 4096, 32  # maps that are multiplied as rows, see lie_as_rows; where products are slow
+MOST_PACKED = 2048  # maps that are convolved with packed filters; for more, laying out the filters takes little
 MAKE_FX = _TorchDispatchModeKey.PROXY
 
 CPU = torch.cpu.get_capabilities()
 HAS_AMX = CPU.get("amx_bf16", False)
 # MKL, which multiplies matrices of float32, does without AVX512 on AMD's processors; oneDNN, which convolves, uses it.
 MKL_IS_SLOW = CPU.get("avx512_f", False) and CPU["cpu_name"].startswith("AMD") and torch.backends.mkl.is_available()
-# Elements from which filters are packed, for up to MOST_ROWS maps: below, and beyond, it takes more than it spares.
-PACKED = {torch.float32: 10**5 if CPU.get("avx2") else inf, torch.bfloat16: 0 if CPU.get("avx512_bw") else inf}
+PACKED = {torch.float32: CPU.get("avx2"), torch.bfloat16: CPU.get("avx512_bw")}  # what oneDNN convolves fast
 
 
 def in_plain_eager_mode() -> bool:
@@ -354,8 +354,9 @@ class Kept:
     def _look_at(self, layer):
         seen = [self.optimizer_steps]
         try:
-            for tensor in _tensors(layer):
-                seen += id(tensor), tensor._version, tensor.data_ptr()
+            for t in (*layer._parameters.values(), *layer._buffers.values()):
+                if t is not None:
+                    seen += id(t), t._version, t.data_ptr()
         except RuntimeError:  # of tensors without a version or an address
             return None
         return seen
@@ -371,11 +372,11 @@ class Kept:
 
 
 def _takes_packed(maps, weight):
-    """True for few maps that oneDNN convolves as they lie, plain ones on a CPU, channels_last, with many filters."""
-    plain = type(maps) is type(weight) is Tensor and weight.numel() >= PACKED.get(weight.dtype, inf)
-    if not plain or not _get_mkldnn_enabled() or _len_torch_dispatch_stack() or forward_ad._current_level >= 0:
+    """True for few maps that oneDNN convolves as they lie, plain ones on a CPU, channels_last."""
+    plain = type(maps) is type(weight) is Tensor and PACKED.get(weight.dtype) and _get_mkldnn_enabled()
+    if not plain or _len_torch_dispatch_stack() or forward_ad._current_level >= 0:
         return False
-    return lie_as_rows(maps, MOST_ROWS)
+    return lie_as_rows(maps, MOST_PACKED)
 
 
 def _count_step(*_):
