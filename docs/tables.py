@@ -186,8 +186,7 @@ def hundred() -> list[str]:
 def others() -> list[str]:
     """Return the accuracies of other networks after a few epochs of the short recipe."""
     runs = [run for name in ("vgg11", "resnet18", "allconv", "squeezenet") for run in load(f"{name}_fast")["runs"]]
-    columns = ("network", "setting", "parameters", "macs_inference", "accuracy", "against_dense", "seeds")
-    return sweep_table.markdown(runs, columns)
+    return sweep_table.markdown(runs, ("network", "setting", "parameters", "accuracy", "against_dense", "seeds"))
 
 
 def pruned() -> list[str]:
