@@ -59,7 +59,7 @@ def convert(
         budget: share of the whole model's size that the result may have. Then alpha (of `rank`), or the rank (of
             `lowrank`), is chosen for each layer so that the least is lost: of the network's output with `calibration`,
             measured one layer at a time, else of the filters.
-        of: the size that `budget` means: `"parameters"`, or `"macs"`, multiply-adds of one image as layers are run.
+        of: the size that `budget` means: `"parameters"`, or `"macs"`, multiply-adds of an image of a large batch.
         error: relative error that each layer may have, given instead of a budget: of its outputs with `calibration`,
             else of its filters. Each layer gets the fewest primary filters, or the least rank, within it.
         skip: layers to leave alone: by name or glob pattern (`"features.0"`, `"layer1.*"`; a module's name or type

@@ -18,7 +18,7 @@ class LayerReport:
     name: str
     parameters_before: int
     parameters_after: int
-    macs_before: int | None = None  # multiply-adds of one image at inference; None without inputs
+    macs_before: int | None = None  # multiply-adds of one image of a large batch at inference; None without inputs
     macs_after: int | None = None
     filter_error: float | None = None  # relative Frobenius norm of what filters differ by; None where nothing is fitted
     output_error: float | None = None  # the same of the outputs on calibration images; None without these

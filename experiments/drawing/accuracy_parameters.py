@@ -1,6 +1,6 @@
 """The figure of accuracy against parameters: every method of a sweep, and the line of thinner dense networks.
 
-    python -m experiments.figures accuracy_parameters                          # of the sweeps with the most methods
+    python -m experiments.figures accuracy_parameters                          # of Base and VGG11
     python -m experiments.figures accuracy_parameters --results base_cifar10
 
 Dots are means over seeds, bars their standard deviation; parameters are those that are not pruned.
