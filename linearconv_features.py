@@ -23,6 +23,7 @@ from torch._C import (
     _get_dispatch_mode,
     _get_mkldnn_enabled,
     _get_tracing_state,
+    _has_mkldnn,
     _is_any_autocast_enabled,
     _len_torch_dispatch_stack,
     _TorchDispatchModeKey,
@@ -373,10 +374,9 @@ class Kept:
 
 def _takes_packed(maps, weight):
     """True for few maps that oneDNN convolves as they lie, plain ones on a CPU, channels_last."""
-    plain = type(maps) is type(weight) is Tensor and PACKED.get(weight.dtype) and _get_mkldnn_enabled()
-    if not plain or _len_torch_dispatch_stack() or forward_ad._current_level >= 0:
-        return False
-    return lie_as_rows(maps, MOST_PACKED)
+    plain = type(maps) is type(weight) is Tensor and PACKED.get(weight.dtype)
+    watched = _len_torch_dispatch_stack() or forward_ad._current_level >= 0
+    return plain and not watched and _has_mkldnn and _get_mkldnn_enabled() and lie_as_rows(maps, MOST_PACKED)
 
 
 def _count_step(*_):
