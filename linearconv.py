@@ -247,13 +247,13 @@ class LinearConv(nn.Module):
 
     def _mode_for(self, padded, eager):
         """The way this input is evaluated."""
+        device = "cuda" if padded.is_cuda else "cpu"
         if self.compute != "auto" or self.groups > 1 or self.secondary_channels == 0 or not eager:
-            return self.mode_at(device="cuda" if padded.is_cuda else "cpu")
-        asked = padded.shape, padded.dtype, padded.is_cuda, is_grad_enabled(), _is_any_autocast_enabled()
+            return self.mode_at(device=device)
+        asked = padded.shape, padded.dtype, device, is_grad_enabled(), _is_any_autocast_enabled()
         known, mode = self._last_choice
         if asked != known:
             precision = "bfloat16" if padded.dtype.itemsize == 2 or _is_any_autocast_enabled() else "float32"
-            device = "cuda" if padded.is_cuda else "cpu"
             mode = self.mode_at(self._positions(padded.shape), is_grad_enabled(), precision, device)
             self._last_choice = asked, mode
         return mode

@@ -35,7 +35,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._mode_utils import no_dispatch
 
 MOST_ROWS, MOST_SLOW_ROWS = 4096, 32  # maps that are multiplied as rows, see lie_as_rows; where products are slow
-MOST_PACKED = 2048  # maps that are convolved with packed filters; for more, laying out the filters takes little
+MOST_PACKED, MOST_SHAPES = 2048, 64  # maps that packed filters convolve (with more it gains little); shapes remembered
 MAKE_FX = _TorchDispatchModeKey.PROXY
 
 CPU = torch.cpu.get_capabilities()
@@ -153,12 +153,11 @@ class _Combine(torch.autograd.Function):
     def backward(ctx, grad):
         if [factor._version for factor in ctx.factors] != ctx.versions:
             raise RuntimeError("the coefficients of a LinearConv were modified in place before the backward pass")
-        needs_primary, needs_shift, _, _, *needs_factors = ctx.needs_input_grad
+        _, needs_shift, _, _, *needs_factors = ctx.needs_input_grad
         shift_grad = grad[:, ctx.primary_channels :].sum((0, 2, 3)) if needs_shift else None
         primary = _kept_primary(ctx) if any(needs_factors) else None
         primary_grad, factor_grads = _differentiate(grad, primary, ctx.factors, ctx.primary_channels)
-        factor_grads = [g if needed else None for g, needed in zip(factor_grads, needs_factors, strict=True)]
-        return (primary_grad if needs_primary else None), shift_grad, None, None, *factor_grads
+        return primary_grad, shift_grad, None, None, *factor_grads
 
 
 def _kept_primary(ctx):
@@ -242,7 +241,6 @@ def _step_by_convolution(back, input, factor, own):
 # AVX512 and with AMX, which multiplies several times as fast and moves data no faster; and an H100, whose convolutions
 # gain less from fewer filters than joining maps costs.
 
-
 Costs = namedtuple("Costs", ("coefficient", "element", "call"))  # the constants c, e and o
 NEVER = Costs(coefficient=0.0, element=inf, call=inf)
 MEASURED = {  # by device, precision and whether there are gradients: benchmarks.layers --fit
@@ -282,10 +280,7 @@ def features_pay(
         operations: further ones that combining starts.
         making: multiply-adds of making all filters, less those of making `A` where combining takes it whole; 0 where
             both have been made.
-        positions: output positions of the whole batch, N H' W'; very many where left out.
-        training: with gradients on, or not.
-        precision: `"float32"`, or `"bfloat16"` for all 16-bit types.
-        device: `"cpu"` or `"cuda"`.
+        positions, training, precision, device: as in LinearConv.mode_at.
     """
     costs = MEASURED[measured_as(device, precision, training)]
     saved = spared - costs.coefficient * coefficients - costs.element * out_channels
@@ -313,7 +308,7 @@ class Kept:
     def clear(self) -> None:
         """Keep nothing."""
         self.seen, self.memory, self.made = None, (), {}
-        self.packed = None, None, None  # filters, what they were packed for, and packed
+        self.packed = None, {}, {}  # filters; packed, or False, by the shapes seen; and packed by layout
 
     def get(self, layer: nn.Module, name: str) -> Sequence[Tensor | None]:
         """Return what a method of the layer makes, under autocast in its lower precision."""
@@ -334,30 +329,36 @@ class Kept:
         return made
 
     def convolve(self, maps: Tensor, weight: Tensor, bias: Tensor | None, *geometry) -> Tensor:
-        """Return F.conv2d of kept filters; from the second pass of a shape on without laying them out for oneDNN anew.
-
-        The layout is for a shape and a number of threads: with others it can take 50 times as long. `geometry` is
-        padding, stride, dilation, groups.
-        """
-        asked = maps.shape, maps.dtype, torch.get_num_threads(), geometry
-        filters, known, packed = self.packed  # at once: threads may share the layer
-        if filters is not weight or known != asked or not _takes_packed(maps, weight):
-            self.packed = weight, asked, None
+        """Return F.conv2d of kept filters, with padding, stride, dilation and groups; laid out for oneDNN once."""
+        packed = self._pack(maps, weight, geometry) if _takes_packed(maps, weight) else None
+        if packed is None:
             padding, stride, *others = geometry
             return F.conv2d(maps, weight, bias, stride, padding, *others)
-        if packed is None:
-            layout = torch.ops.aten.mkldnn_reorder_conv2d_weight
-            packed = layout(weight.to_mkldnn(), *geometry, maps.shape)
-            self.packed = weight, asked, packed
         convolution = torch.ops.mkldnn._convolution_pointwise.default
         return convolution(maps.to(weight.dtype), packed, bias, *geometry, "none", (), "")  # as autocast casts
+
+    def _pack(self, maps, weight, geometry):
+        """The filters, laid out for a shape and a number of threads; None at its first pass. Most shapes have the same
+        layout; in another one the convolution can take 50 times as long."""
+        asked = maps.shape, maps.dtype, torch.get_num_threads(), geometry
+        filters, shapes, layouts = self.packed  # at once: threads may share the layer
+        if filters is not weight or len(shapes) >= MOST_SHAPES and asked not in shapes:
+            self.packed = _, shapes, layouts = weight, {}, {}
+        packed = shapes.get(asked)
+        if packed is None:
+            shapes[asked] = False
+        elif packed is False:
+            packed = torch.ops.aten.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), *geometry, maps.shape)
+            fields = bytes(torch.ops.mkldnn._get_mkldnn_serialized_md(packed).tolist())
+            fields = fields[:108] + fields[112:]  # without what lies between two of them, and is never set
+            packed = shapes[asked] = layouts.setdefault(fields, packed)
+        return packed
 
     def _look_at(self, layer):
         seen = [self.optimizer_steps]
         try:
-            for t in (*layer._parameters.values(), *layer._buffers.values()):
-                if t is not None:
-                    seen += id(t), t._version, t.data_ptr()
+            for t in _tensors(layer):
+                seen += id(t), t._version, t.data_ptr()
         except RuntimeError:  # of tensors without a version or an address
             return None
         return seen
@@ -368,8 +369,7 @@ class Kept:
         parametrized layers; the replicas of nn.DataParallel, which share this object and have no parameters."""
         if layer._modules or not layer._parameters:
             return False
-        plain = Tensor, nn.Parameter
-        return not any(type(t) not in plain or t.is_inference() or t.is_meta for t in _tensors(layer))
+        return all(type(t) in (Tensor, nn.Parameter) and not (t.is_inference() or t.is_meta) for t in _tensors(layer))
 
 
 def _takes_packed(maps, weight):
