@@ -18,6 +18,7 @@ from linearconv_variants import OneLineParser
 
 SHORTEST_TURN = 0.02  # seconds
 LEAST_ROUNDS, MOST_ROUNDS = 3, 200
+MUCH = 0.3  # of the machine's memory
 TUNABLES = "GLIBC_TUNABLES"
 KEEPING = "glibc.malloc.mmap_threshold=4000000000:glibc.malloc.trim_threshold=8000000000"  # bytes
 
@@ -75,36 +76,47 @@ def compare(steps: dict[str, Callable[[], object]], seconds: float, device: str)
 
 
 def measure(steps: dict[str, Callable[[], object]], seconds: float, device: str) -> dict[str, list[float]]:
-    """Return the seconds of every contender, turn by turn, measured for about `seconds` in all."""
+    """Return the seconds of every contender, turn by turn, measured for about `seconds` in all.
+
+    Memory that is kept when it is freed has gaps, as its blocks are of many sizes; it takes a few turns until every
+    contender finds what it needs. A step that takes much of the machine's memory starts without gaps instead.
+    """
+    takes_much = False
     for step in steps.values():
         give_back_memory()
         step()
-    _take_turns(steps, device)
+        takes_much |= memory_held() > MUCH
+    for _ in range(0 if takes_much else 2):
+        _take_turns(steps, device)
     start = time.perf_counter()
-    turns = [_take_turns(steps, device)]
+    turns = [_take_turns(steps, device, takes_much)]
     rounds = int(seconds / (time.perf_counter() - start))
-    turns += [_take_turns(steps, device) for _ in range(min(max(rounds, LEAST_ROUNDS), MOST_ROUNDS) - 1)]
+    turns += [_take_turns(steps, device, takes_much) for _ in range(min(max(rounds, LEAST_ROUNDS), MOST_ROUNDS) - 1)]
     return {name: [turn[name] for turn in turns] for name in steps}
 
 
+def memory_held() -> float:
+    """Return the share of the machine's memory that this process holds, 0 where the system does not tell."""
+    if not sys.platform.startswith("linux"):
+        return 0.0
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) / os.sysconf("SC_PHYS_PAGES")
+
+
 def give_back_memory() -> None:
-    """Give memory that is kept but free back to the system, where this process holds more than half of the machine's.
-
-    Blocks of many sizes leave gaps between them: networks whose step takes a third of the memory would run out of it.
-    """
+    """Give what `keep_freed_memory` has kept back to the system."""
     if KEEPING in os.environ.get(TUNABLES, ""):
-        with open("/proc/self/statm") as file:
-            held = int(file.read().split()[1])
-        if 2 * held > os.sysconf("SC_PHYS_PAGES"):
-            ctypes.CDLL(None).malloc_trim(0)
+        ctypes.CDLL(None).malloc_trim(0)
 
 
-def _take_turns(steps, device):
+def _take_turns(steps, device, without_gaps=False):
     """Seconds of one step of each contender. Short steps are repeated: one image alone would find no code or weight
     in the processor's caches, which the other contenders have filled."""
     seconds = {}
     for name, step in steps.items():
-        give_back_memory()
+        if without_gaps:
+            give_back_memory()
+            step()
         taken, start = 0, time.perf_counter()
         while taken == 0 or time.perf_counter() - start < SHORTEST_TURN:
             step()

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from benchmarks import measuring
 from benchmarks.measuring import KEEPING, TUNABLES
 from docs.tables import ROOT
 
@@ -20,3 +21,13 @@ def test_a_benchmark_starts_anew_with_memory_kept_unless_told_otherwise(given):
     environment |= {TUNABLES: given} if given else {}
     done = subprocess.run([sys.executable, "-c", CODE], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, given or KEEPING), done.stderr
+
+
+@pytest.mark.parametrize("held, extra", ((0.1, 1 + 2), (0.9, 1 + measuring.LEAST_ROUNDS)))
+def test_steps_that_take_much_memory_are_run_once_before_each_turn(held, extra, monkeypatch):
+    monkeypatch.setattr(measuring, "memory_held", lambda: held)
+    monkeypatch.setattr(measuring, "SHORTEST_TURN", 0)
+    calls = []
+    taken = measuring.measure({"dense": lambda: calls.append("dense"), "ours": lambda: calls.append("ours")}, 0, "cpu")
+    assert [len(seconds) for seconds in taken.values()] == [measuring.LEAST_ROUNDS] * 2
+    assert calls.count("dense") == calls.count("ours") == measuring.LEAST_ROUNDS + extra
