@@ -142,7 +142,7 @@ class LinearConv(nn.Module):
         self.factor_shapes = [tuple(factor.shape) for factor in self.factors()]
         self.coefficient_count = sum(map(prod, self.factor_shapes))
         full_size = self.secondary_channels * self.primary_channels
-        self._factors_pay = self.coefficient_count == full_size or FACTORS_PAY * self.coefficient_count <= full_size
+        self._factors_pay = len(self.factor_shapes) == 1 or FACTORS_PAY * self.coefficient_count <= full_size
         self.multiplied_coefficients = self.coefficient_count if self._factors_pay else full_size
 
     # ---- what a variant overrides ------------------------------------------------------------------------------
