@@ -7,6 +7,8 @@ from pathlib import Path
 from benchmarks.contenders import CONDITIONS, TASKS
 
 SHOWN = ("full rank, auto", "rank 10, auto", "full rank, paper")  # in the summary
+OURS = (*SHOWN[:2], "half rank, auto", "sparse, auto")
+NOT_SLOWER = 0.97  # of dense, within what measurements scatter by
 MARKS = "<!-- benchmarks/speed.py --readme, {} -->", "<!-- end -->"  # {}: a file in results/
 
 
@@ -53,6 +55,20 @@ def conditions(rows: Sequence[dict]) -> list[str]:
     for network in dict.fromkeys(row["network"] for row in rows if row["task"] in CONDITIONS):
         ratios = [cells[network, SHOWN[0], task]["ratio"] for task in CONDITIONS]
         lines.append(f"| {network} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |")
+    return lines
+
+
+def slower(rows_by_precision: dict[str, Sequence[dict]]) -> list[str]:
+    """Return a line per precision, network and task in which a variant, `auto`, is below `NOT_SLOWER`."""
+    lines = [f"| precision | network | task | {' | '.join(name.removesuffix(', auto') for name in OURS)} |"]
+    lines += ["| --- | --- | --- |" + " ---: |" * len(OURS)]
+    for precision, rows in rows_by_precision.items():
+        cells = _cells(rows)
+        for network, task in dict.fromkeys((row["network"], row["task"]) for row in rows):
+            ratios = [round(cells[network, name, task]["ratio"], 2) for name in OURS]
+            if min(ratios) < NOT_SLOWER:
+                shown = [f"**{ratio:.2f}**" if ratio < NOT_SLOWER else f"{ratio:.2f}" for ratio in ratios]
+                lines.append(f"| {precision} | {network} | {task} | {' | '.join(shown)} |")
     return lines
 
 

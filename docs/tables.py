@@ -262,6 +262,11 @@ def conditions() -> list[str]:
     return speed_table.conditions(load("speed_cpu_float32")["rows"])
 
 
+def slower() -> list[str]:
+    """Return what is slower than the dense network on a CPU."""
+    return speed_table.slower({name: load(f"speed_cpu_{name}")["rows"] for name in ("float32", "bfloat16")})
+
+
 def one_image() -> list[str]:
     """Return speeds of each network's convolutions alone, for one image."""
     precisions, speeds = ("float32", "bfloat16"), {}
@@ -334,6 +339,7 @@ TABLES = {
         zoo_options,
         tuning,
         conditions,
+        slower,
         one_image,
         gpu_float32,
         gpu_bfloat16,
