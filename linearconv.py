@@ -44,10 +44,11 @@ class LinearConv(nn.Module):
 
     Example::
 
-        >>> layer = LinearConv(64, 128, kernel_size=3, padding=1)
-        >>> sum(p.numel() for p in layer.parameters())     # Conv2d: 73856
+        >>> sum(p.numel() for p in LinearConv(64, 128, 3).parameters())     # Conv2d: 73856
         41088
     """
+
+    output_padding = (0, 0)  # an attribute of Conv2d, which Conv2d.extra_repr reads
 
     def __init__(
         self,
@@ -113,21 +114,20 @@ class LinearConv(nn.Module):
     def combines_maps(self) -> bool:
         """True if the layer combines feature maps, False if it builds all filters.
 
-        Per output position, combining saves (F - P) K multiply-adds and costs those of `A` and the concatenation. On a
-        GPU it gains nothing. With `groups > 1` it is impossible: combined filters have different inputs.
+        Per output position, combining saves (F - P) K multiply-adds and costs those of `A` and the concatenation. With
+        `groups > 1` it is impossible: combined filters have different inputs. On a GPU, `"auto"` always builds filters.
         """
-        if self.groups > 1 or self.secondary_channels == 0 or self.compute == "filters":
-            return False
         saved = self.secondary_channels * self.filter_size - self.coefficients - MAP_COST * self.out_channels
-        is_on_gpu = any(parameter.is_cuda for parameter in self.parameters(recurse=False))
-        return self.compute == "features" or (saved > 0 and not is_on_gpu)
+        is_wanted = self.compute == "features" or (self.compute == "auto" and saved > 0)
+        return is_wanted and self.groups == 1 and self.secondary_channels > 0
 
     def forward(self, input: Tensor) -> Tensor:
         padding = self.padding
         if self.padding_mode != "zeros":
             input, padding = F.pad(input, self._padding_widths(), self.padding_mode), 0
         geometry = self.stride, padding, self.dilation, self.groups
-        if not self.combines_maps:
+        is_on_gpu = any(parameter.is_cuda for parameter in self.parameters(recurse=False))
+        if not self.combines_maps or (self.compute == "auto" and is_on_gpu):
             return F.conv2d(input, self.weight, self.bias, *geometry)  # W * x + b
         # [y_p ; A y_p + (b_s - A b_p)] with y_p = W_p * x + b_p
         primary_bias = shift = None
@@ -151,8 +151,7 @@ class LinearConv(nn.Module):
         """Return the equivalent `nn.Conv2d`, with equal outputs to rounding and memory of its own."""
         conv = nn.Conv2d(**{name: getattr(self, name) for name in GEOMETRY}, bias=False, device="meta")
         conv.weight = nn.Parameter(self.weight.detach(), self.conv_weights.requires_grad)
-        if self.bias is not None:
-            conv.bias = nn.Parameter(self.bias.detach().clone(), self.bias.requires_grad)
+        conv.bias = None if self.bias is None else nn.Parameter(self.bias.detach().clone(), self.bias.requires_grad)
         return conv.train(self.training)
 
     def switch_to_deploy(self) -> None:
@@ -162,7 +161,7 @@ class LinearConv(nn.Module):
         self._create_factors(device=self.conv_weights.device, dtype=self.conv_weights.dtype)
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in (*GEOMETRY, "alpha", "compute"))
+        return f"{nn.Conv2d.extra_repr(self)}, alpha={self.alpha:g}, compute={self.compute!r}"
 
 
 def _multiply(factors, right):

@@ -87,10 +87,12 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def count_macs(layer: nn.Conv2d | LinearConv, positions: int) -> int:
-    """Return a layer's multiply-adds for one image of a large batch, of H' W' positions summed over its calls."""
-    if isinstance(layer, LinearConv):
-        return positions * layer.macs_per_position(layer.mode_at(training=False))
-    return positions * layer.weight.numel()
+    """Return a layer's multiply-adds for H' W' output positions, without those of building filters."""
+    if not isinstance(layer, LinearConv):
+        return positions * layer.weight.numel()
+    if layer.combines_maps:
+        return positions * (layer.conv_weights.numel() + layer.coefficients)
+    return positions * layer.out_channels * layer.filter_size
 
 
 def _row(layer):

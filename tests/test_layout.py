@@ -10,7 +10,6 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 VARIANTS = {"linearconv_lowrank", "linearconv_rankratio", "linearconv_sparse"}
 FLOORS = (  # from the ground up; what stands on one floor may import from it and from those below
-    {"linearconv_features"},
     {"linearconv"},
     VARIANTS,
     {"corr_reg", "linearconv_variants"},
@@ -27,7 +26,7 @@ OURS = set().union(*FLOORS)
 NEVER = {  # room: what it does without, though it stands on a lower floor
     "baselines": {"corr_reg"},
     "linearconv_convert": {"images", "dataloaders", "corr_reg", "baselines"},
-    "images": {"baselines", "linearconv", "linearconv_features", "linearconv_variants", "corr_reg", *VARIANTS},
+    "images": {"baselines", "linearconv", "linearconv_variants", "corr_reg", *VARIANTS},
 }
 
 
@@ -57,9 +56,9 @@ def rooms(path):
     return {name.partition(".")[0] for name in imports(path)}
 
 
-def test_eight_files_stand_at_the_top():
+def test_seven_files_stand_at_the_top():
     assert {path.stem for path in ROOT.glob("*.py")} == {room for room in OURS if (ROOT / f"{room}.py").exists()}
-    assert len(list(ROOT.glob("*.py"))) == 8
+    assert len(list(ROOT.glob("*.py"))) == 7
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -80,7 +79,7 @@ def test_no_file_imports_itself_by_way_of_others():
 
 
 def test_the_layers_import_torch_alone():
-    for floor in FLOORS[:3]:
+    for floor in FLOORS[:2]:
         for name in floor:
             assert rooms(ROOT / f"{name}.py") - OURS - set(sys.stdlib_module_names) <= {"torch"}
 

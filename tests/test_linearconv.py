@@ -1,4 +1,4 @@
-"""The layers: what they compute, how they compare with nn.Conv2d, and that nothing about them goes stale."""
+"""The layers: what they compute, how they compare with nn.Conv2d, and that a change is seen in the next pass."""
 
 import copy
 import pickle
@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.nn.utils import parametrize
 
 from linearconv import LinearConv
 from linearconv_lowrank import LinearConvLowRank
@@ -53,7 +54,7 @@ def test_filters_and_features_agree_in_output_and_gradient(variant, shape):
     by_filters = variant(5, 9, **GEOMETRIES[shape], compute="filters", dtype=torch.float64)
     by_features = variant(5, 9, **GEOMETRIES[shape], compute="features", dtype=torch.float64)
     by_features.load_state_dict(prune_half(by_filters).state_dict())
-    assert (by_filters.mode_at(), by_features.mode_at()) == ("filters", "features")
+    assert (by_filters.combines_maps, by_features.combines_maps) == (False, True)
     results = []
     for layer in (by_filters, by_features):
         input = torch.randn(3, 5, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -216,56 +217,32 @@ def test_a_rank_above_the_number_of_filters_is_taken_as_given():
     assert relative_error(layer.eval()(input), reference(layer, input)) < 1e-5
 
 
-def test_auto_takes_the_way_that_measured_faster():
-    assert LinearConv(64, 64, 3).mode_at() == "features"
-    assert LinearConv(3, 64, 3).mode_at() == "filters"  # a stem: joining maps costs more than convolving three
-    assert LinearConvLowRank(64, 128, 1).mode_at() == "filters"  # fewer multiply-adds, but more traffic
-    assert LinearConv(64, 128, 3).mode_at(positions=1, training=False) == "filters"  # over before it has begun
-    assert LinearConv(64, 128, 3).mode_at(positions=1, training=True) == "features"  # spares making the filters
-    assert LinearConv(64, 512, 1).mode_at(positions=1) == "features"
-    assert LinearConvRankRatio(64, 512, 1, rank=0.4).mode_at(positions=1) == "filters"  # A would have to be made
-    assert LinearConv(64, 64, 3, groups=2, compute="features").mode_at() == "filters"
-    assert LinearConv(64, 64, 3, compute="filters").mode_at() == "filters"
+def test_auto_combines_feature_maps_where_that_is_expected_to_be_faster():
+    assert LinearConv(64, 64, 3).combines_maps
+    assert not LinearConv(3, 64, 3).combines_maps  # a stem: concatenation costs more than convolving three channels
+    assert not LinearConvLowRank(64, 128, 1).combines_maps  # fewer multiply-adds, but more memory traffic
+    assert not LinearConv(64, 64, 3, groups=2, compute="features").combines_maps
+    assert not LinearConv(64, 64, 3, compute="filters").combines_maps
+    assert LinearConv(3, 64, 3, compute="features").combines_maps
 
 
-@pytest.mark.parametrize("training", (True, False))
-@pytest.mark.parametrize("precision", ("float32", "bfloat16"))
-def test_on_a_gpu_auto_makes_filters_which_measured_faster_there(training, precision):
-    for positions in (1, 1024 * 32 * 32, None):
-        assert LinearConv(512, 512, 3).mode_at(positions, training, precision, "cuda") == "filters"
-    by_features = LinearConv(512, 512, 3, compute="features")
-    assert by_features.mode_at(positions, training, precision, "cuda") == "features"
+@pytest.mark.parametrize("compute", ("filters", "features"))
+def test_the_number_of_convolved_filters_is_that_of_the_way(monkeypatch, compute):
+    convolved, conv2d = [], F.conv2d
 
+    def noting(input, weight, *arguments):
+        convolved.append(tuple(weight.shape))
+        return conv2d(input, weight, *arguments)
 
-@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES.keys())
-@pytest.mark.parametrize("batch", ((2,), ()), ids=("a batch", "one image"))
-def test_auto_decides_by_the_positions_of_the_output(monkeypatch, geometry, batch):
-    asked = []
-    layer = LinearConv(6, 12, **geometry)
-    monkeypatch.setattr(LinearConv, "mode_at", lambda *arguments, **_: asked.append(arguments[1:]) or "filters")
-    output = layer(torch.randn(*batch, 6, 11, 9))
-    positions = output[..., 0, :, :].numel()
-    assert asked == ([()] if layer.groups > 1 else [(positions, True, "float32", "cpu")])
-
-
-def test_auto_decides_by_precision_and_gradients(monkeypatch):
-    asked = []
-    layer = LinearConv(64, 64, 3)
-    monkeypatch.setattr(LinearConv, "mode_at", lambda *arguments: asked.append(arguments[2:]) or "filters")
-    layer.eval()
-    with torch.no_grad():
-        layer(torch.randn(2, 64, 8, 6))
-        with torch.autocast("cpu", torch.bfloat16):
-            layer(torch.randn(2, 64, 8, 6))
-        layer.bfloat16()(torch.randn(2, 64, 8, 6).bfloat16())
-    assert asked == [(False, "float32", "cpu"), (False, "bfloat16", "cpu"), (False, "bfloat16", "cpu")]
-    layer.train()(torch.randn(2, 64, 8, 6).bfloat16())
-    assert asked[3:] == [(True, "bfloat16", "cpu")]
+    monkeypatch.setattr(F, "conv2d", noting)
+    LinearConvLowRank(4, 6, 3, rank=2, compute=compute)(torch.randn(1, 4, 5, 5))
+    expected = {"filters": [(6, 4, 3, 3)], "features": [(3, 4, 3, 3), (2, 3, 1, 1), (3, 2, 1, 1)]}
+    assert convolved == expected[compute]
 
 
 @pytest.mark.parametrize("wrong", (dict(shape=(2, 5, 9, 9)), dict(stride=0), dict(shape=(2, 4, 2, 2))), ids=str)
 @computes
-def test_wrong_input_is_refused_in_conv2ds_words(wrong, compute):
+def test_wrong_input_raises_the_error_of_conv2d(wrong, compute):
     shape, stride = wrong.get("shape", (2, 4, 9, 9)), wrong.get("stride", 1)
     texts = []
     for layer in (nn.Conv2d(4, 4, 3, stride=stride), LinearConv(4, 4, 3, stride=stride, compute=compute)):
@@ -300,7 +277,7 @@ def test_an_inplace_activation_may_follow_without_batch_norm(variant, compute):
     assert losses[-1] < 0.1 * losses[0]
 
 
-# ---- filters kept in eval mode are never stale -----------------------------------------------------------------------
+# ---- the output is a function of input and parameters alone ----------------------------------------------------------
 
 
 def _optimizer_step(layer, input, **kind):
@@ -327,10 +304,24 @@ def _load(layer, input, assign=False):
     return layer
 
 
-def _train_and_edit_data(layer, input):
-    layer.train()
+def _edit_data(layer, input):
     layer.conv_weights.data.add_(1)
-    return layer.eval()
+    return layer
+
+
+def _edit_shared_memory(layer, input):
+    layer.conv_weights.detach().numpy()[:] += 1  # counts no version
+    return layer
+
+
+def _swap_parameter(layer, input):
+    layer.conv_weights = nn.Parameter(layer.conv_weights.detach() + 1)
+    return layer
+
+
+def _parametrize(layer, input):
+    parametrize.register_parametrization(layer, "conv_weights", nn.Softsign())
+    return layer
 
 
 def _copy_then_edit(layer, input):
@@ -351,7 +342,10 @@ CHANGES = {
     "to(float64)": lambda layer, input: layer.to(torch.float64),
     "in-place edit": _edit_in_place,
     "parameter.data assigned": _set_data,
-    "parameter.data edited in training mode": _train_and_edit_data,
+    "parameter.data edited": _edit_data,
+    "memory edited by another library": _edit_shared_memory,
+    "parameter replaced": _swap_parameter,
+    "parametrization": _parametrize,
     "deepcopy": _copy_then_edit,
     "pickling": _pickle_then_edit,
     "reset_parameters": lambda layer, input: layer.reset_parameters() or layer,
@@ -360,47 +354,31 @@ CHANGES = {
 
 @variants
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-@pytest.mark.parametrize("context", (torch.no_grad, torch.inference_mode))
 @pytest.mark.parametrize("compute", ("filters", "features"))
-def test_what_is_kept_in_eval_mode_follows_every_change(variant, change, context, compute):
+def test_the_next_pass_sees_every_change(variant, change, compute):
     layer = prune_half(variant(4, 6, 3, compute=compute)).eval()
     input = torch.randn(2, 4, 6, 6)
-    with context():
+    with torch.inference_mode():
         before = layer(input)
+        layer(input)
     layer = change(layer, input)
     input = input.to(layer.conv_weights.dtype)
-    with context():
+    with torch.inference_mode():
         after = layer(input)
     assert relative_error(after, reference(layer, input)) < 1e-5
     if layer.conv_weights.dtype == torch.float32:
         assert not torch.allclose(before, after)
 
 
-def test_filters_are_built_once_while_nothing_changes(monkeypatch):
-    layer = LinearConv(4, 6, 3, compute="filters").eval()
-    built, make = [], LinearConv._make_filters
-    monkeypatch.setattr(LinearConv, "_make_filters", lambda *parts: built.append(1) or make(*parts))
-    with torch.no_grad():
-        for _ in range(3):
-            layer(torch.randn(1, 4, 6, 6))
-    assert len(built) == 1
-    layer(torch.randn(1, 4, 6, 6)).sum().backward()  # with gradients on, they must reach the parameters
-    assert len(built) == 2 and layer.linear_weights.grad is not None
-
-
-def test_filters_kept_under_autocast_are_not_rounded():
-    layer, input = LinearConv(8, 16, 3, compute="filters").eval(), torch.randn(1, 8, 6, 6)
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        layer(input)
-    with torch.no_grad():
-        assert relative_error(layer(input), reference(layer, input)) < 1e-5
-
-
-def test_filters_kept_are_not_in_the_state_dict():
-    layer = LinearConv(4, 6, 3, compute="filters").eval()
-    with torch.no_grad():
-        layer(torch.randn(1, 4, 6, 6))
-    assert set(layer.state_dict()) == {"conv_weights", "linear_weights", "bias"}
+@variants
+@computes
+def test_a_pass_leaves_nothing_in_the_layer(variant, compute):
+    layer = variant(4, 6, 3, compute=compute)
+    attributes, state = dict(vars(layer)), list(layer.state_dict())
+    for training in (True, False):
+        layer.train(training)(torch.randn(1, 4, 6, 6))
+    assert vars(layer.train()) == attributes and list(layer.state_dict()) == state
+    assert not layer._forward_hooks and not layer._forward_pre_hooks
 
 
 # ---- the rest of PyTorch ---------------------------------------------------------------------------------------------
@@ -423,7 +401,7 @@ def test_works_under_autocast(variant, compute):
 def test_works_under_jit_trace_and_export(variant, compute):
     layer, input = prune_half(variant(4, 6, 3, compute=compute)).eval(), torch.randn(2, 4, 7, 7)
     with torch.no_grad():
-        expected = layer(input)  # filters are kept now, and must not end up as constants
+        expected = layer(input)
         traced = torch.jit.trace(layer, input)
         exported = torch.export.export(layer, (input,)).module()
     for program in (traced, exported):
@@ -466,7 +444,7 @@ def test_works_under_torch_func(variant, compute):
 
     stacked = {name: torch.stack([value, 2 * value]) for name, value in parameters.items()}
     layer.eval()
-    with torch.no_grad():  # an ensemble of parameters: none of them may be kept as the layer's filters
+    with torch.no_grad():  # an ensemble
         outputs = torch.func.vmap(lambda p: torch.func.functional_call(layer, p, (images,)))(stacked)
         torch.testing.assert_close(outputs[0], layer(images), rtol=1e-5, atol=1e-5)
 

@@ -1,21 +1,21 @@
 """What a network costs: parameters, FLOPs in two conventions, multiply-adds at inference. Three rules, never mixed up.
 
     flops_paper     the paper's convention (thop 0.0.22 rules, filter generation included): Table 1's column
-    flops           what today's thop reports, a LinearConv layer counted as the multiply-adds of one training pass
-    macs_inference  multiply-adds of convolutions and linear layers that an image of a large batch really costs
+    flops           what today's thop reports; a LinearConv layer counts the multiply-adds of its forward pass
+    macs_inference  multiply-adds of convolutions and linear layers that each image of a batch costs
 
-All are per image and for eval mode. They are counted on a copy, so that nothing is left in the model.
+All are per image and in eval mode. They are counted on a copy, which leaves the model unchanged.
 """
 
 import copy
 import warnings
-from functools import partial
 from math import prod
 
 import torch
 import torch.nn as nn
 
 from linearconv import LinearConv
+from linearconv_convert.report import count_macs
 from linearconv_sparse import LinearConvSparse
 
 
@@ -71,10 +71,12 @@ def _paper_max_pool(layer, output):
     return (size if isinstance(size, int) else prod(size)) * output.numel()
 
 
-def _linearconv_macs(layer, output, training=False):
-    positions = output[..., :1, :, :].numel()
-    mode = layer.mode_at(positions if training else None, training)
-    return layer.macs_per_position(mode) * positions + (layer.macs_of_making(mode) if training else 0)
+def _conv_macs(layer, output):
+    return count_macs(layer, output[..., :1, :, :].numel())
+
+
+def _conv_and_building_macs(layer, output):
+    return _conv_macs(layer, output) + (0 if layer.combines_maps else layer.coefficients * layer.filter_size)
 
 
 PAPER_RULES = {
@@ -86,8 +88,8 @@ PAPER_RULES = {
     nn.Linear: lambda layer, output: (2 * layer.in_features - 1) * output.numel(),
 }
 INFERENCE_RULES = {
-    nn.Conv2d: lambda layer, output: output.numel() * layer.weight[0].numel(),
-    LinearConv: _linearconv_macs,
+    nn.Conv2d: _conv_macs,
+    LinearConv: _conv_macs,
     nn.Linear: lambda layer, output: output.numel() * layer.in_features,
 }
 
@@ -106,18 +108,18 @@ def flops_paper(model: nn.Module, input_size: tuple[int, int, int]) -> int:
 def flops(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     """Return what thop reports for one image: multiply-adds of convolutions and linear layers, BatchNorm 4 an element.
 
-    A LinearConv layer counts the multiply-adds of a training pass in the way it is run: its convolution over P
-    channels and the combination of their maps, or the generation of its filters and the convolution with all F.
+    A LinearConv layer counts the multiply-adds of a forward pass as executed: the convolution with P filters and the
+    combination of their feature maps, or the building of all F filters and the convolution with them.
     """
-    return _profile(model, input_size, {LinearConv: partial(_linearconv_macs, training=True)})
+    return _profile(model, input_size, {LinearConv: _conv_and_building_macs})
 
 
 def macs_inference(model: nn.Module, input_size: tuple[int, int, int]) -> int:
-    """Return the multiply-adds of all convolutions and linear layers, each LinearConv layer in the way it is run.
+    """Return the multiply-adds of all convolutions and linear layers for each image of a batch.
 
-    `"features"`: P K + |A's factors| for every output position; `"filters"`: F K, the filters having been built once.
-    Counted as an image of a large batch costs: of a single one, small layers make filters where little is spared.
-    Biases, normalisation, activations and pooling count nothing.
+    A LinearConv layer that combines feature maps counts P K + |A| per output position, one that builds filters F K. A
+    batch needs the filters only once, so building them is not counted. Biases, normalisation, activations and pooling
+    count nothing.
     """
     return _profile(model, input_size, INFERENCE_RULES, default_rules=False)
 

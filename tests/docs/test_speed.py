@@ -2,9 +2,9 @@
 
 import statistics
 
+import linearconv_features
 import pytest
 
-import linearconv_features
 from benchmarks import layers
 from benchmarks.contenders import CONDITIONS, FIXED, NETWORKS, WITH_EVAL
 from docs.tables import load, slower

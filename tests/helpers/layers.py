@@ -22,7 +22,7 @@ VARIANTS = {
 def explicit_filters(layer):
     """All filters (F, C/groups, kh, kw) in float64, from the state_dict alone and by numpy."""
     state = {name: tensor.detach().double().numpy() for name, tensor in layer.state_dict().items()}
-    primary = state["conv_weights"]
+    primary = layer.conv_weights.detach().double().numpy()  # parametrized ones are not in the state_dict
     if "column_weights" in state:
         coefficients = state["column_weights"] @ state["row_weights"]
     else:
