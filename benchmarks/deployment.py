@@ -1,80 +1,113 @@
-"""Sizes and speeds of deployed networks: ONNX files of the dense network and of both forms of the converted one.
+"""Speed and size of inference: the layers, what `deploy` makes of them, and onnxruntime, against the dense network.
 
-    python -m benchmarks.deployment                       # VGG11, ResNet18, Base; a few minutes
-    python -m benchmarks.deployment --networks VGG11 --seconds 30
+    python -m benchmarks.deployment                                   # five networks; a quarter of an hour
+    python -m benchmarks.deployment --networks VGG11 --seconds 10
+    python -m benchmarks.deployment --precision bfloat16              # without onnxruntime
 
-Each network, with random weights, is converted to full rank and exported dense, in the features form and folded;
-onnxruntime runs the three files in turns, on as many threads as torch uses. Needs onnx, onnxscript and onnxruntime.
-Writes results/deployment_cpu.json and prints its table.
+Each network has random weights, full rank, channels_last, and as many threads in onnxruntime as in torch. The
+contenders take turns: `dense` (nn.Conv2d and BatchNorm), `dense, folded` (BatchNorm folded into the convolutions),
+`layers` (LinearConv as trained), `as in the paper` (all filters built in every pass), `deployed`
+(linearconv_convert.deploy), and the ONNX files of the dense and of the deployed network. Each call of this command
+adds a sitting to results/deployment_cpu_<precision>.json; tables show the median over sittings, and their range.
 """
 
-import argparse
+import os
 import tempfile
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+import torch.nn as nn
 
-from benchmarks.contenders import IMAGE, NETWORKS
-from benchmarks.measuring import compare
-from linearconv_convert import ConversionError, convert, export
+from benchmarks.contenders import IMAGE, INFERENCE, NETWORKS, as_in_the_paper
+from benchmarks.measuring import TUNABLES, add_sitting, command_line, compare, keep_freed_memory
+from benchmarks.speed import make_step
+from linearconv import LinearConv
+from linearconv_convert import ConversionError, deploy, export
 from linearconv_convert.exporting import onnx_runner
-from linearconv_variants import OneLineParser
-from training.files import write_json
-from training.report import ROOT, origin
+from training.report import ROOT
 
-BATCHES = (1, 50)
+DEFAULT_NETWORKS = ("VGG11", "ResNet18", "AllConv", "Base", "MobileNetV2")
+BATCHES = {task: batch for task, batch in INFERENCE.items() if batch <= 256}
+ONNX = ("dense", "deployed")  # networks that are run by onnxruntime too
 
 
-def benchmark(name: str, seconds: float) -> list[dict]:
-    """Return a row per file and batch for one network, each batch timed for `seconds`."""
+def contenders(network: str) -> dict[str, nn.Module]:
+    """Return the networks that torch runs, by name, in eval mode."""
     torch.manual_seed(0)
-    dense = NETWORKS[name]().eval()
-    small = convert(dense, "rank")
-    images = {batch: torch.randn(batch, *IMAGE) for batch in BATCHES}
-    rows, runs = [], {}
-    with tempfile.TemporaryDirectory() as folder:
-        for called, model in (("dense", dense), ("features", small), ("folded", small)):
-            path = Path(folder) / f"{called}.onnx"
-            exported = export(model, path, images[1], "features" if called == "features" else "folded")
-            runs[called] = onnx_runner(path), exported.bytes
-        for batch in BATCHES:
-            steps = {called: lambda run=run, batch=batch: run(images[batch]) for called, (run, _) in runs.items()}
-            for called, row in compare(steps, seconds, "cpu").items():
-                rows.append({"network": name, "batch": batch, "file": called, "bytes": runs[called][1], **row})
+    dense, ours = NETWORKS[network]().eval(), NETWORKS[network](conv=LinearConv).eval()
+    paper = NETWORKS[network](conv=as_in_the_paper).eval()
+    return {
+        "dense": dense,
+        "dense, folded": deploy(dense),
+        "layers": ours,
+        "as in the paper": paper,
+        "deployed": deploy(ours),
+    }
+
+
+def benchmark(network: str, options: Namespace) -> list[dict]:
+    """Return a row per batch size and contender for one network."""
+    models = contenders(network)
+    if options.precision == "bfloat16":  # the others are cast in every pass, by autocast
+        for name in ("dense, folded", "deployed"):
+            models[name].to(torch.bfloat16)
+    runners, sizes = {}, {name: weight_bytes(model) for name, model in models.items()}
+    if options.precision == "float32":
+        for name in ONNX:
+            called = f"{name}, onnxruntime"
+            runners[called], sizes[called] = in_onnxruntime(models[name])
+    rows = []
+    for task, batch in BATCHES.items():
+        images = torch.randn(batch, *IMAGE)
+        steps = {name: make_step(model, task, options)[0] for name, model in models.items()}
+        for name, run in runners.items():
+            steps[name] = lambda run=run, images=images: run(images)
+        for name, row in compare(steps, options.seconds, "cpu").items():
+            rows.append({"network": network, "task": task, "contender": name, "bytes": sizes[name], **row})
     return rows
 
 
-def markdown(rows: Sequence[dict]) -> list[str]:
-    """Return the table: a line per network and file, for each batch milliseconds and the ratio of speeds to dense."""
-    titles = " | ".join(f"batch of {batch}" for batch in BATCHES)
-    lines = [f"| network | file | MB | {titles} |", "| --- | --- | ---: |" + " ---: |" * len(BATCHES)]
-    cells = {(row["network"], row["file"], row["batch"]): row for row in rows}
-    for network, file in dict.fromkeys((row["network"], row["file"]) for row in rows):
-        found = [cells[network, file, batch] for batch in BATCHES]
-        shown = [f"{row['milliseconds']:.2f} ms ({row['ratio']:.2f})" for row in found]
-        lines.append(f"| {network} | {file} | {found[0]['bytes'] / 1e6:.2f} | {' | '.join(shown)} |")
-    return lines
+def weight_bytes(model: nn.Module) -> int:
+    """Return the bytes of a model's parameters and buffers."""
+    return sum(tensor.nbytes for tensor in model.state_dict().values())
+
+
+def in_onnxruntime(model: nn.Module) -> tuple[Callable[[torch.Tensor], torch.Tensor], int]:
+    """Return a function that runs a model in onnxruntime, and the bytes of its ONNX file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        exported = export(model, path, torch.randn(2, *IMAGE))
+        return onnx_runner(path), exported.bytes
 
 
 def main() -> None:
     """Measure what the command line asks for."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["VGG11", "ResNet18", "Base"])
-    parser.add_argument("--seconds", type=float, default=15, help="a network and batch is timed for (default: 15)")
+    parser = command_line(__doc__)
+    add = parser.add_argument
+    add("--networks", nargs="+", choices=NETWORKS, default=list(DEFAULT_NETWORKS))
+    add("--seconds", type=float, default=10, help="time for each network and batch size (default: 10)")
+    add("--precision", choices=("float32", "bfloat16"), default="float32")
+    add("--output", type=Path, help="default: results/deployment_cpu_<precision>.json")
     options = parser.parse_args()
+    options.graphs = False
     rows = []
-    for name in options.networks:
+    for network in options.networks:
         try:
-            rows += benchmark(name, options.seconds)
-        except ConversionError as error:  # without the packages that it needs
+            new = benchmark(network, options)
+        except ConversionError as error:  # the packages for ONNX are missing
             parser.error(error)
-        print(f"{name}: measured", flush=True)
-    record = {"origin": origin(), "onnxruntime": version("onnxruntime"), "rows": rows}
-    write_json(ROOT / "results" / "deployment_cpu.json", record)
-    print("\n".join(markdown(rows)))
+        rows += new
+        for task in BATCHES:
+            shown = [f"{row['contender']} {row['ratio']:.2f}" for row in new if row["task"] == task]
+            print(f"{network}, {task}: {', '.join(shown)}", flush=True)
+    conditions = {"onnxruntime": version("onnxruntime"), TUNABLES: os.environ.get(TUNABLES)}
+    output = options.output or ROOT / "results" / f"deployment_cpu_{options.precision}.json"
+    add_sitting(output, rows, options.device, conditions)
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

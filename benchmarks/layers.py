@@ -1,13 +1,12 @@
-"""Made filters against combined feature maps, layer by layer: the measurement behind `compute="auto"`.
+"""Filters built against feature maps combined, layer by layer: the measurement behind `compute="auto"`.
 
-    python -m benchmarks.layers                 # every layer of the six networks: training and inference
-    python -m benchmarks.layers --fit           # and fit the constants of linearconv_features.py to what was measured
-    python -m benchmarks.layers --fit --read    # fit to an earlier measurement
-    python -m benchmarks.layers --device cuda --precision bfloat16 --tasks "train 256" "infer 256" "infer 1024"
+    python -m benchmarks.layers                           # every layer of the six networks, training and inference
+    python -m benchmarks.layers --read                    # judge an earlier measurement
+    python -m benchmarks.layers --precision bfloat16
 
-For each shape of layer nn.Conv2d, `filters` and `features` take turns. What is reported for the rule is the time of all
-layers of a network if each were run in the way the rule chooses, against the better of the two ways.
-Writes results/layers_<device>_<precision>.json.
+For each shape of layer nn.Conv2d, `filters` and `features` take turns. The command reports, for several values of the
+rule's constant linearconv.MAP_COST, the time of all layers of a network if each of them is evaluated as the rule
+chooses, compared with the faster of the two for each layer. Writes results/layers_<device>_<precision>.json.
 """
 
 import itertools
@@ -15,20 +14,20 @@ import json
 import statistics
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from functools import cache, partial
-from math import inf
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 
-from benchmarks.contenders import IMAGE, NETWORKS, TASKS, VARIANTS
+import linearconv
+from benchmarks.contenders import IMAGE, NETWORKS, TASKS, TRAINING, VARIANTS
 from benchmarks.measuring import command_line, keep_freed_memory, measure
-from linearconv_features import MEASURED, NEVER, Costs, measured_as
 from training.files import write_json
 from training.report import ROOT, origin
 
 WAYS = ("filters", "features")
+MAP_COSTS = (16, 32, 64, 96, 128, 192, 256)  # candidates
 
 
 def layers_of(network: Callable[[], nn.Module]) -> dict[tuple, int]:
@@ -63,7 +62,7 @@ def make_step(
                 layer(images)
 
         return step
-    images = images.detach().requires_grad_(images.shape[1] > 3)  # images themselves get no gradient
+    images = images.detach().requires_grad_(images.shape[1] > 3)  # the input images get no gradient
     wanted = [tensor for tensor in (images, *layer.parameters()) if tensor.requires_grad]
     with autocast():
         gradient = torch.randn_like(layer(images).detach())
@@ -87,33 +86,18 @@ def benchmark(task: str, key: tuple, options: Namespace) -> dict[str, float]:
     for variant, conv in VARIANTS.items():
         for way in WAYS:
             layers[f"{variant}, {way}"] = conv(*arguments, bias=bias, compute=way)
-    training = task.startswith("train")
     autocast = partial(torch.autocast, options.device, torch.bfloat16, enabled=options.precision == "bfloat16")
-    steps = {name: make_step(layer, images, training, autocast) for name, layer in layers.items()}
+    steps = {name: make_step(layer, images, task in TRAINING, autocast) for name, layer in layers.items()}
     seconds = measure(steps, options.seconds, options.device)
     return {name: 1e6 * statistics.median(values) for name, values in seconds.items()}
 
 
-def chosen_way(row: dict, variant: str, precision: str, device: str) -> str:
-    """Return what linearconv_features.py chooses for a measured layer."""
-    layer, positions = _layer_and_positions(variant, TASKS[row["task"]], *row["layer"])
-    return layer.mode_at(positions, row["task"].startswith("train"), precision, device)
-
-
-@cache
-def _layer_and_positions(variant, batch, *key):
-    *arguments, bias, side = key
-    layer = VARIANTS[variant](*arguments, bias=bias, device="meta")
-    output = layer(torch.empty(batch, arguments[0], side, side, device="meta"))
-    return layer, output[:, 0].numel()
-
-
-def judge(rows: Sequence[dict], precision: str, device: str) -> list[dict]:
-    """Compare the time of all layers of a network as the rule runs them with dense and the better way of each layer.
+def judge(rows: Sequence[dict], map_cost: float = linearconv.MAP_COST) -> list[dict]:
+    """Compare the time of all layers of a network as the rule evaluates them with dense and with the faster way.
 
     Args:
         rows: of the result file.
-        precision, device: that they were measured in and on.
+        map_cost: the constant of the rule.
 
     Returns:
         For each network, task and variant `speed_against_dense` and, at most 1, `of_the_best_choice`.
@@ -121,54 +105,42 @@ def judge(rows: Sequence[dict], precision: str, device: str) -> list[dict]:
     verdicts = []
     for network, task in dict.fromkeys((row["network"], row["task"]) for row in rows):
         mine = [row for row in rows if (row["network"], row["task"]) == (network, task)]
-        for variant in VARIANTS:
+        for variant, conv in VARIANTS.items():
             dense = rule = best = 0.0
             for row in mine:
+                *arguments, bias, _ = row["layer"]
                 taken, count = row["microseconds"], row["count"]
+                layer = conv(*arguments, bias=bias, device="meta")
+                chosen = WAYS[saved_macs(layer, map_cost) > 0]
                 dense += count * taken["dense"]
-                rule += count * taken[f"{variant}, {chosen_way(row, variant, precision, device)}"]
+                rule += count * taken[f"{variant}, {chosen}"]
                 best += count * min(taken[f"{variant}, {way}"] for way in WAYS)
             verdict = {"speed_against_dense": dense / rule, "of_the_best_choice": best / rule}
             verdicts.append({"network": network, "task": task, "variant": variant} | verdict)
     return verdicts
 
 
-def fit(rows: Sequence[dict], precision: str, device: str) -> None:
-    """Print the constants of the rule that lose least against the best choice, in the mean over networks and tasks."""
-    coefficients, elements = (1.0, 1.5, 2.0, 3.0), (20, 40, 60, 80, 100, 120, 160, 240, 320, 480, 640, 960, 1280)
-    calls = (0.0, 2e5, 4e5, 6e5, 1e6, 1.5e6, 3e6, 6e6, 1e8, 2e8, 4e8)
-    candidates = [Costs(*constants) for constants in itertools.product(coefficients, map(float, elements), calls)]
-    for training in (True, False):
-        mine = [row for row in rows if row["task"].startswith("train") == training]
-        if not mine:
-            continue
-        results = {}
-        for constants in (*candidates, NEVER):
-            MEASURED[measured_as(device, precision, training)] = constants
-            verdicts = judge(mine, precision, device)
-            results[constants] = statistics.mean(verdict["of_the_best_choice"] for verdict in verdicts)
-        print("training:" if training else "inference:")
-        for constants, score in sorted(results.items(), key=lambda item: -item[1])[:10]:
-            print(f"{score:.4f} of the best choice with {constants}")
+def saved_macs(layer: linearconv.LinearConv, map_cost: float) -> float:
+    """Return what combining feature maps saves per output position: LinearConv's rule with another constant."""
+    saved = layer.secondary_channels * layer.filter_size
+    return saved - layer.coefficients - map_cost * layer.out_channels
 
 
 def main() -> None:
-    """Measure or read, judge and fit, as the command line asks."""
+    """Measure or read, and judge, as the command line asks."""
     parser = command_line(__doc__)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["train 50", "infer 50", "infer 1"])
-    parser.add_argument("--seconds", type=float, default=2, help="a layer and task is timed for (default: 2)")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["train 50", "infer 50", "infer 8"])
+    parser.add_argument("--seconds", type=float, default=1, help="time for each layer and task (default: 1)")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--output", type=Path, help="default: results/layers_<device>_<precision>.json")
-    parser.add_argument("--fit", action="store_true", help="fit the constants of linearconv_features.py")
-    parser.add_argument("--read", action="store_true", help="measure nothing, judge what the output file holds anew")
+    parser.add_argument("--read", action="store_true", help="measure nothing, judge the rows of the output file")
     options = parser.parse_args()
     output = options.output or ROOT / "results" / f"layers_{options.device}_{options.precision}.json"
     if options.read:
         record = json.loads(output.read_text())
-        rows = record["rows"]
     else:
-        record, rows, measured = {"origin": origin(options.device)}, [], {}
+        rows, measured = [], {}
         for task, network in itertools.product(options.tasks, options.networks):
             for key, count in layers_of(NETWORKS[network]).items():
                 if (task, key) not in measured:
@@ -176,23 +148,18 @@ def main() -> None:
                 row = {"network": network, "task": task, "layer": list(key), "count": count}
                 rows.append(row | {"microseconds": measured[task, key]})
             print(f"{network}, {task}: measured", flush=True)
-    rule = {
-        task: _finite(MEASURED[measured_as(options.device, options.precision, task == "training")]._asdict())
-        for task in ("training", "inference")
-    }
-    verdicts = judge(rows, options.precision, options.device)
-    write_json(output, record | {"rule": rule, "judged": verdicts, "rows": rows})
+        record = {"origin": origin(options.device), "rows": rows}
+    verdicts = judge(record["rows"])
     for verdict in verdicts:
         place = "{network}, {task}, {variant}".format(**verdict)
         against_dense, of_the_best = verdict["speed_against_dense"], verdict["of_the_best_choice"]
         print(f"{place}: {against_dense:.2f} of dense, {of_the_best:.3f} of the best choice")
-    if options.fit:
-        fit(rows, options.precision, options.device)
-
-
-def _finite(costs):
-    """Constants for a file, which has no infinity; None for what never pays."""
-    return None if costs["element"] == inf else costs
+    means = {}
+    for map_cost in MAP_COSTS:
+        shares = [verdict["of_the_best_choice"] for verdict in judge(record["rows"], map_cost)]
+        means[map_cost] = {"mean": statistics.mean(shares), "least": min(shares)}
+        print(f"MAP_COST {map_cost}: {means[map_cost]['mean']:.4f} of the best choice, at least {min(shares):.3f}")
+    write_json(output, {"origin": record["origin"], "map_costs": means, "judged": verdicts, "rows": record["rows"]})
 
 
 if __name__ == "__main__":

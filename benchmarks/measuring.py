@@ -1,13 +1,16 @@
-"""How the benchmarks measure: contenders in turns, and the memory of a step."""
+"""How the benchmarks measure: contenders in turns, the memory of a step, and results over several sittings."""
 
 import ctypes
+import json
 import os
 import platform
 import statistics
 import sys
 import time
 from argparse import ArgumentTypeError, RawDescriptionHelpFormatter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -15,6 +18,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from linearconv_variants import OneLineParser
+from training.files import write_json
+from training.report import origin
 
 SHORTEST_TURN = 0.02  # seconds
 LEAST_ROUNDS, MOST_ROUNDS = 3, 200
@@ -157,3 +162,52 @@ def peak_bytes(step: Callable[[], object], device: str) -> int:
         now += event.nbytes()
         peak = max(peak, now)
     return peak
+
+
+def add_sitting(path: Path, rows: Sequence[dict], device: str, conditions: dict[str, object]) -> None:
+    """Add what one call of a benchmark measured to a result file `{"sittings": [...]}`, which is written anew.
+
+    Args:
+        path: of the result file.
+        rows: one per `network`, `task` and `contender`, with the `ratio` of speeds to `dense`.
+        device: on which the rows were measured.
+        conditions: what else the result depends on.
+    """
+    sittings = json.loads(path.read_text())["sittings"] if path.exists() else []
+    ended = datetime.now(UTC).isoformat(timespec="minutes")
+    sittings.append({"ended": ended, "origin": origin(device), **conditions, "rows": list(rows)})
+    write_json(path, {"sittings": sittings})
+
+
+def ratios_over_sittings(record: dict) -> dict[tuple[str, str, str], list[float]]:
+    """Return the sorted ratios of speeds to dense, one per sitting, by network, task and contender."""
+    ratios = {}
+    for sitting in record["sittings"]:
+        for row in sitting["rows"]:
+            ratios.setdefault((row["network"], row["task"], row["contender"]), []).append(row["ratio"])
+    return {key: sorted(values) for key, values in ratios.items()}
+
+
+def markdown(record: dict, contenders: Sequence[str]) -> list[str]:
+    """Return a table of ratios to dense: the median over sittings, and their range in brackets.
+
+    Args:
+        record: of a result file.
+        contenders: those to show; `dense` is 1 in every row.
+    """
+    ratios = ratios_over_sittings(record)
+    tasks = list(dict.fromkeys(task for _, task, _ in ratios))
+    lines = [f"| network | contender | {' | '.join(tasks)} |", "| --- | --- |" + " ---: |" * len(tasks)]
+    for network in dict.fromkeys(network for network, _, _ in ratios):
+        for contender in contenders:
+            cells = [_cell(ratios.get((network, task, contender), ())) for task in tasks]
+            if any(cells):
+                lines.append(f"| {network} | {contender} | {' | '.join(cells)} |")
+    return lines
+
+
+def _cell(ratios):
+    if not ratios:
+        return ""
+    median = f"{statistics.median(ratios):.2f}"
+    return median if len(ratios) == 1 else f"{median} ({ratios[0]:.2f} to {ratios[-1]:.2f})"

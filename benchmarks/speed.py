@@ -1,22 +1,18 @@
-"""Speed and memory of LinearConv against nn.Conv2d, contender by contender in one run.
+"""Speed and memory of a training step: LinearConv against nn.Conv2d.
 
-    python -m benchmarks.speed                                  # all networks, training and inference; under an hour
-    python -m benchmarks.speed --networks VGG11 --seconds 120   # one of them, more rounds
-    python -m benchmarks.speed --precision bfloat16 --device cuda --graphs
-    python -m benchmarks.speed --readme                         # put all that was measured into the pages that show it
+    python -m benchmarks.speed                                  # all networks; about half an hour
+    python -m benchmarks.speed --networks VGG11 --seconds 60    # one network, more rounds
+    python -m benchmarks.speed --precision bfloat16
+    python -m benchmarks.speed --device cuda --graphs           # each step is captured in a CUDA graph and replayed
 
-The contenders take turns, step by step where a step takes 20 ms or more, else 20 ms at a time, so that a machine that
-speeds up or slows down does so for all of them; what is reported is the median and the quartiles of the ratios to dense
-within a turn. Contenders: `dense` (nn.Conv2d); `paper`, the published way (all filters made at every pass); `filters`,
-`features` and `auto`, the modes of our layers; and where tensorly-torch is installed its Tucker convolution of half the
-parameters, as what else there is. Batches of 8 are inferred thrice: as the others are, with `eval()` before every pass,
-and in 35 sizes by turns. With --graphs each step is captured in a CUDA graph and replayed, so that none of them waits
-for Python. Writes results/speed_<device>_<precision>.json and prints its tables.
+A step is the forward pass, the backward pass and fused Adam, in channels_last. The contenders take turns, so that all
+of them see the same changes of the machine's speed. They are `dense` (nn.Conv2d), the variants of LinearConv, and the
+full rank evaluated as in the paper, which builds all filters in every pass. Each call of this command adds a sitting to
+results/speed_<device>_<precision>[_graphs].json; tables show the median over sittings, and their range.
 """
 
 import gc
 import itertools
-import json
 import os
 import statistics
 from argparse import Namespace
@@ -28,77 +24,71 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from benchmarks.contenders import (
-    COMMON,
-    CONDITIONS,
-    IMAGE,
-    LARGE,
-    MANY_SIZES,
-    MODES,
-    NETWORKS,
-    SIZES,
-    TASKS,
-    TUCKER,
-    WITH_EVAL,
-    contenders,
+from benchmarks.contenders import FOR_GPUS, IMAGE, NETWORKS, TASKS, TRAINING, training_contenders
+from benchmarks.measuring import (
+    TUNABLES,
+    add_sitting,
+    command_line,
+    compare,
+    keep_freed_memory,
+    kept_bytes,
+    measure,
+    peak_bytes,
 )
-from benchmarks.measuring import TUNABLES, command_line, compare, keep_freed_memory, kept_bytes, measure, peak_bytes
-from benchmarks.speed_table import into_readme, markdown
 from corr_reg import corr_loss, l1_loss
 from linearconv import LinearConv
 from linearconv_sparse import schedule_pruning
 from training import counting
-from training.files import write_json
 from training.objective import REGULARISE_EVERY
-from training.report import ROOT, origin
+from training.report import ROOT
 
-SCHEDULED_STEPS = 1000  # of training: sparse layers are pruned from the first one on, every 6th chooses new masks
+SCHEDULED_STEPS = 1000  # of the run that the pruning schedule is fitted to: every 6th step chooses a new mask
 
 
 def make_step(
-    network: Callable[..., nn.Module], conv: Callable[..., nn.Module], task: str, options: Namespace, compiled: bool
-) -> tuple[Callable[[], None], nn.Module, Callable[[], torch.Tensor]]:
-    """Return a function that runs one training step or inference pass, the network, and a function for its loss."""
-    torch.manual_seed(0)
-    device, batch = options.device, TASKS[task]
-    model = network(conv=conv).to(device, memory_format=torch.channels_last)
-    sizes = SIZES if task == MANY_SIZES else (IMAGE[1:],)
-    batches = [torch.randn(batch, IMAGE[0], *size, device=device) for size in sizes]
-    batches = [images.contiguous(memory_format=torch.channels_last) for images in batches]
-    images, turns = batches[0], itertools.cycle(batches)
-    labels = torch.arange(batch, device=device) % 10
-    autocast = partial(torch.autocast, device, torch.bfloat16, enabled=options.precision == "bfloat16")
-    run = torch.compile(model) if compiled else model
+    model: nn.Module, task: str, options: Namespace
+) -> tuple[Callable[[], None], Callable[[], torch.Tensor] | None]:
+    """Return a function that runs a training step or an inference pass, and for training the function of the loss.
 
-    def loss():
-        with autocast():
-            return F.cross_entropy(run(images), labels)
-
-    if task.startswith("train"):
-        model.train()
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True, capturable=options.graphs)
-        schedule_pruning(model, optimizer, SCHEDULED_STEPS, begin=0)
-
-        def step():
-            optimizer.zero_grad(set_to_none=True)
-            loss().backward()
-            optimizer.step()
-    else:
+    Args:
+        model: a network, moved to the device and to channels_last.
+        task: one of `TASKS`.
+        options: `device`, `precision` (`"float32"` or `"bfloat16"` by autocast) and `graphs`.
+    """
+    model.to(options.device, memory_format=torch.channels_last)
+    images = torch.randn(TASKS[task], *IMAGE, device=options.device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(len(images), device=options.device) % 10
+    autocast = partial(torch.autocast, options.device, torch.bfloat16, enabled=options.precision == "bfloat16")
+    if task not in TRAINING:
         model.eval()
 
         @torch.inference_mode()
-        def step():
-            if task == WITH_EVAL:
-                model.eval()
+        def infer():
             with autocast():
-                run(next(turns))
+                model(images)
 
-    return step, model, loss
+        return infer, None
+
+    model.train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True, capturable=options.graphs)
+    schedule_pruning(model, optimizer, SCHEDULED_STEPS, begin=0)
+
+    def loss():
+        with autocast():
+            return F.cross_entropy(model(images), labels)
+
+    def train():
+        optimizer.zero_grad(set_to_none=True)
+        loss().backward()
+        optimizer.step()
+
+    return train, loss
 
 
 def captured(step: Callable[[], None]) -> Callable[[], None]:
     """Return the replay of a CUDA graph of a step."""
-    side = torch.cuda.Stream()  # where capturing wants the steps before it to have been
+    side = torch.cuda.Stream()  # warm-up steps run on a side stream, as the capture requires
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
@@ -111,38 +101,36 @@ def captured(step: Callable[[], None]) -> Callable[[], None]:
 
 
 def regulariser_seconds(model: nn.Module, options: Namespace) -> float:
-    """Return what corr_reg adds to the mean step: a tenth of its forward and backward pass."""
+    """Return what the regularisers add to the mean step: a tenth of their forward and backward pass."""
 
     def step():
         (0.01 * (corr_loss(model) + l1_loss(model))).backward()
 
-    has_filters = any(isinstance(layer, LinearConv) for layer in model.modules())
-    if not has_filters:
+    if not any(isinstance(layer, LinearConv) for layer in model.modules()):
         return 0.0
-    return statistics.median(measure({"": step}, min(1, options.seconds / 20), options.device)[""]) / REGULARISE_EVERY
+    seconds = measure({"regularisers": step}, min(1, options.seconds / 20), options.device)["regularisers"]
+    return statistics.median(seconds) / REGULARISE_EVERY
 
 
-def benchmark(name: str, task: str, options: Namespace) -> list[dict]:
+def benchmark(network: str, task: str, options: Namespace) -> list[dict]:
     """Return a row per contender for one network and task."""
-    built = {
-        key: make_step(NETWORKS[name], conv, task, options, key.endswith("compiled"))
-        for key, conv in contenders(options.modes, options.compile, options.graphs).items()
-    }
-    steps = {key: captured(step) if options.graphs else step for key, (step, *_) in built.items()}
+    models, steps, losses = {}, {}, {}
+    for name, conv in training_contenders(options.graphs).items():
+        torch.manual_seed(0)
+        models[name] = NETWORKS[network](conv=conv)
+        step, losses[name] = make_step(models[name], task, options)
+        steps[name] = captured(step) if options.graphs else step
     compared = compare(steps, options.seconds, options.device)
-    made_by, rows = origin(options.device), []
-    dense_macs = counting.macs_inference(built["dense"][1], IMAGE)
-    for key, (step, model, loss) in built.items():
-        row = {"network": name, "task": task, "contender": key, **compared[key], "origin": made_by}
+    dense_macs = counting.macs_inference(models["dense"], IMAGE)
+    rows = []
+    for name, model in models.items():
+        row = {"network": network, "task": task, "contender": name, **compared[name]}
         seconds = row["milliseconds"] / 1e3
         row["images_per_second"] = TASKS[task] / seconds
-        if key != TUCKER:  # its layers are not known to the counts
-            row["mac_limit"] = dense_macs / counting.macs_inference(model, IMAGE)
-        if task.startswith("train"):
-            row["kept_bytes"] = kept_bytes(loss, model)
-            row["optimizer_bytes"] = 8 * counting.count_parameters(model)
-            row["regulariser_share"] = regulariser_seconds(model, options) / seconds
-        row["peak_bytes"] = peak_bytes(step, options.device)
+        row["mac_limit"] = dense_macs / counting.macs_inference(model, IMAGE)
+        row["kept_bytes"] = kept_bytes(losses[name], model)
+        row["peak_bytes"] = peak_bytes(steps[name], options.device)
+        row["regulariser_share"] = regulariser_seconds(model, options) / seconds
         rows.append(row)
     return rows
 
@@ -152,44 +140,24 @@ def main() -> None:
     parser = command_line(__doc__)
     add = parser.add_argument
     add("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    add("--tasks", nargs="+", choices=TASKS, help="default: those of up to 256 images, on a GPU all")
-    add("--modes", nargs="+", choices=MODES, default=list(MODES))
-    add("--seconds", type=float, default=45, help="a network and task is timed for (default: 45)")
+    add("--tasks", nargs="+", choices=TRAINING, help="default: 50 and 256 images; on a GPU 1024 too")
+    add("--seconds", type=float, default=20, help="time for each network and task (default: 20)")
     add("--precision", choices=("float32", "bfloat16"), default="float32")
-    add("--compile", action="store_true", help="dense and auto only, eager and compiled")
-    add("--graphs", action="store_true", help="steps captured in CUDA graphs")
-    add("--output", type=Path, help="default: results/speed_<device>_<precision>[_compiled|_graphs].json")
-    add("--update", action="store_true", help="keep the output file's rows of other networks and tasks")
-    add("--readme", action="store_true", help="measure nothing, put the results into README.md and docs/")
+    add("--graphs", action="store_true", help="capture each step in a CUDA graph")
+    add("--output", type=Path, help="default: results/speed_<device>_<precision>[_graphs].json")
     options = parser.parse_args()
-    if options.readme:
-        for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
-            page.write_text(into_readme(page.read_text(), ROOT / "results"))
-        return
     if options.graphs and options.device != "cuda":
-        parser.error("--graphs goes with --device cuda")
-    options.tasks = options.tasks or [*COMMON, *(LARGE if options.device == "cuda" else CONDITIONS)]
-    kind = "_compiled" if options.compile else "_graphs" if options.graphs else ""
-    name = f"speed_{options.device}_{options.precision}{kind}.json"
-    output = options.output or ROOT / "results" / name
-    rows, kept = [], []
-    asked = list(itertools.product(options.networks, options.tasks))
-    if options.update:
-        old = json.loads(output.read_text())["rows"]
-        kept = [row for row in old if (row["network"], row["task"]) not in asked]
-    record = {"precision": options.precision, "memory_format": "channels_last", TUNABLES: os.environ.get(TUNABLES)}
-    for network, task in asked:
-        gc.collect()  # the networks before
+        parser.error("--graphs needs --device cuda")
+    tasks = options.tasks or [task for task in TRAINING if options.device == "cuda" or task not in FOR_GPUS]
+    name = f"speed_{options.device}_{options.precision}{'_graphs' if options.graphs else ''}.json"
+    rows = []
+    for network, task in itertools.product(options.networks, tasks):
+        gc.collect()  # frees the networks of the round before
         new = benchmark(network, task, options)
         print(f"{network}, {task}: " + ", ".join(f"{row['contender']} {row['ratio']:.2f}" for row in new), flush=True)
         rows += new
-        write_json(output, record | {"rows": sorted(rows + kept, key=_place)})
-    print("\n".join(markdown(rows)))
-
-
-def _place(row):
-    """Where a row stands in the output file."""
-    return list(NETWORKS).index(row["network"]), list(TASKS).index(row["task"])
+    conditions = {"memory_format": "channels_last", TUNABLES: os.environ.get(TUNABLES)}
+    add_sitting(options.output or ROOT / "results" / name, rows, options.device, conditions)
 
 
 if __name__ == "__main__":

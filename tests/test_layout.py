@@ -84,6 +84,19 @@ def test_the_layers_import_torch_alone():
             assert rooms(ROOT / f"{name}.py") - OURS - set(sys.stdlib_module_names) <= {"torch"}
 
 
+INSTALLED = [path for path in files() if room_of(path).startswith(("linearconv", "corr_reg"))]
+
+
+@pytest.mark.parametrize("path", INSTALLED, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_what_is_installed_uses_public_names_of_torch_alone(path):
+    """No name below torch begins with an underscore; the exception has no public counterpart in torch 2.6."""
+    tree = ast.parse(path.read_text())
+    used = set(imports(path)) | {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    names = [name.split(".") for name in used if name.split(".")[0] in ("torch", "nn", "F")]
+    private = {".".join(name[:3]) for name in names if any(part.startswith("_") for part in name)}
+    assert private <= ({"torch.utils._pytree"} if path.parent.name == "linearconv_convert" else set())
+
+
 @pytest.mark.parametrize("path", files(), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_only_the_scripts_in_models_find_the_others_by_themselves(path):
     assert ("sys.path.insert(0, str(Path(__file__)" in path.read_text()) == path.name.endswith("_xcnn.py")

@@ -1,21 +1,26 @@
-"""What the benchmark of networks times is what training does."""
+"""The benchmarks time what training and inference do, and add every sitting to the result."""
 
+import json
 from argparse import Namespace
+from functools import partial
 
 import pytest
 import torch
 
-from benchmarks.speed import captured, main, make_step
-from benchmarks.speed_table import eager_and_captured
+from benchmarks import deployment, measuring, speed
+from benchmarks.contenders import NETWORKS, as_in_the_paper
 from linearconv import LinearConv
 from linearconv_sparse import LinearConvSparse
 from models.base_xcnn import Base
+from tests.helpers.layers import reference, relative_error
+
+OPTIONS = Namespace(device="cpu", precision="float32", graphs=False, seconds=0)
 
 
 def test_a_training_step_of_sparse_layers_prunes_them():
     torch.manual_seed(0)
-    options = Namespace(device="cpu", precision="float32", graphs=False)
-    step, model, _ = make_step(lambda conv: Base(conv, width=0.25), LinearConvSparse, "train 50", options, False)
+    model = Base(LinearConvSparse, width=0.25)
+    step, _ = speed.make_step(model, "train 50", OPTIONS)
     layers = [module for module in model.modules() if isinstance(module, LinearConvSparse)]
     shares = []
     for _ in range(13):
@@ -26,33 +31,51 @@ def test_a_training_step_of_sparse_layers_prunes_them():
     assert changes == [5, 11]  # after these the masks of the 6th and of the 12th step are chosen
 
 
+def test_the_papers_evaluation_gives_the_same_output():
+    torch.manual_seed(0)
+    layer, images = as_in_the_paper(4, 6, 3, padding=1), torch.randn(2, 4, 8, 8)
+    assert relative_error(layer(images), reference(layer, images)) < 1e-5
+
+
 def test_graphs_are_refused_on_a_cpu(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["speed.py", "--graphs"])
     with pytest.raises(SystemExit) as ended:
-        main()
+        speed.main()
     assert ended.value.code == 2
-    assert capsys.readouterr().err.splitlines()[0].startswith("speed.py: --graphs goes with --device cuda")
+    assert capsys.readouterr().err.splitlines()[0].startswith("speed.py: --graphs needs --device cuda")
 
 
-def test_speeds_with_and_without_a_graph_share_a_cell():
-    def rows(*tasks):
-        return [{"network": "Base", "contender": "full rank, auto", "task": t, "ratio": r} for t, r in tasks]
-
-    eager, captured = rows(("infer 1", 0.5)), rows(("infer 1", 1.25), ("train 1024", 2.0))
-    assert eager_and_captured(eager, captured) == [
-        "| network | train 1024 | infer 1 |",
-        "| --- | ---: | ---: |",
-        "| Base | - / 2.00 | 0.50 / 1.25 |",
-    ]
+@pytest.mark.parametrize("benchmark, task", ((speed, "train 50"), (deployment, "infer 8")))
+def test_every_call_adds_a_sitting(benchmark, task, monkeypatch, tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    monkeypatch.setitem(NETWORKS, "Base", partial(Base, width=0.125))
+    monkeypatch.setattr(deployment, "BATCHES", {"infer 8": 8})
+    output = tmp_path / "result.json"
+    arguments = ["--networks", "Base", "--seconds", "0", "--output", str(output)]
+    arguments += ["--tasks", task] if benchmark is speed else []
+    for _ in range(2):
+        monkeypatch.setattr("sys.argv", ["benchmark.py", *arguments])
+        benchmark.main()
+    record = json.loads(output.read_text())
+    first, second = (sitting["rows"] for sitting in record["sittings"])
+    assert [row["contender"] for row in first] == [row["contender"] for row in second]
+    table = measuring.markdown(record, ["dense", first[1]["contender"]])
+    assert table[0] == f"| network | contender | {task} |"
+    assert table[2] == "| Base | dense | 1.00 (1.00 to 1.00) |"
+    ratios = sorted(rows[1]["ratio"] for rows in (first, second))
+    assert f"({ratios[0]:.2f} to {ratios[1]:.2f}) |" in table[3]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("task", ["train 50", "infer 50"])
 def test_a_captured_step_is_the_step(task):
     options = Namespace(device="cuda", precision="float32", graphs=True)
-    step, model, loss = make_step(lambda conv: Base(conv, width=0.25), LinearConv, task, options, False)
-    before = loss().item()
-    replay = captured(step)
+    model = Base(LinearConv, width=0.25)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    step, _ = speed.make_step(model, task, options)
+    replay = speed.captured(step)
     for _ in range(20):
         replay()
-    assert (loss().item() < before) == (task == "train 50")
+    changed = any(not torch.equal(tensor.cpu(), before[name]) for name, tensor in model.state_dict().items())
+    assert changed == (task == "train 50")
