@@ -14,6 +14,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+__version__ = "0.2.0"
 GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 COMPUTE_MODES = ("auto", "filters", "features")
 MAP_COST = 64  # time to concatenate one element of the output, in multiply-adds of a convolution (benchmarks/layers.py)
@@ -31,16 +32,14 @@ class LinearConv(nn.Module):
             with the primary filters and combines their feature maps. The outputs are equal to rounding. `"auto"`
             chooses by :attr:`combines_maps`. Default: `"auto"`
 
-    Shapes:
-        - input (N, in_channels, H, W), output (N, out_channels, H', W'), both also without N; H', W' as for Conv2d
+    Shapes: input (N, in_channels, H, W), output (N, out_channels, H', W'), both also without N; H', W' as for Conv2d
 
     Parameters:
         - conv_weights (P, in_channels / groups, kh, kw), Xavier uniform: the primary filters
         - linear_weights (out_channels - P, P), U(-0.1, 0.1): the coefficients `A`
         - bias (out_channels,), U(-0.1, 0.1), or None
 
-    Raises:
-        ValueError: if `alpha` is outside (0, 1], `compute` is unknown, or Conv2d refuses an argument.
+    Raises: ValueError if `alpha` is outside (0, 1], `compute` is unknown, or Conv2d refuses an argument.
 
     Example::
 
