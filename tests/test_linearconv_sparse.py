@@ -4,7 +4,6 @@ import copy
 import pickle
 import subprocess
 import sys
-import warnings
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ import torch.nn as nn
 from torch._dynamo.testing import CompileCounter
 from torch.utils.checkpoint import checkpoint
 
-from linearconv_sparse import PATIENCE, PUBLISHED_INTERVAL, PUBLISHED_STEP, LinearConvSparse, schedule_pruning
+from linearconv_sparse import PUBLISHED_INTERVAL, PUBLISHED_STEP, LinearConvSparse, schedule_pruning
 from tests.helpers.runs import ROOT
 
 
@@ -297,39 +296,25 @@ def test_processes_agree_on_the_mask_however_they_share_the_parameters(tmp_path)
             assert steps == 6 and torch.equal(mask, expected), name
 
 
-# ---- layers that nobody prunes --------------------------------------------------------------------------------------
+# ---- layers without an optimizer ------------------------------------------------------------------------------------
 
 
-def notices(layer, steps=2 * PATIENCE, *run):
-    """What is said while a layer is trained."""
-    optimizer = scheduled(layer, *run) if run else torch.optim.SGD(layer.parameters(), lr=0)
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        layer(torch.randn(1, 3, 3, 3)).sum().backward()
-        for _ in range(steps):
-            optimizer.step()
-    return [str(warning.message) for warning in said]
+def test_a_layer_that_is_trained_without_schedule_pruning_stays_unpruned():
+    layer = LinearConvSparse(3, 16, 3, sparsity=0.5, prune_end=4, prune_every=1)
+    scheduled(LinearConvSparse(3, 16, 3, sparsity=0.5, prune_end=4, prune_every=1))  # of another layer
+    train(layer, torch.optim.SGD(layer.parameters(), lr=0.1), 8)
+    assert layer.pruned_fraction == 0 and layer.steps == 0
 
 
-def test_a_layer_that_is_trained_and_not_pruned_is_warned_of_once():
-    layer = LinearConvSparse(3, 8, 3)
-    for each in (layer, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert notices(each, PATIENCE - 1) == []
-        (line,) = notices(each)
-        assert "schedule_pruning" in line and "\n" not in line
-
-
-def test_no_other_layer_is_warned_of():
-    assert notices(LinearConvSparse(3, 8, 3), 2 * PATIENCE, 1000) == []
-    assert notices(LinearConvSparse(3, 8, 3, sparsity=0)) == []
-    assert notices(LinearConvSparse(3, 8, 3, alpha=1)) == []
-    finished = LinearConvSparse(3, 8, 3)
-    finished.keep_mask(torch.ones(4, 4))
-    assert notices(finished) == []
-    bystander = LinearConvSparse(3, 8, 3)
-    bystander(torch.randn(1, 3, 3, 3)).sum().backward()  # of another optimizer, or left over
-    notices(LinearConvSparse(3, 8, 3))
-    assert bystander._steps_unpruned == 0
+def test_the_steps_are_read_only_before_a_possible_update(monkeypatch):
+    reads, item = [], torch.Tensor.item
+    layer = LinearConvSparse(3, 16, 3, sparsity=0.5, prune_begin=10, prune_end=50, prune_every=20)
+    monkeypatch.setattr(torch.Tensor, "item", lambda self: reads.append(self is layer.steps) or item(self))
+    optimizer = scheduled(layer)
+    for _ in range(100):
+        optimizer.step()
+    assert sum(reads) == 4  # by schedule_pruning, and for steps 10, 30 and 50: a read makes a GPU wait
+    assert layer.steps == 100 and layer.pruned_fraction == 0.5
 
 
 # ---- saving, and dtypes ---------------------------------------------------------------------------------------------
