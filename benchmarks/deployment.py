@@ -1,9 +1,9 @@
-"""Sizes and speeds of deployed networks: ONNX files of the dense network and of both forms of the converted one.
+"""Sizes and speeds of deployed networks: ONNX files of the dense network and of both forms of the converted network.
 
     python -m benchmarks.deployment                       # VGG11, ResNet18, Base; a few minutes
     python -m benchmarks.deployment --networks VGG11 --seconds 30
 
-Each network, with random weights, is converted to full rank and exported dense, in the features form and folded;
+Each network, with random weights, is converted to full rank and exported dense, deployed and folded;
 onnxruntime runs the three files in turns, on as many threads as torch uses. Needs onnx, onnxscript and onnxruntime.
 Writes results/deployment_cpu.json and prints its table.
 """
@@ -35,9 +35,9 @@ def benchmark(name: str, seconds: float) -> list[dict]:
     images = {batch: torch.randn(batch, *IMAGE) for batch in BATCHES}
     rows, runs = [], {}
     with tempfile.TemporaryDirectory() as folder:
-        for called, model in (("dense", dense), ("features", small), ("folded", small)):
+        for called, model in (("dense", dense), ("deployed", small), ("folded", small)):
             path = Path(folder) / f"{called}.onnx"
-            exported = export(model, path, images[1], "features" if called == "features" else "folded")
+            exported = export(model, path, images[1], "deployed" if called == "deployed" else "folded")
             runs[called] = onnx_runner(path), exported.bytes
         for batch in BATCHES:
             steps = {called: lambda run=run, batch=batch: run(images[batch]) for called, (run, _) in runs.items()}

@@ -89,7 +89,10 @@ def count_parameters(module: nn.Module) -> int:
 def count_macs(layer: nn.Conv2d | LinearConv, positions: int) -> int:
     """Return a layer's multiply-adds for one image of a large batch, of H' W' positions summed over its calls."""
     if isinstance(layer, LinearConv):
-        return positions * layer.macs_per_position(layer.mode_at(training=False))
+        primary = layer.primary_channels * layer.filter_size
+        return positions * (
+            primary + layer.coefficients if layer.combines_maps else layer.out_channels * layer.filter_size
+        )
     return positions * layer.weight.numel()
 
 

@@ -46,7 +46,7 @@ def balance(layer: LinearConv) -> None:
 
     For n factors with inner dimensions d_1 ... d_n, the last one P, that takes a variance of (d_1 ... d_n)^(-1/n) each.
     """
-    shapes = layer.factor_shapes
+    shapes = [factor.shape for factor in layer.factors()]
     inner = 1
     for _, columns in shapes:
         inner *= columns
