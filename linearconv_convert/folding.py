@@ -72,7 +72,7 @@ def replace_layers(
         if folded is not None:
             replacements |= {conv: folded, norm: _after_batch_norm(norm)}
     norms = layers_of(model, nn.BatchNorm2d) if batch_norm else {}
-    if norms and not replacements.keys() & set(norms.values()):
+    if norms and not pairs:
         reason = "of none is it certain that it alone takes the output of a convolution without hooks"
         warnings.warn(f"no BatchNorm was folded: {len(norms)} are there, {reason}", ConversionWarning, stacklevel=3)
     return surgery.replace(model, replacements)
