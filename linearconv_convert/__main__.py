@@ -73,8 +73,8 @@ def _parser():
     add("--image-size", type=positive_int, help="side of an image (default: 32 for FILE.py:NAME, else 224)")
     add("--output", type=Path, metavar="FILE", help="for the converted state_dict (default: ckpt/<name>-<type>.pt)")
     add("--export", type=Path, metavar="FILE", help="also write the network to FILE.onnx or FILE.pt2")
-    forms = "of the exported file: factorised, plain, or both, in two files (default: features)"
-    add("--form", choices=(*FORMS, "both"), default="features", help=forms)
+    forms = "of the exported file: as deployed, one convolution for each layer, or both files (default: deployed)"
+    add("--form", choices=(*FORMS, "both"), default="deployed", help=forms)
     add("--dynamic", action="store_true", help="leave height and width of the exported file's images open")
     return parser
 

@@ -13,14 +13,13 @@ import torch
 import torch.nn as nn
 from torch.utils._pytree import tree_map
 
+from linearconv_convert.deploying import deploy
 from linearconv_convert.folding import fold
-from linearconv_convert.inputs import Call, example_call, tensors_of
+from linearconv_convert.inputs import TOLERANCE, Call, example_call, largest_error, outputs, tensors_of
 from linearconv_convert.leftovers import ConversionWarning
 from linearconv_convert.surgery import ConversionError, copy_of, first_line
 
-FORMS = ("features", "folded")
-TOLERANCE = 1e-4  # largest difference over the largest magnitude of the outputs
-TINY = torch.finfo(torch.float64).tiny
+FORMS = ("deployed", "folded")
 MORE = (32, 64)  # rows and columns of the larger images that dynamic files are checked with
 LARGEST_FILE = 2**31 - 2**20  # bytes of weights that one ONNX file takes
 
@@ -36,7 +35,7 @@ class Exported:
 
 
 def export(
-    model: nn.Module, path: str | Path, example_input: object, form: str = "features", dynamic: bool = False
+    model: nn.Module, path: str | Path, example_input: object, form: str = "deployed", dynamic: bool = False
 ) -> Exported:
     """Write a model to a file that takes batches of any size, and check it against the model.
 
@@ -48,7 +47,7 @@ def export(
             format. A file that stands there is replaced once the new one has been checked.
         example_input: what the model takes: images (N, C, H, W), a tuple of all arguments, or a dict of them by name.
             All but N is fixed by it.
-        form: `"features"` keeps LinearConv layers factorised, small and fast; `"folded"` writes plain convolutions.
+        form: `"deployed"` writes what :func:`deploy` returns, small and fast; `"folded"` one convolution per layer.
         dynamic: leave height and width of images open too.
 
     Returns:
@@ -67,7 +66,7 @@ def export(
     prepared = _prepare(model, form)
     call = example_call(model, example_input)
     calls = [_batch(call, size) for size in (1, 7)] + ([_larger(_batch(call, 1))] if dynamic else [])
-    expected = [_outputs(model, each) for each in calls]
+    expected = [outputs(model, each) for each in calls]
     with whole_file(path) as part:
         _write(prepared, part, _batch(call, 2), dynamic)
         run = runner(part)
@@ -130,13 +129,14 @@ def milliseconds(run: Callable[[torch.Tensor], object], images: torch.Tensor, se
 
 
 def _prepare(model, form):
-    factorised = form == "features"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConversionWarning)  # the file is right with BatchNorm too
-            return fold(model, batch_norm=True, factorised=factorised)
-    except ConversionError:  # of a model that cannot be traced; what else is wrong comes up again
-        return fold(model, factorised=factorised)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConversionWarning)  # the file is right with BatchNorm too
+        if form == "deployed":
+            return deploy(model)
+        try:
+            return fold(model, batch_norm=True)
+        except ConversionError:  # for a model that cannot be traced; other errors are raised again
+            return fold(model)
 
 
 def _write(model, path, call, dynamic):
@@ -181,14 +181,6 @@ def _silence():
 
 
 @torch.no_grad()
-def _outputs(model, call):
-    outputs = [tensor.double() for tensor in tensors_of(call.run(model))]
-    if not outputs:
-        raise ConversionError("only models whose outputs are tensors, in tuples, lists or dicts, are exported")
-    return outputs
-
-
-@torch.no_grad()
 def _error(run, call, expected):
     try:
         found = [tensor.to(expected[0]) for tensor in tensors_of(run(*call.args, **call.kwargs))]
@@ -197,9 +189,7 @@ def _error(run, call, expected):
         raise ConversionError(f"the exported file does not take inputs {shapes}: {first_line(error)}") from error
     if [tensor.shape for tensor in found] != [tensor.shape for tensor in expected]:
         raise ConversionError("the exported file gives outputs of other shapes than the model")
-    pairs = [pair for pair in zip(found, expected, strict=True) if pair[0].numel()]
-    errors = [(ours - theirs).abs().max() / theirs.abs().max().clamp_min(TINY) for ours, theirs in pairs]
-    return torch.stack(errors).max().item() if errors else 0.0
+    return largest_error(found, expected)
 
 
 def _batch(call: Call, size: int) -> Call:

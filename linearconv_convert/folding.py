@@ -2,6 +2,7 @@
 
 import warnings
 from collections import Counter
+from collections.abc import Callable
 
 import torch
 import torch.nn as nn
@@ -13,12 +14,9 @@ from linearconv_convert import surgery
 from linearconv_convert.leftovers import ConversionWarning
 from linearconv_convert.padding import SamePad2d, take_apart
 from linearconv_convert.surgery import ConversionError, layers_of
-from linearconv_lowrank import LinearConvLowRank
-
-LARGEST_COEFFICIENT = 1e4  # that folding a BatchNorm into a factorised layer may give rise to
 
 
-def fold(model: nn.Module, *, batch_norm: bool = False, factorised: bool = False, inplace: bool = False) -> nn.Module:
+def fold(model: nn.Module, *, batch_norm: bool = False, inplace: bool = False) -> nn.Module:
     """Replace every LinearConv of a model by the equivalent nn.Conv2d; outputs are equal to rounding.
 
     Args:
@@ -29,8 +27,6 @@ def fold(model: nn.Module, *, batch_norm: bool = False, factorised: bool = False
             Layers with hooks are left alone. A convolution that pads on its own, as timm's Conv2dSame, becomes an
             nn.Sequential of a padding module and the convolution. Where there are BatchNorms and none is folded, a
             ConversionWarning says so.
-        factorised: keep LinearConv layers, faster and smaller than what they fold to, and fold only BatchNorm into
-            them: W_p by its factors s_p, A by s_s / s_p, unless a coefficient would exceed 1e4.
         inplace: change the model itself.
 
     Returns:
@@ -41,25 +37,45 @@ def fold(model: nn.Module, *, batch_norm: bool = False, factorised: bool = False
             training mode, or that cannot be traced; the model is untouched.
     """
     surgery.check_model(model)
-    if inplace and isinstance(model, LinearConv) and not factorised:
+    if inplace and isinstance(model, LinearConv):
         raise ConversionError("the model is itself a LinearConv and cannot be replaced in place: give inplace=False")
     if batch_norm and model.training:
         raise ConversionError("BatchNorm can be folded in eval mode only, as it changes in training: call model.eval()")
+    return replace_layers(model if inplace else surgery.copy_of(model), fuse, batch_norm)
+
+
+def fuse(layer: LinearConv, norm: nn.BatchNorm2d | None = None) -> nn.Conv2d:
+    """Return the nn.Conv2d that is equivalent to a layer, or to the layer followed by a BatchNorm."""
+    return layer.fuse() if norm is None else fuse_conv_bn_eval(layer.fuse(), norm)
+
+
+def replace_layers(
+    model: nn.Module, new_layer: Callable[[LinearConv, nn.BatchNorm2d | None], nn.Module | None], batch_norm: bool
+) -> nn.Module:
+    """Replace in place every LinearConv of a model, fold BatchNorm into convolutions if asked for, and return it.
+
+    Args:
+        model: in eval mode with `batch_norm`.
+        new_layer: returns what replaces a LinearConv and the BatchNorm after it, if given; None if the two must stay
+            apart.
+        batch_norm: as for :func:`fold`.
+
+    Raises:
+        ConversionError: with `batch_norm` for a model that cannot be traced; the model is untouched.
+    """
     pairs = _convolutions_before_batch_norms(model) if batch_norm else []
-    target = model if inplace else surgery.copy_of(model)
-    layers = layers_of(target, (nn.Conv2d, LinearConv, nn.BatchNorm2d))
-    to_fuse = {} if factorised else layers_of(target, LinearConv)
-    replacements = {layer: layer.fuse() for layer in to_fuse.values()}
+    layers = layers_of(model, (nn.Conv2d, LinearConv, nn.BatchNorm2d))
+    replacements = {layer: new_layer(layer, None) for layer in layers_of(model, LinearConv).values()}
     for conv_name, norm_name in pairs:
         conv, norm = layers[conv_name], layers[norm_name]
-        folded = _fold_batch_norm(replacements.get(conv, conv), norm)
+        folded = new_layer(conv, norm) if isinstance(conv, LinearConv) else _fold_into_conv2d(conv, norm)
         if folded is not None:
             replacements |= {conv: folded, norm: _after_batch_norm(norm)}
-    norms = layers_of(target, nn.BatchNorm2d) if batch_norm else {}
-    if norms and not replacements.keys() & set(norms.values()):
+    norms = layers_of(model, nn.BatchNorm2d) if batch_norm else {}
+    if norms and not pairs:
         reason = "of none is it certain that it alone takes the output of a convolution without hooks"
-        warnings.warn(f"no BatchNorm was folded: {len(norms)} are there, {reason}", ConversionWarning, stacklevel=2)
-    return surgery.replace(target, replacements)
+        warnings.warn(f"no BatchNorm was folded: {len(norms)} are there, {reason}", ConversionWarning, stacklevel=3)
+    return surgery.replace(model, replacements)
 
 
 class _DownToLayers(Tracer):
@@ -132,25 +148,8 @@ def _after_batch_norm(norm):
     return rest if same else None
 
 
-@torch.no_grad()
-def _fold_batch_norm(conv, norm):
-    """The convolution followed by the BatchNorm; None where the coefficients would become too large."""
-    if isinstance(conv, nn.Conv2d):
-        pad, plain = take_apart(conv)
-        folded = fuse_conv_bn_eval(plain, norm)
-        return folded if pad is None else nn.Sequential(pad, folded)
-    scale = (norm.running_var.double() + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight.double())
-    shift = (0 if norm.bias is None else norm.bias.double()) - norm.running_mean.double() * scale
-    layer = surgery.copy_of(conv)
-    scale_primary, scale_secondary = scale.split((layer.primary_channels, layer.secondary_channels))
-    is_low_rank = isinstance(layer, LinearConvLowRank)
-    first, last = (layer.column_weights, layer.row_weights) if is_low_rank else (layer.linear_weights,) * 2
-    if layer.bias is None:
-        layer.bias = nn.Parameter(shift.to(layer.conv_weights), layer.conv_weights.requires_grad)
-    else:
-        layer.bias.copy_(layer.bias.double() * scale + shift)
-    layer.conv_weights.copy_(layer.conv_weights.double() * scale_primary[:, None, None, None])
-    first.copy_(first.double() * scale_secondary[:, None])
-    last.copy_(last.double() / scale_primary)
-    largest = max((factor.abs().amax().item() for factor in layer.factors() if factor.numel()), default=0.0)
-    return layer if largest <= LARGEST_COEFFICIENT else None
+def _fold_into_conv2d(conv, norm):
+    """The convolution followed by the BatchNorm."""
+    pad, plain = take_apart(conv)
+    folded = fuse_conv_bn_eval(plain, norm)
+    return folded if pad is None else nn.Sequential(pad, folded)

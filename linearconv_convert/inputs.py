@@ -11,6 +11,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from linearconv_convert.surgery import ConversionError, first_line
 
+TOLERANCE = 1e-4  # largest difference over the largest magnitude of the outputs, for which outputs count as equal
+TINY = torch.finfo(torch.float64).tiny
+
 
 class Call(NamedTuple):
     """The arguments of one forward pass."""
@@ -61,6 +64,26 @@ class Call(NamedTuple):
 def tensors_of(tree: object) -> list[torch.Tensor]:
     """Return the tensors in nested tuples, lists and dicts, in order."""
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, call: Call) -> list[torch.Tensor]:
+    """Return all tensors of a model's output, in float64.
+
+    Raises:
+        ConversionError: for a model without them, or that does not take the arguments.
+    """
+    tensors = [tensor.double() for tensor in tensors_of(call.run(model))]
+    if not tensors:
+        raise ConversionError("only models whose outputs are tensors, in tuples, lists or dicts, can be verified")
+    return tensors
+
+
+def largest_error(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    """Return the largest difference of outputs, each relative to the largest magnitude of the expected output."""
+    pairs = [(ours, theirs) for ours, theirs in zip(found, expected, strict=True) if theirs.numel()]
+    errors = [(ours - theirs).abs().max() / theirs.abs().max().clamp_min(TINY) for ours, theirs in pairs]
+    return torch.stack(errors).max().item() if errors else 0.0
 
 
 def example_call(model: nn.Module, example: object) -> Call:

@@ -45,9 +45,9 @@ class LinearShell(ConvShell):
         )
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        rows = input.reshape(input.shape[0] if input.dim() > 1 else 1, -1, input.shape[-1])  # (N, L, C)
+        rows = torch.atleast_2d(input).unsqueeze(-2).flatten(1, -2)  # (N, L, C)
         maps = self.conv(rows.transpose(1, 2).unsqueeze(-1))  # (N, F, L, 1)
-        return maps.squeeze(-1).transpose(1, 2).reshape(*input.shape[:-1], maps.shape[1])
+        return maps.squeeze(-1).transpose(1, 2).reshape(input.shape[:-1] + (maps.shape[1],))
 
 
 class Conv1dShell(ConvShell):

@@ -28,7 +28,7 @@ class SamePad2d(nn.Module):
         for axis in (-1, -2):  # F.pad wants the last dimension first
             size, stride = input.shape[axis], self.stride[axis]
             covered = (-(-size // stride) - 1) * stride + self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
-            missing = max(covered - size, 0)
+            missing = torch.sym_max(covered - size, 0)  # traceable, as max() is not
             widths += [missing // 2, missing - missing // 2]
         return F.pad(input, widths)
 

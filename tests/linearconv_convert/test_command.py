@@ -33,9 +33,9 @@ def test_a_network_is_converted_saved_and_exported(tmp_path, capsys, monkeypatch
     )
     out = capsys.readouterr().out
     assert "3 of 4 convolutions converted" in out and "multiply-adds" in out
-    for form in ("dense", "features", "folded"):
+    for form in ("dense", "deployed", "folded"):
         assert f"\n{form}" in out
-    files = {"images.pt", "small-features.onnx", "small-folded.onnx", "small.pt", "weights.pt"}
+    files = {"images.pt", "small-deployed.onnx", "small-folded.onnx", "small.pt", "weights.pt"}
     assert {path.name for path in tmp_path.iterdir()} == files
     assert "convert(model, 'lowrank', rank=4, skip=['feat.0'], init='scratch')" in out
     small = convert(Base(), "lowrank", rank=4, skip=["feat.0"], init="scratch")

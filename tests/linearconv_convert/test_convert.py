@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 
 from linearconv import LinearConv
-from linearconv_convert import ConversionError, convert, fold
+from linearconv_convert import ConversionError, convert, deploy, fold
 from linearconv_sparse import schedule_pruning
 from tests.helpers.layers import relative_error
 from tests.helpers.networks import CONVERSIONS, FAMILIES, SMALL, build, image_side, images, tiny
@@ -26,10 +26,9 @@ def check_convert_and_fold(name, dtype, tolerance):
         plain = fold(small)
         assert not any(isinstance(layer, LinearConv) for layer in plain.modules())
         assert relative_error(plain(batch), small(batch)) <= tolerance
-        for factorised in (False, True):
-            folded = fold(small, batch_norm=True, factorised=factorised)
+        for folded in (fold(small, batch_norm=True), deploy(small)):
             assert relative_error(folded(batch), small(batch)) <= tolerance
-            assert any(isinstance(layer, LinearConv) for layer in folded.modules()) is factorised
+            assert not any(isinstance(layer, LinearConv) for layer in folded.modules())
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.float64, 1e-10)])

@@ -43,7 +43,7 @@ def exported(small, tmp_path_factory):
     return exported
 
 
-@pytest.mark.parametrize("form", ["features", "folded"])
+@pytest.mark.parametrize("form", ["deployed", "folded"])
 @pytest.mark.parametrize("ending", ["onnx", "pt2"])
 @torch.no_grad()
 def test_both_forms_run_with_batches_of_1_and_7(small, exported, form, ending):
@@ -55,8 +55,8 @@ def test_both_forms_run_with_batches_of_1_and_7(small, exported, form, ending):
     assert list(file.path.parent.iterdir()) == [file.path]
 
 
-def test_the_features_form_holds_about_half_of_the_bytes(exported):
-    assert 0.45 < exported("features", "onnx").bytes / exported("folded", "onnx").bytes < 0.65  # at full width 0.53
+def test_the_deployed_form_holds_about_half_of_the_bytes(exported):
+    assert 0.45 < exported("deployed", "onnx").bytes / exported("folded", "onnx").bytes < 0.65  # at full width 0.53
 
 
 @pytest.mark.parametrize("conv", VARIANTS.values(), ids=VARIANTS)
@@ -131,10 +131,10 @@ class NoTensors(nn.Module):
 @pytest.mark.parametrize(
     "model, name, form, message",
     [
-        (nn.Conv2d(3, 4, 3), "net.pb", "features", "must be .onnx or .pt2"),
+        (nn.Conv2d(3, 4, 3), "net.pb", "deployed", "must be .onnx or .pt2"),
         (nn.Conv2d(3, 4, 3), "net.pt2", "fused", "form must be one of"),
-        (NoTensors(), "net.pt2", "features", "outputs are tensors"),
-        (nn.Conv2d(5, 4, 3), "net.pt2", "features", "does not run on example_input"),
+        (NoTensors(), "net.pt2", "deployed", "outputs are tensors"),
+        (nn.Conv2d(5, 4, 3), "net.pt2", "deployed", "does not run on example_input"),
     ],
 )
 def test_what_cannot_be_exported_is_told_and_leaves_no_file(model, name, form, message, tmp_path):

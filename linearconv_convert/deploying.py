@@ -1,0 +1,133 @@
+"""The form of a model for inference: plain torch modules, BatchNorm folded, the cheaper computation for each layer."""
+
+import warnings
+from functools import reduce
+
+import torch
+import torch.nn as nn
+from torch import fx
+
+from linearconv import GEOMETRY, MAP_COST
+from linearconv_convert import surgery
+from linearconv_convert.folding import fuse, replace_layers
+from linearconv_convert.inputs import TOLERANCE, example_call, largest_error, outputs
+from linearconv_convert.kinds import ConvShell
+from linearconv_convert.leftovers import ConversionWarning
+from linearconv_convert.padding import SamePad2d
+from linearconv_convert.surgery import ConversionError
+
+LARGEST_COEFFICIENT = 1e2  # of A with BatchNorm folded in; larger ones amplify the rounding of the primary maps
+
+
+def deploy(model: nn.Module, *, example_input: object = None, channels_last: bool = False) -> nn.Module:
+    """Return the form of a model for inference: a new model of plain torch modules, with equal outputs to rounding.
+
+    Every LinearConv becomes the cheaper of two forms: one nn.Conv2d with all filters, or a torch.fx.GraphModule that
+    convolves with the primary filters, combines their feature maps by 1x1 convolutions, and concatenates both. Each
+    nn.BatchNorm2d that alone takes the output of a convolution is folded into that convolution, except where the
+    coefficients would exceed 100 because a primary channel is scaled to almost zero. The new model is in eval mode, its
+    parameters have no gradients, and it runs, pickles and loads without this package. On a CUDA device all layers
+    become nn.Conv2d, as on a GPU the other form gains nothing. For bfloat16, deploy the float32 model and convert the
+    result by `.to(torch.bfloat16)`.
+
+    Args:
+        model: any model; it is not changed.
+        example_input: an input to verify the new model with: images (N, C, H, W), a tuple of all arguments, or a dict
+            of them by name. Without it nothing is verified.
+        channels_last: keep 4-dimensional parameters in the channels_last memory format, so that the feature maps have
+            this format too, whatever the format of the input. It is faster on CPUs, but `view` in a forward may fail.
+
+    Raises:
+        ConversionError: for a model that is scripted, compiled, wrapped or lazy, or if the outputs for the example
+            input differ by more than 1e-4 relative to the largest output.
+    """
+    surgery.check_model(model)
+    target = surgery.copy_of(model).eval()
+    if example_input is not None:
+        call = example_call(target, example_input)
+        expected = outputs(target, call)
+    try:
+        deployed = replace_layers(target, _deployed_layer, batch_norm=True)
+    except ConversionError as error:
+        warnings.warn(f"no BatchNorm was folded: {error}", ConversionWarning, stacklevel=2)
+        deployed = replace_layers(target, _deployed_layer, batch_norm=False)
+    own_modules = surgery.layers_of(deployed, (SamePad2d, ConvShell)).values()
+    deployed = surgery.replace(deployed, {module: fx.symbolic_trace(module) for module in own_modules})
+    deployed = deployed.eval().requires_grad_(False)
+    if channels_last:
+        deployed = deployed.to(memory_format=torch.channels_last)
+    if example_input is not None:
+        error = largest_error(outputs(deployed, call), expected)
+        if not error <= TOLERANCE:
+            raise ConversionError(f"the deployed model differs from the model by {error:.1e} relative to its outputs")
+    return deployed
+
+
+class _Pair(nn.Module):
+    """The feature maps of the primary filters, concatenated with their combinations."""
+
+    def __init__(self, primary, combinations):
+        super().__init__()
+        self.primary, self.secondary = primary, nn.Sequential(*combinations)
+
+    def forward(self, input):
+        primary = self.primary(input)  # (N, P, H', W')
+        return torch.cat((primary, self.secondary(primary)), dim=-3)  # (N, F, H', W')
+
+
+@torch.no_grad()
+def _deployed_layer(layer, norm=None):
+    """The cheaper form of a LinearConv with the BatchNorm after it; None if that cannot be folded into this form."""
+    factors = [factor.to(_precise(layer)) for factor in layer.factors()]
+    product = reduce(torch.matmul, factors)
+    if product.numel() <= sum(factor.numel() for factor in factors):
+        factors = [product]
+    coefficients = sum(factor.numel() for factor in factors)
+    saved = layer.secondary_channels * layer.filter_size - coefficients - MAP_COST * layer.out_channels
+    if saved <= 0 or layer.groups > 1 or layer.conv_weights.is_cuda:
+        return fuse(layer, norm)
+    return _pair(layer, factors, norm)
+
+
+def _pair(layer, factors, norm):
+    """[y_p ; A y_p + b_s - A b_p], where a BatchNorm scales the rows of W_p by s_p, and A to s_s A / s_p."""
+    scale, bias = _scale_and_bias(layer, norm)
+    sizes = layer.primary_channels, layer.secondary_channels
+    (scale_primary, scale_secondary), (bias_primary, bias_secondary) = scale.split(sizes), bias.split(sizes)
+    factors = [*factors]
+    factors[0] = scale_secondary[:, None] * factors[0]
+    factors[-1] = factors[-1] / scale_primary
+    product = reduce(torch.matmul, factors)
+    if norm is not None and not product.abs().amax() <= LARGEST_COEFFICIENT:  # or NaN, of a scale of 0
+        return None
+    geometry = {name: getattr(layer, name) for name in GEOMETRY} | {"out_channels": layer.primary_channels}
+    filters = layer.conv_weights * scale_primary[:, None, None, None]
+    primary = _convolution(filters, bias_primary, layer.conv_weights, geometry)
+    shifts = [None] * (len(factors) - 1) + [bias_secondary - product @ bias_primary]
+    combinations = []
+    for factor, shift in zip(reversed(factors), shifts, strict=True):
+        sizes = {"in_channels": factor.shape[1], "out_channels": factor.shape[0], "kernel_size": 1}
+        combinations.append(_convolution(factor[:, :, None, None], shift, layer.conv_weights, sizes))
+    return fx.symbolic_trace(_Pair(primary, combinations))
+
+
+def _scale_and_bias(layer, norm):
+    """The factors (F,) of a BatchNorm, ones without it, and the bias (F,) of the layer followed by the BatchNorm."""
+    scale = torch.ones(layer.out_channels, dtype=_precise(layer), device=layer.conv_weights.device)
+    bias = torch.zeros_like(scale) if layer.bias is None else layer.bias.to(scale)
+    if norm is not None:
+        scale = (norm.running_var.to(scale) + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
+        bias = (bias - norm.running_mean) * scale + (0 if norm.bias is None else norm.bias)
+    return scale, bias
+
+
+def _precise(layer):
+    return torch.promote_types(layer.conv_weights.dtype, torch.float64)
+
+
+def _convolution(weight, bias, like, geometry):
+    """An nn.Conv2d with these parameters, in the dtype and on the device of `like`."""
+    conv = nn.Conv2d(**geometry, bias=False, device="meta")
+    conv.weight = nn.Parameter(weight.to(like))
+    conv.bias = None if bias is None else nn.Parameter(bias.to(like))
+    return conv

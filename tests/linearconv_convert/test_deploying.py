@@ -1,0 +1,223 @@
+"""Deployed models have equal outputs, consist of torch modules alone, and compute each layer the cheaper way."""
+
+import copy
+import subprocess
+import sys
+import warnings
+from functools import partial
+
+import pytest
+import torch
+import torch.nn as nn
+from torch import fx
+
+from linearconv import LinearConv
+from linearconv_convert import ConversionError, ConversionWarning, convert, deploy, deploying
+from linearconv_lowrank import LinearConvLowRank
+from linearconv_rankratio import LinearConvRankRatio
+from models.resnet_xcnn import ResNet18
+from tests.helpers.layers import VARIANTS, prune_half, reference, relative_error
+from tests.helpers.networks import build, disturb, images, tiny
+
+GEOMETRIES = {
+    "3x3": dict(padding=1),
+    "no bias": dict(bias=False),
+    "strided": dict(stride=2, padding="valid"),
+    "dilated": dict(padding="same", dilation=2),
+    "reflect": dict(padding=(1, 2), padding_mode="reflect"),
+    "circular": dict(padding="same", padding_mode="circular"),
+    "grouped": dict(groups=2),
+    "alpha 1": dict(alpha=1.0),
+}
+
+
+@pytest.fixture(params=["pair", "plain"])
+def form(request, monkeypatch):
+    """All layers take one form, where both are possible."""
+    monkeypatch.setattr(deploying, "MAP_COST", {"pair": 0, "plain": 1e9}[request.param])
+    return {"pair": fx.GraphModule, "plain": nn.Conv2d}[request.param]
+
+
+@pytest.fixture
+def pairs(monkeypatch):
+    monkeypatch.setattr(deploying, "MAP_COST", 0)
+
+
+def normalised(maps, norm):
+    """The maps after a BatchNorm in eval mode, by its formula."""
+    mean, var, weight, bias = (
+        tensor.detach().double()[:, None, None]
+        for tensor in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    )
+    return (maps - mean) / (var + norm.eps).sqrt() * weight + bias
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
+@pytest.mark.parametrize("conv", VARIANTS.values(), ids=VARIANTS)
+@torch.no_grad()
+def test_every_variant_and_geometry_has_equal_outputs(conv, geometry, form):
+    torch.manual_seed(0)
+    layer = prune_half(conv(6, 10, 3, **geometry))
+    model = disturb(nn.Sequential(layer, nn.BatchNorm2d(10))).double()
+    maps = torch.randn(2, 6, 9, 8, dtype=torch.float64)
+    alone, both = deploy(layer), deploy(model)
+    expected = reference(layer, maps)
+    assert relative_error(alone(maps), expected) < 1e-12
+    assert relative_error(both(maps), normalised(expected, model[1])) < 1e-12
+    assert relative_error(alone(maps[0]), expected[0]) < 1e-12  # without a batch dimension
+    is_plain = geometry.get("groups") or geometry.get("alpha")
+    assert isinstance(alone, nn.Conv2d if is_plain else form) and type(both[1]) is nn.Identity
+
+
+def test_low_rank_coefficients_are_two_convolutions_where_that_takes_fewer_multiply_adds(pairs):
+    sizes = {rank: LinearConvLowRank(16, 32, 3, rank=rank) for rank in (2, 7, 8)}
+    shapes = {
+        rank: [tuple(conv.weight.shape[:2]) for conv in deploy(layer).secondary.children()]
+        for rank, layer in sizes.items()
+    }
+    assert shapes == {2: [(2, 16), (16, 2)], 7: [(7, 16), (16, 7)], 8: [(16, 16)]}
+
+
+def test_the_cheaper_form_is_chosen_whatever_the_layer_computes_itself():
+    for layer in (LinearConv(64, 64, 3), LinearConv(512, 512, 1), LinearConv(64, 64, 3, compute="filters")):
+        assert type(deploy(layer)) is not nn.Conv2d
+    for layer in (LinearConv(3, 64, 3), LinearConv(64, 64, 1), LinearConv(3, 64, 3, compute="features")):
+        assert type(deploy(layer)) is nn.Conv2d
+    many = partial(LinearConvRankRatio, 256, 256, 1)  # only fewer coefficients make these worth combining
+    assert type(deploy(many(rank=1.0))) is nn.Conv2d and type(deploy(many(rank=0.05))) is not nn.Conv2d
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-9])
+@torch.no_grad()
+def test_a_batch_norm_that_nearly_drops_a_primary_channel_stays_apart(pairs, factor):
+    torch.manual_seed(0)
+    model = disturb(nn.Sequential(LinearConv(4, 8, 3), nn.BatchNorm2d(8))).eval()
+    model[1].weight[0] = factor
+    deployed, maps = deploy(model), torch.randn(2, 4, 6, 6)
+    assert isinstance(deployed[0], fx.GraphModule) and type(deployed[1]) is nn.BatchNorm2d
+    assert relative_error(deployed(maps), normalised(reference(model[0], maps), model[1])) < 1e-6
+    model[1].weight[0] = 0.5
+    assert type(deploy(model)[1]) is nn.Identity
+
+
+class Conv2dSame(nn.Conv2d):
+    """Padding that depends on the size of the input, as in timm; convert replaces it by a module of this package."""
+
+    def forward(self, x):
+        missing = [max((-(-size // 2) - 1) * 2 + 3 - size, 0) for size in x.shape[:-3:-1]]
+        x = nn.functional.pad(x, [width for each in missing for width in (each // 2, each - each // 2)])
+        return nn.functional.conv2d(x, self.weight, self.bias, self.stride)
+
+
+def every_kind():
+    """A model of torch modules for (N, 3, 12, 13), and its conversion, which holds all modules of this package."""
+    torch.manual_seed(0)
+    maps = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), Conv2dSame(16, 24, 3, stride=2), nn.BatchNorm2d(24)
+    rest = nn.Flatten(2), nn.Conv1d(24, 24, 3, padding=1), nn.Linear(30, 20), nn.Flatten(), nn.Linear(480, 8)
+    model = disturb(nn.Sequential(*maps, *rest)).eval()
+    return convert(model, "rank", kinds=("conv2d", "conv1d", "linear"))
+
+
+def test_deployed_models_consist_of_torch_modules_alone(form):
+    small, batch = every_kind(), torch.randn(2, 3, 12, 13)
+    own = {type(module).__name__ for module in small.modules() if type(module).__module__.startswith("linearconv")}
+    assert own == {"LinearConv", "SamePad2d", "Conv1dShell", "LinearShell"}
+    deployed = deploy(small, example_input=batch)
+    assert all(type(module).__module__.startswith("torch.") for module in deployed.modules())
+    assert relative_error(deployed(batch), small(batch)) < 1e-5
+
+
+def test_deployed_models_run_without_this_package(pairs, tmp_path):
+    batch = torch.randn(2, 3, 12, 13)
+    deployed = deploy(every_kind())
+    torch.save((deployed, batch, deployed(batch)), tmp_path / "deployed.pt")
+    lines = [
+        "import sys",
+        "sys.modules.update(dict.fromkeys(('linearconv', 'linearconv_convert', 'linearconv_lowrank')))",  # unimportable
+        "import torch",
+        "model, batch, expected = torch.load('deployed.pt', weights_only=False)",
+        "torch.testing.assert_close(model(batch), expected)",
+    ]
+    subprocess.run([sys.executable, "-I", "-c", "\n".join(lines)], cwd=tmp_path, check=True)
+
+
+def test_deployed_models_are_copied_compiled_traced_and_exported(pairs):
+    deployed, batch = deploy(every_kind()), torch.randn(2, 3, 12, 13)
+    expected = deployed(batch)
+    dimensions = {"dynamic_shapes": ({0: torch.export.Dim("batch", min=1)},)}
+    copies = [
+        copy.deepcopy(deployed),
+        torch.compile(deployed, backend="eager", fullgraph=True),
+        fx.symbolic_trace(deployed),
+        torch.export.export(deployed, (batch,), **dimensions).module(),
+    ]
+    for each in copies:
+        torch.testing.assert_close(each(batch), expected)
+
+
+@torch.no_grad()
+def test_networks_keep_their_outputs_in_bfloat16_and_channels_last(pairs):
+    model = disturb(ResNet18(conv=LinearConv, width=0.25)).eval()
+    batch = images(32)
+    expected = model(batch)
+    deployed = deploy(model, example_input=batch, channels_last=True)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in deployed.modules())
+    layer = next(module for module in deployed.modules() if isinstance(module, fx.GraphModule))
+    formats = []
+    layer.register_forward_hook(lambda *call: formats.append(call[-1].is_contiguous(memory_format=torch.channels_last)))
+    assert relative_error(deployed(batch), expected) < 1e-5 and formats == [True]
+    half = deploy(model).to(torch.bfloat16)
+    assert 1e-4 < relative_error(half(batch.bfloat16()), expected) < 3e-2
+
+
+def test_the_users_model_is_left_alone(pairs):
+    model = convert(tiny(), "rank").train()
+    before, kinds = copy.deepcopy(model.state_dict()), [type(module) for module in model.modules()]
+    deployed = deploy(model, example_input=images())
+    assert [type(module) for module in model.modules()] == kinds
+    assert all(module.training for module in model.modules()) and all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not any(module.training for module in deployed.modules())
+    assert not any(parameter.requires_grad for parameter in deployed.parameters())
+    memory = {tensor.data_ptr() for tensor in model.state_dict().values()}
+    assert memory.isdisjoint(tensor.data_ptr() for tensor in deployed.state_dict().values())
+
+
+def test_outputs_that_differ_are_an_error():
+    class Random(nn.Module):
+        def forward(self, x):
+            return x + torch.rand_like(x)
+
+    model = nn.Sequential(LinearConv(3, 8, 3), Random())
+    with pytest.raises(ConversionError, match="the deployed model differs from the model by"):
+        deploy(model, example_input=images())
+    with pytest.raises(ConversionError, match="does not run on example_input"):
+        deploy(model, example_input=torch.randn(2, 5, 8, 8))
+    assert isinstance(deploy(model), nn.Sequential)  # without an input, nothing is verified
+
+
+def test_a_model_that_cannot_be_traced_keeps_its_batch_norm_and_a_warning_says_so(pairs):
+    class Choosing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = LinearConv(3, 8, 3), nn.BatchNorm2d(8)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return self.norm(x) if x.sum() > 0 else x
+
+    model = disturb(Choosing()).eval()
+    with pytest.warns(ConversionWarning, match="no BatchNorm was folded: .* cannot be traced"):
+        deployed = deploy(model, example_input=images())
+    assert type(deployed.norm) is nn.BatchNorm2d and isinstance(deployed.conv, fx.GraphModule)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        deploy(convert(tiny(), "rank"))
+
+
+@pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:mobilenetv3_small_050"])
+def test_networks_of_libraries_are_deployed_with_equal_outputs(name, form):
+    small, batch = convert(build(name), "rank"), images(64)
+    deployed = deploy(small, example_input=batch)
+    assert not any(isinstance(module, (LinearConv, nn.BatchNorm2d)) for module in deployed.modules())
+    assert any(isinstance(module, fx.GraphModule) for module in deployed.modules()) == (form is fx.GraphModule)
