@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import measuring
 from benchmarks.measuring import KEEPING, TUNABLES
-from docs.tables import ROOT
+from training.report import ROOT
 
 CODE = f"import os; from benchmarks.measuring import keep_freed_memory as keep; keep(); print(os.environ['{TUNABLES}'])"
 
