@@ -12,7 +12,7 @@ import torch.nn as nn
 from torch import fx
 
 from linearconv import LinearConv
-from linearconv_convert import ConversionError, ConversionWarning, convert, deploy, deploying
+from linearconv_convert import ConversionError, ConversionWarning, convert, deploy, deploying, export
 from linearconv_lowrank import LinearConvLowRank
 from linearconv_rankratio import LinearConvRankRatio
 from models.resnet_xcnn import ResNet18
@@ -160,7 +160,7 @@ def test_networks_keep_their_outputs_in_bfloat16_and_channels_last(pairs):
     model = disturb(ResNet18(conv=LinearConv, width=0.25)).eval()
     batch = images(32)
     expected = model(batch)
-    deployed = deploy(model, example_input=batch, channels_last=True)
+    deployed = deploy(model, example_input=batch)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in deployed.modules())
     layer = next(module for module in deployed.modules() if isinstance(module, fx.GraphModule))
     formats = []
@@ -194,6 +194,19 @@ def test_outputs_that_differ_are_an_error():
     with pytest.raises(ConversionError, match="does not run on example_input"):
         deploy(model, example_input=torch.randn(2, 5, 8, 8))
     assert isinstance(deploy(model), nn.Sequential)  # without an input, nothing is verified
+
+
+class Viewing(nn.Module):
+    def forward(self, x):
+        return x.view(x.shape[0], -1)
+
+
+def test_a_model_that_needs_contiguous_maps_is_deployed_without_channels_last(tmp_path):
+    model = nn.Sequential(LinearConv(3, 8, 3), Viewing())
+    with pytest.raises(ConversionError, match="does not run on example_input: view size is not compatible"):
+        deploy(model, example_input=images())
+    assert relative_error(deploy(model, channels_last=False)(images()), model(images())) < 1e-5
+    assert export(model, tmp_path / "net.pt2", images()).error < 1e-5
 
 
 def test_a_model_that_cannot_be_traced_keeps_its_batch_norm_and_a_warning_says_so(pairs):
