@@ -113,7 +113,8 @@ def every_kind():
     """A model of torch modules for (N, 3, 12, 13), and its conversion, which holds all modules of this package."""
     torch.manual_seed(0)
     maps = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), Conv2dSame(16, 24, 3, stride=2), nn.BatchNorm2d(24)
-    rest = nn.Flatten(2), nn.Conv1d(24, 24, 3, padding=1), nn.Linear(30, 20), nn.Flatten(), nn.Linear(480, 8)
+    volumes = nn.Unflatten(1, (1, 24)), nn.Conv3d(1, 1, 1), nn.Flatten(1, 2)
+    rest = *volumes, nn.Flatten(2), nn.Conv1d(24, 24, 3, padding=1), nn.Linear(30, 20), nn.Flatten(), nn.Linear(480, 8)
     model = disturb(nn.Sequential(*maps, *rest)).eval()
     return convert(model, "rank", kinds=("conv2d", "conv1d", "linear"))
 
