@@ -19,7 +19,7 @@ from linearconv_convert.surgery import ConversionError
 LARGEST_COEFFICIENT = 1e2  # of A with BatchNorm folded in; larger ones amplify the rounding of the primary maps
 
 
-def deploy(model: nn.Module, *, example_input: object = None, channels_last: bool = False) -> nn.Module:
+def deploy(model: nn.Module, *, example_input: object = None, channels_last: bool = True) -> nn.Module:
     """Return the form of a model for inference: a new model of plain torch modules, with equal outputs to rounding.
 
     Every LinearConv becomes the cheaper of two forms: one nn.Conv2d with all filters, or a torch.fx.GraphModule that
@@ -34,8 +34,9 @@ def deploy(model: nn.Module, *, example_input: object = None, channels_last: boo
         model: any model; it is not changed.
         example_input: an input to verify the new model with: images (N, C, H, W), a tuple of all arguments, or a dict
             of them by name. Without it nothing is verified.
-        channels_last: keep 4-dimensional parameters in the channels_last memory format, so that the feature maps have
-            this format too, whatever the format of the input. It is faster on CPUs, but `view` in a forward may fail.
+        channels_last: keep the filters in the channels_last memory format, so that the feature maps have this format
+            too, whatever the format of the input. This is faster on CPUs. Give False if a forward pass flattens feature
+            maps by `view`, which needs the contiguous format.
 
     Raises:
         ConversionError: for a model that is scripted, compiled, wrapped or lazy, or if the outputs for the example
@@ -54,8 +55,8 @@ def deploy(model: nn.Module, *, example_input: object = None, channels_last: boo
     own_modules = surgery.layers_of(deployed, (SamePad2d, ConvShell)).values()
     deployed = surgery.replace(deployed, {module: fx.symbolic_trace(module) for module in own_modules})
     deployed = deployed.eval().requires_grad_(False)
-    if channels_last:
-        deployed = deployed.to(memory_format=torch.channels_last)
+    for conv in surgery.layers_of(deployed, nn.Conv2d).values() if channels_last else ():
+        conv.to(memory_format=torch.channels_last)
     if example_input is not None:
         error = largest_error(outputs(deployed, call), expected)
         if not error <= TOLERANCE:

@@ -132,7 +132,7 @@ def _prepare(model, form):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConversionWarning)  # the file is right with BatchNorm too
         if form == "deployed":
-            return deploy(model)
+            return deploy(model, channels_last=False)  # a file keeps no memory format
         try:
             return fold(model, batch_norm=True)
         except ConversionError:  # for a model that cannot be traced; other errors are raised again

@@ -91,7 +91,7 @@ def test_a_network_of_a_library_has_random_weights_and_images_of_its_size(tmp_pa
         (f"{BASE} -t lowrank -r 1.5", "integer of at least 1"),
         (f"{BASE} -t rank -r 3", "share of the primary filters"),
         (f"{BASE} -t sparse -r 3", "rank has no meaning"),
-        (f"{BASE} --alpha 2", "alpha must lie"),
+        (f"{BASE} --alpha 2", "alpha must be in"),
         (f"{BASE} --skip conv9", "no module of the model is called"),
         (f"{BASE} --num-classes 0", "--num-classes: must be at least 1, got 0"),
         (f"{BASE} --in-channels 0", "--in-channels: must be at least 1, got 0"),

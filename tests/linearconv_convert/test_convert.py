@@ -193,8 +193,8 @@ def test_sparse_layers_keep_their_mask_through_training_and_state_dicts():
         (dict(type="lowrank", rank=0.5), "integer of at least 1"),
         (dict(type="sparse", rank=3), "rank has no meaning"),
         (dict(type="rank", sparsity=0.5), "sparsity has no meaning"),
-        (dict(type="sparse", sparsity=1), "sparsity must lie"),
-        (dict(type="rank", alpha=0), "alpha must lie"),
+        (dict(type="sparse", sparsity=1), "sparsity must be in"),
+        (dict(type="rank", alpha=0), "alpha must be in"),
         (dict(type="rank", init="random"), "init must be one of"),
     ],
 )

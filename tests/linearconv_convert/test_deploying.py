@@ -12,7 +12,7 @@ import torch.nn as nn
 from torch import fx
 
 from linearconv import LinearConv
-from linearconv_convert import ConversionError, ConversionWarning, convert, deploy, deploying
+from linearconv_convert import ConversionError, ConversionWarning, convert, deploy, deploying, export
 from linearconv_lowrank import LinearConvLowRank
 from linearconv_rankratio import LinearConvRankRatio
 from models.resnet_xcnn import ResNet18
@@ -113,7 +113,8 @@ def every_kind():
     """A model of torch modules for (N, 3, 12, 13), and its conversion, which holds all modules of this package."""
     torch.manual_seed(0)
     maps = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), Conv2dSame(16, 24, 3, stride=2), nn.BatchNorm2d(24)
-    rest = nn.Flatten(2), nn.Conv1d(24, 24, 3, padding=1), nn.Linear(30, 20), nn.Flatten(), nn.Linear(480, 8)
+    volumes = nn.Unflatten(1, (1, 24)), nn.Conv3d(1, 1, 1), nn.Flatten(1, 2)
+    rest = *volumes, nn.Flatten(2), nn.Conv1d(24, 24, 3, padding=1), nn.Linear(30, 20), nn.Flatten(), nn.Linear(480, 8)
     model = disturb(nn.Sequential(*maps, *rest)).eval()
     return convert(model, "rank", kinds=("conv2d", "conv1d", "linear"))
 
@@ -160,7 +161,7 @@ def test_networks_keep_their_outputs_in_bfloat16_and_channels_last(pairs):
     model = disturb(ResNet18(conv=LinearConv, width=0.25)).eval()
     batch = images(32)
     expected = model(batch)
-    deployed = deploy(model, example_input=batch, channels_last=True)
+    deployed = deploy(model, example_input=batch)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in deployed.modules())
     layer = next(module for module in deployed.modules() if isinstance(module, fx.GraphModule))
     formats = []
@@ -194,6 +195,19 @@ def test_outputs_that_differ_are_an_error():
     with pytest.raises(ConversionError, match="does not run on example_input"):
         deploy(model, example_input=torch.randn(2, 5, 8, 8))
     assert isinstance(deploy(model), nn.Sequential)  # without an input, nothing is verified
+
+
+class Viewing(nn.Module):
+    def forward(self, x):
+        return x.view(x.shape[0], -1)
+
+
+def test_a_model_that_needs_contiguous_maps_is_deployed_without_channels_last(tmp_path):
+    model = nn.Sequential(LinearConv(3, 8, 3), Viewing())
+    with pytest.raises(ConversionError, match="does not run on example_input: view size is not compatible"):
+        deploy(model, example_input=images())
+    assert relative_error(deploy(model, channels_last=False)(images()), model(images())) < 1e-5
+    assert export(model, tmp_path / "net.pt2", images()).error < 1e-5
 
 
 def test_a_model_that_cannot_be_traced_keeps_its_batch_norm_and_a_warning_says_so(pairs):
