@@ -1,6 +1,5 @@
 """The networks, tasks and layers that the benchmarks time."""
 
-from collections.abc import Callable
 from functools import partial
 from types import MethodType
 
@@ -10,8 +9,6 @@ import torch.nn.functional as F
 
 from linearconv import LinearConv
 from linearconv_lowrank import LinearConvLowRank
-from linearconv_rankratio import LinearConvRankRatio
-from linearconv_sparse import LinearConvSparse
 from models.allconv_xcnn import AllConv
 from models.base_xcnn import Base
 from models.mobilenetv2_xcnn import MobileNetV2
@@ -28,25 +25,11 @@ NETWORKS = {
     "ResNeXt29": ResNeXt29_2x64d,
 }
 VARIANTS = {"full rank": LinearConv, "rank 10": partial(LinearConvLowRank, rank=10)}
-OTHER_VARIANTS = {"half rank": partial(LinearConvRankRatio, rank=0.5), "sparse": LinearConvSparse}
-PAPER = "full rank, as in the paper"
 TRAINING = {"train 50": 50, "train 256": 256, "train 1024": 1024}  # images of a step
 INFERENCE = {"infer 1": 1, "infer 8": 8, "infer 50": 50, "infer 256": 256, "infer 1024": 1024}  # images of a batch
 TASKS = TRAINING | INFERENCE
 FOR_GPUS = ("train 1024", "infer 1024")  # too large for a CPU
 IMAGE = (3, 32, 32)
-
-
-def training_contenders(captured: bool = False) -> dict[str, Callable[..., nn.Module]]:
-    """Return the convolutions whose networks are trained, by name; the others are compared with `dense`.
-
-    Args:
-        captured: leave out the sparse variant, whose choice of masks cannot be captured in a CUDA graph.
-    """
-    convs = {"dense": nn.Conv2d, **VARIANTS, **OTHER_VARIANTS, PAPER: as_in_the_paper}
-    if captured:
-        del convs["sparse"]
-    return convs
 
 
 def as_in_the_paper(*arguments: object, **keywords: object) -> LinearConv:
@@ -61,3 +44,6 @@ def _build_filters_and_convolve(layer, input):
     secondary = layer.linear_weights @ primary.flatten(1)  # (F - P, K)
     filters = torch.cat((primary, secondary.view(-1, *primary.shape[1:])))
     return F.conv2d(input, filters, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+CONTENDERS = {"dense": nn.Conv2d, **VARIANTS, "full rank, as in the paper": as_in_the_paper}

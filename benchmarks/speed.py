@@ -6,8 +6,8 @@
     python -m benchmarks.speed --device cuda --graphs           # each step is captured in a CUDA graph and replayed
 
 A step is the forward pass, the backward pass and fused Adam, in channels_last. The contenders take turns, so that all
-of them see the same changes of the machine's speed. They are `dense` (nn.Conv2d), the variants of LinearConv, and the
-full rank evaluated as in the paper, which builds all filters in every pass. Each call of this command adds a sitting to
+of them see the same changes of the machine's speed. They are `dense` (nn.Conv2d), LinearConv with full rank and with
+rank 10, and full rank evaluated as in the paper, which builds all filters in every pass. Each call of this command adds a sitting to
 results/speed_<device>_<precision>[_graphs].json; tables show the median over sittings, and their range.
 """
 
@@ -24,7 +24,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from benchmarks.contenders import FOR_GPUS, IMAGE, NETWORKS, TASKS, TRAINING, training_contenders
+from benchmarks.contenders import CONTENDERS, FOR_GPUS, IMAGE, NETWORKS, TASKS, TRAINING
 from benchmarks.measuring import (
     TUNABLES,
     add_sitting,
@@ -115,7 +115,7 @@ def regulariser_seconds(model: nn.Module, options: Namespace) -> float:
 def benchmark(network: str, task: str, options: Namespace) -> list[dict]:
     """Return a row per contender for one network and task."""
     models, steps, losses = {}, {}, {}
-    for name, conv in training_contenders(options.graphs).items():
+    for name, conv in CONTENDERS.items():
         torch.manual_seed(0)
         models[name] = NETWORKS[network](conv=conv)
         step, losses[name] = make_step(models[name], task, options)
