@@ -13,9 +13,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import speed_table, startup
-from experiments import compress_table, paper, real_network, sweep_table, table1_counts, table2
-from experiments.reading import by_method, comparable, every_run
-from experiments.table1_accuracy import COLUMNS, compare
+from experiments import paper, real_network
+from experiments.compress import table as compress_table
+from experiments.results import by_method, comparable, every_run
+from experiments.sweep import table as sweep_table
+from experiments.table1 import counts as table1_counts
+from experiments.table1.accuracy import COLUMNS, compare
+from experiments.table2 import __main__ as table2
 from experiments.tuning import markdown as tuning_table
 from models import resnet_xcnn, zoo_xcnn
 from models.vgg_xcnn import VGG11

@@ -21,7 +21,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from corr_reg import filter_correlation
-from experiments.reading import RESULTS
+from experiments.results import RESULTS
 from linearconv import LinearConv
 from linearconv_variants import OneLineParser, Variant
 from models.base_xcnn import Base

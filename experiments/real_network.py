@@ -30,7 +30,7 @@ import torch
 import torch.nn as nn
 
 from benchmarks.measuring import compare
-from experiments.compress_ways import channel_pruning, largest_within, truncated_svd, tucker
+from experiments.compress.methods import channel_pruning, largest_within, truncated_svd, tucker
 from experiments.crepe import pitch, pretrained
 from experiments.distilling import LEARNING_RATE, distill
 from experiments.tones import share_within, tones

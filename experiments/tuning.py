@@ -24,7 +24,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from experiments.command_line import split_arguments
-from experiments.compress import CALIBRATION_BATCHES, Study, begin_study, study_parser
+from experiments.compress.__main__ import CALIBRATION_BATCHES, Study, begin_study, study_parser
 from linearconv_convert import convert
 from linearconv_variants import Variant
 from training.distributed import Group

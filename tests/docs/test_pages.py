@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from docs.tables import MARKED, PAGES, ROOT, TABLES, fill
-from experiments import sweep
+from experiments.sweep import __main__ as sweep
 from tests.helpers.runs import EVERY_SCRIPT
 from training.options import make_parser, parse_arguments
 

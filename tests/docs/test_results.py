@@ -7,9 +7,9 @@ import pytest
 
 from docs.tables import ROOT, load, measured
 from experiments import paper
-from experiments.reading import every_run
-from experiments.sweep_table import over_seeds
-from experiments.table1_accuracy import compare
+from experiments.results import every_run
+from experiments.sweep.table import over_seeds
+from experiments.table1.accuracy import compare
 from tests.helpers.pages import TEXT
 from tests.helpers.runs import SCRIPTS
 

@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
-from experiments import compress
-from experiments.compress_table import markdown, plot
-from experiments.compress_ways import BUDGETED, CALIBRATED, CONVERSIONS, FROM_SCRATCH, fit_quality, truncated_svd
+from experiments.compress import __main__ as compress
+from experiments.compress.methods import BUDGETED, CALIBRATED, CONVERSIONS, FROM_SCRATCH, fit_quality, truncated_svd
+from experiments.compress.table import markdown, plot
 from linearconv_convert import convert
 from models.base_xcnn import Base
 from training.counting import count_parameters

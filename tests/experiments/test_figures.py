@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import correlation, figures, paper
-from experiments.reading import NoResults, by_method, comparable, describe, every_run, load, method
+from experiments import correlation, paper
+from experiments.figures import __main__ as figures
+from experiments.results import NoResults, by_method, comparable, describe, every_run, load, method
 from linearconv import LinearConv
 from models.base_xcnn import Base
 from training.checkpoints import load_newest
@@ -88,7 +89,7 @@ def test_every_figure_is_drawn_and_drawn_again_to_the_same_bytes(results, capsys
 
 @needs_matplotlib
 def test_figures_are_as_wide_as_readme_and_no_letter_is_small(results):
-    from experiments.drawing import style
+    from experiments.figures import style
 
     assert figures.main(["--results-folder", str(results)]) == 0
     for path in (results / "figures").glob("*.svg"):
@@ -114,7 +115,7 @@ def test_a_figure_without_results_is_left_out_in_a_line(results, capsys):
 
 @needs_matplotlib
 def test_an_ablation_that_is_not_there_leaves_its_panel_out(results):
-    from experiments.drawing import ablations, style
+    from experiments.figures import ablations, style
 
     (results / "ablation_rank.json").unlink()
     with style.styled():
@@ -161,7 +162,7 @@ def test_without_matplotlib_a_line_says_what_to_install(results, monkeypatch, ca
 
 @needs_matplotlib
 def test_the_figure_of_the_operation_is_drawn_from_the_maps_of_a_layer():
-    from experiments.drawing import operation
+    from experiments.figures import operation
 
     layer = operation.layer()
     primary, secondary = layer(operation.picture())[0].split((4, 4))
@@ -173,7 +174,7 @@ def test_the_figure_of_the_operation_is_drawn_from_the_maps_of_a_layer():
 
 @needs_matplotlib
 def test_labels_cover_neither_markers_nor_one_another():
-    from experiments.drawing import labels, style
+    from experiments.figures import labels, style
 
     figure = style.make(5)
     axes = figure.subplots()
@@ -189,7 +190,7 @@ def test_labels_cover_neither_markers_nor_one_another():
 def test_methods_differ_in_marker_and_the_papers_four_in_brightness():
     from matplotlib.colors import to_rgb
 
-    from experiments.drawing import style
+    from experiments.figures import style
 
     looks = [
         style.look(name) for name in ("Conv", "-L", "-Lr", "-LRr", "rank 0.5 P", "sparse 0.5", "octave", "Ghost module")

@@ -124,7 +124,7 @@ def test_every_way_has_no_more_parameters_than_the_budget_and_nearly_as_many(way
 
 def test_tucker_of_all_ranks_is_the_network_itself(small):
     pytest.importorskip("tensorly")
-    from experiments.compress_ways import tucker
+    from experiments.compress.methods import tucker
 
     grown = convert(small, "rank", alpha=0.999, grow=True)  # of more weights than any rank takes
     for layer in grown.modules():
@@ -137,7 +137,7 @@ def test_tucker_of_all_ranks_is_the_network_itself(small):
 def test_pruned_channels_are_those_of_the_classifiers_columns(small):
     """Channels that are zero are the first to go, and without them the outputs are the same."""
     pytest.importorskip("torch_pruning")
-    from experiments.compress_ways import channel_pruning
+    from experiments.compress.methods import channel_pruning
 
     with torch.no_grad():
         for number, channels in enumerate(SMALL, 1):

@@ -17,10 +17,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import sweep, sweep_command, sweep_plan
-from experiments.sweep_plan import plan
-from experiments.sweep_runs import take_lock
-from experiments.sweep_table import markdown, over_seeds
+from experiments.sweep import __main__ as sweep
+from experiments.sweep import command as sweep_command
+from experiments.sweep import plan as sweep_plan
+from experiments.sweep.plan import plan
+from experiments.sweep.runs import take_lock
+from experiments.sweep.table import markdown, over_seeds
 from training.recipes import FAST
 from training.report import ROOT
 
@@ -121,7 +123,7 @@ class Folder:
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("NAP", "0.02")
-    monkeypatch.setitem(sys.modules, "experiments.sweep_plot", None)  # half a second for each plot
+    monkeypatch.setitem(sys.modules, "experiments.sweep.plot", None)  # half a second for each plot
     return Folder(tmp_path)
 
 
@@ -256,7 +258,7 @@ def test_shards_partition_the_runs_and_the_last_makes_the_table(folder, capfd):
 def test_jobs_run_side_by_side_and_share_the_cores(folder, monkeypatch):
     monkeypatch.setenv("NAP", "0.5")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("experiments.sweep_runner.cores", lambda: 8)
+    monkeypatch.setattr("experiments.sweep.runner.cores", lambda: 8)
     assert folder.run("--seeds 0 1 2 --jobs 3") == 0
     events = folder.events()
     assert [event[0] for event in events[:3]] == ["fresh"] * 3
@@ -518,7 +520,7 @@ def test_the_table_also_shows_last_epochs_best_epoch_and_difference_to_dense(fol
 
 
 def test_the_plot_is_drawn_where_there_is_matplotlib(folder, monkeypatch, capfd):
-    monkeypatch.delitem(sys.modules, "experiments.sweep_plot")
+    monkeypatch.delitem(sys.modules, "experiments.sweep.plot")
     pytest.importorskip("matplotlib")
     assert folder.run("-t dense rank sparse --alpha 0.25 0.5") == 0
     assert "nap.json, nap.png" in capfd.readouterr().out

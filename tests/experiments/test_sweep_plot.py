@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from experiments import sweep_plot
+from experiments.sweep import plot as sweep_plot
 
 DENSE, TWICE, LOW = ("dense", None, ""), ("rank", 1.0, "--lr 0.1"), ("lowrank", 4, "")
 

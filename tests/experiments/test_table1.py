@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from experiments import paper, table1
-from experiments.table1_accuracy import ROWS, compare, markdown, setting
-from experiments.table1_counts import NETWORKS
+from experiments import paper
+from experiments.table1 import __main__ as table1
+from experiments.table1.accuracy import ROWS, compare, markdown, setting
+from experiments.table1.counts import NETWORKS
 from models.base_xcnn import Base
 from training.counting import count_parameters
 

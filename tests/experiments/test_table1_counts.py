@@ -2,7 +2,7 @@
 
 import json
 
-from experiments.table1_counts import RESULT, count_rows, markdown
+from experiments.table1.counts import RESULT, count_rows, markdown
 
 
 def test_table_1_comes_out_as_printed_but_for_five_explained_figures():

@@ -4,10 +4,12 @@ import json
 
 import pytest
 
-from experiments import table2, table2_accuracy, table2_speed
-from experiments.reading import every_run
-from experiments.table1_counts import markdown as counts_markdown
-from experiments.table2_counts import as_printed, count_rows, table
+from experiments.results import every_run
+from experiments.table1.counts import markdown as counts_markdown
+from experiments.table2 import __main__ as table2
+from experiments.table2 import accuracy as table2_accuracy
+from experiments.table2 import speed as table2_speed
+from experiments.table2.counts import as_printed, count_rows, table
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ A network's rows are taken from runs that compare, of one recipe and number of e
 
 from collections.abc import Iterable
 
-from experiments.reading import OTHERS, by_method, comparable, describe, over_seeds
-from experiments.table2_counts import Row, table
+from experiments.results import OTHERS, by_method, comparable, describe, over_seeds
+from experiments.table2.counts import Row, table
 
 DATASET = "cifar10"
-METHODS = {"dense": "Conv", "rank": "-Lr", "lowrank": "-LRr"} | OTHERS  # as reading.py calls the rows' settings
+METHODS = {"dense": "Conv", "rank": "-Lr", "lowrank": "-LRr"} | OTHERS  # as results.py calls the rows' settings
 MISSING = "not measured"
 REMARKS = (
     "The paper's accuracies of the plain networks, and the differences to them of the others; * as reported by the "
@@ -23,7 +23,7 @@ def measured(runs: Iterable[dict]) -> dict[str, tuple[tuple, dict[str, list[dict
     """Return what has been measured of each network.
 
     Args:
-        runs: of :func:`experiments.reading.every_run`.
+        runs: of :func:`experiments.results.every_run`.
 
     Returns:
         By the network's name: the conditions that its runs have in common, and the runs of each row, one per seed.
@@ -52,7 +52,7 @@ def markdown(runs: Iterable[dict]) -> list[str]:
     """Return the table's lines: what was measured, its difference to the plain network's, the paper's; remarks below.
 
     Args:
-        runs: of :func:`experiments.reading.every_run`.
+        runs: of :func:`experiments.results.every_run`.
     """
     found = measured(runs)
     lines = ["| network | CIFAR-10, % | against plain | paper, CIFAR-10 | SVHN | ImageNet |"]

@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
-from experiments.drawing.style import PRIMARY, SECONDARY, SIGNED, make
+from experiments.figures.style import PRIMARY, SECONDARY, SIGNED, make
 from linearconv import LinearConv
 
 ARROW = {"arrowstyle": "-|>", "mutation_scale": 13, "linewidth": 1.4, "shrinkA": 0, "shrinkB": 0}

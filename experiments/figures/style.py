@@ -77,7 +77,7 @@ LOOKS = {  # by the beginning of the method's name, the longest that fits
 
 
 def look(method: str) -> Look:
-    """Return the look of a method, called as :func:`experiments.reading.method` does."""
+    """Return the look of a method, called as :func:`experiments.results.method` does."""
     return LOOKS[max((start for start in LOOKS if method.startswith(start)), key=len)]
 
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.transforms import Bbox
 
-from experiments.drawing.style import SMALL
+from experiments.figures.style import SMALL
 
 DISTANCES, TURNS = (7, 10, 14, 20, 28, 38, 50), 16  # at which labels are tried, in points, and in how many directions
 LEADER = 14  # points from which on a line leads to the label

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.measuring import command_line
-from experiments import table1_counts, table2_accuracy, table2_speed
-from experiments.reading import NoResults, every_run, load
-from experiments.table2_counts import IMAGE, count_rows
+from experiments.results import NoResults, every_run, load
+from experiments.table1 import counts as table1_counts
+from experiments.table2 import accuracy, speed
+from experiments.table2.counts import IMAGE, count_rows
 from training.errors import EXPECTED, report_failure
 from training.files import write_json
 from training.numbers import positive_float
@@ -28,15 +29,16 @@ def markdown(record: dict, runs: Iterable[dict]) -> list[str]:
 
     Args:
         record: of the result file.
-        runs: of :func:`experiments.reading.every_run`.
+        runs: of :func:`experiments.results.every_run`.
     """
     counts = table1_counts.markdown(record["rows"])
-    return [*counts, "", *table2_accuracy.markdown(runs), "", *table2_speed.markdown(record.get("speed"))]
+    return [*counts, "", *accuracy.markdown(runs), "", *speed.markdown(record.get("speed"))]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; return the exit code."""
     parser = command_line(__doc__)
+    parser.prog = "python -m experiments.table2"
     add = parser.add_argument
     add("--speed", action="store_true", help="measure speed on --device too; without it what was measured is kept")
     add("--seconds", type=positive_float, default=45, help="a network and task is timed for (default: 45)")
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             record = {}
         record |= {"origin": origin(), "image": IMAGE, "rows": count_rows()}
         if options.speed:
-            record["speed"] = table2_speed.measure(options.seconds, options.device)
+            record["speed"] = speed.measure(options.seconds, options.device)
         write_json(options.output, record)
         print("\n".join(markdown(record, every_run())))
     except EXPECTED as error:

@@ -10,9 +10,9 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from experiments.drawing.labels import label
-from experiments.drawing.style import DASHED, INK, LOOKS, Look, fill, look, make, save, styled
-from experiments.sweep_table import COUNTS, over_seeds
+from experiments.figures.labels import label
+from experiments.figures.style import DASHED, INK, LOOKS, Look, fill, look, make, save, styled
+from experiments.sweep.table import COUNTS, over_seeds
 
 AXES = {"nonzero_parameters": "parameters that are not pruned"} | {
     key: COUNTS[key] for key in ("flops_paper", "macs_inference")

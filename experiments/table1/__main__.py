@@ -18,14 +18,14 @@ from collections.abc import Sequence
 from itertools import product
 
 from dataloaders import DATASETS, describe
-from experiments import table1_accuracy
 from experiments.command_line import split_arguments
-from experiments.reading import dataset_of, every_run
-from experiments.sweep_command import add_sweep_options, carry_out, check_sweep_options
-from experiments.sweep_plan import plan_run, script_parser, unique
-from experiments.sweep_runs import Run
-from experiments.table1_accuracy import ROWS, setting
-from experiments.table1_counts import IMAGE, NETWORKS, RESULT, count_rows, markdown
+from experiments.results import dataset_of, every_run
+from experiments.sweep.command import add_sweep_options, carry_out, check_sweep_options
+from experiments.sweep.plan import plan_run, script_parser, unique
+from experiments.sweep.runs import Run
+from experiments.table1 import accuracy
+from experiments.table1.accuracy import ROWS, setting
+from experiments.table1.counts import IMAGE, NETWORKS, RESULT, count_rows, markdown
 from linearconv_variants import OneLineParser
 from training.errors import EXPECTED, UsageError, report_failure
 from training.files import write_json
@@ -55,7 +55,9 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
     Raises:
         SystemExit: with code 2 after one line on stderr.
     """
-    parser = OneLineParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = OneLineParser(
+        prog="python -m experiments.table1", description=__doc__, formatter_class=RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--train", action="store_true", help="train what is not done yet, then show the accuracies")
     add("--networks", choices=NETWORKS, nargs="+", default=list(NETWORKS), help="default: all")
@@ -115,7 +117,7 @@ def show(options: Namespace) -> None:
         runs = [run for run in runs if dataset_of(run) in options.datasets]
     if not runs:
         raise UsageError(f"{options.name} has no run of these yet: --train makes them")
-    print("\n".join(table1_accuracy.markdown(runs, options.networks, options.rows)))
+    print("\n".join(accuracy.markdown(runs, options.networks, options.rows)))
 
 
 def show_counts() -> None:

@@ -30,8 +30,8 @@ import torch.nn as nn
 
 from dataloaders import BatchLoader, dataloaders
 from experiments.command_line import shown_command, split_arguments
-from experiments.compress_table import markdown, plot
-from experiments.compress_ways import BUDGETED, CALIBRATED, CONVERSIONS, FROM_SCRATCH, HALF, OTHERS, fit_quality
+from experiments.compress.methods import BUDGETED, CALIBRATED, CONVERSIONS, FROM_SCRATCH, HALF, OTHERS, fit_quality
+from experiments.compress.table import markdown, plot
 from linearconv_convert import convert
 from linearconv_variants import OneLineParser, Variant
 from training.checkpoints import holds_checkpoint
@@ -165,7 +165,9 @@ def run(study: Study, epochs: int, finetune: int, record: dict, output: Path) ->
 
 def study_parser(description: str) -> OneLineParser:
     """Return a parser with the options that all studies of one network have."""
-    parser = OneLineParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser = OneLineParser(
+        prog="python -m experiments.compress", description=description, formatter_class=RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("network", nargs="?", default="", help="a network of models/, as models/base_xcnn.py:Base")
     add("--name", required=True, help="of the result: results/NAME.json")

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from experiments.sweep_runs import Run
+from experiments.sweep.runs import Run
 from training.errors import UsageError
 from training.files import write_json
 

@@ -36,14 +36,14 @@ def _from_scratch(record):
 
 
 def plot(record: dict, path: Path) -> bool:
-    """Draw the figure of experiments/drawing/compression.py as PNG; return False where matplotlib is missing.
+    """Draw the figure of experiments/figures/compression.py as PNG; return False where matplotlib is missing.
 
     Args:
         record: of the result file.
         path: of the image.
     """
     try:
-        from experiments.drawing import compression, style
+        from experiments.figures import compression, style
     except ImportError:
         return False
     with style.styled():

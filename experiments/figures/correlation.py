@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from experiments.correlation import unpack
-from experiments.drawing.style import INK, PRIMARY, SECONDARY, SIGNED, SMALL, WIDTH, make
-from experiments.reading import NoResults, load
+from experiments.figures.style import INK, PRIMARY, SECONDARY, SIGNED, SMALL, WIDTH, make
+from experiments.results import NoResults, load
 
 LEVELS = 41  # steps of 0.05, which make the files half as large
 TITLES = {

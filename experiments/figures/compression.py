@@ -12,8 +12,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.drawing.style import DASHED, INK, SMALL, Look, fill, look, make
-from experiments.reading import load
+from experiments.figures.style import DASHED, INK, SMALL, Look, fill, look, make
+from experiments.results import load
 
 WAYS = {  # by the beginning of the way's name; those of LinearConv look as the methods do
     "full rank": look("-Lr"),

@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.drawing.style import DASHED, FAINT, INK, fill, look, make
-from experiments.reading import NoResults, comparable, describe, every_run, mean_and_deviation, over_seeds
+from experiments.figures.style import DASHED, FAINT, INK, fill, look, make
+from experiments.results import NoResults, comparable, describe, every_run, mean_and_deviation, over_seeds
 
 ABLATIONS = {  # name: what varies in the reports, title of the axis
     "alpha": ("alpha", r"$\alpha$, the share of primary filters"),

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from experiments.sweep_results import Results
-from experiments.sweep_runner import Runner, cores
-from experiments.sweep_runs import Run, is_locked
+from experiments.sweep.results import Results
+from experiments.sweep.runner import Runner, cores
+from experiments.sweep.runs import Run, is_locked
 from linearconv_variants import OneLineParser
 from training.errors import UsageError
 from training.numbers import positive_int

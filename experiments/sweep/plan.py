@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from experiments.command_line import shown_command
-from experiments.sweep_runs import Run
+from experiments.sweep.runs import Run
 from linearconv_variants import OneLineParser, Variant
 from training.errors import UsageError
 from training.options import dataset_label, make_parser, parse_arguments, run_name

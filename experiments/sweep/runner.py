@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
-from experiments.sweep_results import Results
-from experiments.sweep_runs import SETTINGS, Run, take_lock
+from experiments.sweep.results import Results
+from experiments.sweep.runs import SETTINGS, Run, take_lock
 from training.files import write_json
 from training.run_folder import REPORT
 

@@ -9,10 +9,10 @@ from functools import cache
 
 from dataloaders import DATASETS, describe
 from experiments import paper
-from experiments.reading import dataset_of
-from experiments.sweep_plan import shortest
-from experiments.sweep_table import over_seeds, table
-from experiments.table1_counts import NETWORKS
+from experiments.results import dataset_of
+from experiments.sweep.plan import shortest
+from experiments.sweep.table import over_seeds, table
+from experiments.table1.counts import NETWORKS
 from experiments.thinner import macs_of, width_for
 from linearconv import LinearConv
 from training.counting import count_parameters
@@ -77,7 +77,7 @@ def compare(runs: Sequence[dict], names: Sequence[str] = (), rows: Sequence[str]
         rows: out of `ROWS`; all where left out.
 
     Returns:
-        The rows of :func:`experiments.sweep_table.over_seeds` with the values of `COLUMNS`; what the paper does not
+        The rows of :func:`experiments.sweep.table.over_seeds` with the values of `COLUMNS`; what the paper does not
         have is None. Differences are in points: ours less the paper's, of accuracies and of distances to dense.
     """
     classes = {dataset_of(run): run["report"]["num_classes"] for run in runs}
@@ -117,7 +117,7 @@ def markdown(runs: Sequence[dict], names: Sequence[str] = (), rows: Sequence[str
     """Return the lines of the tables of :func:`compare`, one for each recipe and number of epochs.
 
     Args:
-        runs, names, rows: as there, the runs being those of :func:`experiments.reading.every_run`.
+        runs, names, rows: as there, the runs being those of :func:`experiments.results.every_run`.
     """
     ways, lines = {}, []
     for run in runs:

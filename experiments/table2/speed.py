@@ -6,7 +6,7 @@ from argparse import Namespace
 from benchmarks import contenders
 from benchmarks.measuring import compare
 from benchmarks.speed import make_step
-from experiments.table2_counts import Row, table
+from experiments.table2.counts import Row, table
 from training.report import origin
 
 TASKS = {task: contenders.TASKS[task] for task in ("train 50", "infer 50", "infer 1")}  # images at once

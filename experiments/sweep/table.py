@@ -9,7 +9,7 @@ be chosen on the test images. Mean and sample standard deviation (divided by n -
 import statistics
 from collections.abc import Sequence
 
-from experiments.reading import dataset_of, mean_and_deviation
+from experiments.results import dataset_of, mean_and_deviation
 
 COUNTS = {
     "parameters": "parameters",

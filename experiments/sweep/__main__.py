@@ -30,10 +30,10 @@ from pathlib import Path
 from baselines import HELP
 from dataloaders import DATASETS
 from experiments.command_line import split_arguments
-from experiments.sweep_command import add_sweep_options, carry_out, check_sweep_options
-from experiments.sweep_plan import plan
-from experiments.sweep_results import Results
-from experiments.sweep_table import COLUMNS, USUAL_COLUMNS, markdown
+from experiments.sweep.command import add_sweep_options, carry_out, check_sweep_options
+from experiments.sweep.plan import plan
+from experiments.sweep.results import Results
+from experiments.sweep.table import COLUMNS, USUAL_COLUMNS, markdown
 from linearconv_variants import OneLineParser, add_options
 from training.errors import EXPECTED, report_failure
 
@@ -53,7 +53,9 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
     Raises:
         SystemExit: with code 2 after one line on stderr.
     """
-    parser = OneLineParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = OneLineParser(
+        prog="python -m experiments.sweep", description=__doc__, formatter_class=RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("script", type=Path, help="a training script of models/")
     add_sweep_options(parser)
@@ -77,7 +79,7 @@ def show(results: Results, columns: Sequence[str]) -> None:
     print("\n".join(markdown(results.runs, columns)))
     path = results.path.with_suffix(".png")
     try:
-        from experiments.sweep_plot import plot
+        from experiments.sweep.plot import plot
     except ImportError:
         print(f"written: {results.path}\nno plot: matplotlib is not installed (pip install matplotlib)")
         return

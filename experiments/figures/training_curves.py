@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.drawing.style import DASHED, INK, SMALL, fill, look, make
-from experiments.reading import NoResults, by_method, comparable, describe, every_run
+from experiments.figures.style import DASHED, INK, SMALL, fill, look, make
+from experiments.results import NoResults, by_method, comparable, describe, every_run
 
 NAMES = {"Conv": "Conv (dense)", "-L": "-L, no regulariser", "-Lr": "-Lr, full rank", "-LRr": "-LRr, rank 10"}
 WINDOW = 10  # epochs

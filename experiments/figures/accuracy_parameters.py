@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from experiments.drawing.labels import label
-from experiments.drawing.style import INK, fill, look, make
-from experiments.reading import NoResults, by_method, comparable, describe, every_run, over_seeds
+from experiments.figures.labels import label
+from experiments.figures.style import INK, fill, look, make
+from experiments.results import NoResults, by_method, comparable, describe, every_run, over_seeds
 
 PREFERRED = ("table1_base_fast", "vgg11_fast")
 FEWEST = 4  # methods that make a panel

@@ -14,9 +14,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullFormatter, NullLocator
 
-from experiments import paper, table1_counts
-from experiments.drawing.style import FAINT, INK, SMALL, fill, look, make
-from experiments.reading import NoResults, by_method, comparable, describe, every_run, load, over_seeds
+from experiments import paper
+from experiments.figures.style import FAINT, INK, SMALL, fill, look, make
+from experiments.results import NoResults, by_method, comparable, describe, every_run, load, over_seeds
+from experiments.table1.counts import NETWORKS
 
 METHODS = ("Conv", "-L", "-Lr", "-LRr")
 COUNTED_AS = {"Conv": "", "-L": "-Lr", "-Lr": "-Lr", "-LRr": "-LRr"}  # rows of table1_counts.json
@@ -32,7 +33,7 @@ def draw(results: Path) -> Figure:
     runs = (run for run in every_run(results) if not run["file"].startswith("ablation"))
     groups = {conditions: by_method(same) for conditions, same in comparable(runs).items()}
     shown = {}
-    for name, network in table1_counts.NETWORKS.items():
+    for name, network in NETWORKS.items():
         found = [item for item in groups.items() if item[0][0] == network.__name__ and _compares(item[1])]
         if found:
             shown[name] = max(found, key=_preference)

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.reading import RESULTS, NoResults
+from experiments.results import RESULTS, NoResults
 from linearconv_variants import OneLineParser
 from training.errors import EXPECTED, UsageError, report_failure
 from training.report import ROOT
@@ -49,11 +49,11 @@ def draw(names: Sequence[str], folder: Path, **chosen: str) -> None:
     """
     if not matplotlib_is_there():
         raise UsageError("figures need matplotlib: pip install matplotlib")
-    from experiments.drawing import style
+    from experiments.figures import style
 
     (folder / "figures").mkdir(exist_ok=True)
     for name in names:
-        part = importlib.import_module(f"experiments.drawing.{name}")
+        part = importlib.import_module(f"experiments.figures.{name}")
         given = [chosen[name]] if name in chosen else []
         try:
             with style.styled():
@@ -66,7 +66,9 @@ def draw(names: Sequence[str], folder: Path, **chosen: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; return the exit code."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(
+        prog="python -m experiments.figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help=f"of {', '.join(FIGURES)} (default: all)")
     add("--results-folder", type=Path, default=RESULTS, metavar="DIR", help="where results lie (default: results)")
