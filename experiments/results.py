@@ -146,6 +146,6 @@ def mean_and_deviation(values: Iterable[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def over_seeds(runs: Iterable[dict], key: str = "test_accuracy") -> tuple[float, float | None]:
+def mean_over_seeds(runs: Iterable[dict], key: str = "test_accuracy") -> tuple[float, float | None]:
     """Return :func:`mean_and_deviation` of a number in the reports of runs."""
     return mean_and_deviation(run["report"][key] for run in runs)

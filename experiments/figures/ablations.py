@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from experiments.figures.style import DASHED, FAINT, INK, fill, look, make
-from experiments.results import NoResults, comparable, describe, every_run, mean_and_deviation, over_seeds
+from experiments.results import NoResults, comparable, describe, every_run, mean_and_deviation, mean_over_seeds
 
 ABLATIONS = {  # name: what varies in the reports, title of the axis
     "alpha": ("alpha", r"$\alpha$, the share of primary filters"),
@@ -70,12 +70,12 @@ def _panel(axes: Axes, name: str, runs: Iterable[dict], dense: list[dict]) -> li
     axes.set_xticks(range(len(places)), _with_parameters(texts, series))
     handles, heights = [], []
     if dense:
-        heights = [over_seeds(dense)[0]]
+        heights = [mean_over_seeds(dense)[0]]
         handles = [axes.axhline(*heights, color=INK, linestyle=DASHED, linewidth=1.2)]
         handles[0].set_label(f"dense, {heights[0]:.2f}")
     for kind, line in series.items():
         line = {places[kind if name == "rank" else "", value]: same for value, same in sorted(line.items())}
-        means, spreads = zip(*map(over_seeds, line.values()), strict=True)
+        means, spreads = zip(*map(mean_over_seeds, line.values()), strict=True)
         spreads = [spread or 0 for spread in spreads]
         style = LOOKS[kind].line() | LOOKS[kind].dot()
         axes.errorbar(list(line), means, spreads, capsize=3, elinewidth=1, **style)
@@ -100,7 +100,9 @@ def _with_parameters(texts: list[str], series: dict[str, dict[float, list[dict]]
     """Texts of the values, sorted, below each the parameters that are not pruned, where they differ and are one's, and
     have room."""
     counts = [
-        over_seeds(runs, "nonzero_parameters")[0] / 1e3 for line in series.values() for _, runs in sorted(line.items())
+        mean_over_seeds(runs, "nonzero_parameters")[0] / 1e3
+        for line in series.values()
+        for _, runs in sorted(line.items())
     ]
     if len(texts) > MOST_WITH_PARAMETERS or len(counts) > len(texts) or max(counts) - min(counts) < 1:
         return texts

@@ -12,9 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from experiments.figures.labels import label
-from experiments.figures.style import INK, fill, look, make
-from experiments.results import NoResults, by_method, comparable, describe, every_run, over_seeds
+from experiments.figures.style import INK, fill, label, look, make
+from experiments.results import NoResults, by_method, comparable, describe, every_run, mean_over_seeds
 
 PREFERRED = ("table1_base_fast", "vgg11_fast")
 FEWEST = 4  # methods that make a panel
@@ -77,12 +76,12 @@ def _panel(axes: Axes, points: dict[str, tuple[float, float, float]]) -> None:
 
 
 def _size(runs: list[dict]) -> float:
-    return over_seeds(runs, "nonzero_parameters")[0]
+    return mean_over_seeds(runs, "nonzero_parameters")[0]
 
 
 def _point(runs: list[dict]) -> tuple[float, float, float]:
     """Parameters, mean accuracy and its deviation."""
-    mean, deviation = over_seeds(runs)
+    mean, deviation = mean_over_seeds(runs)
     return _size(runs), mean, deviation or 0.0
 
 

@@ -16,8 +16,7 @@ from matplotlib.ticker import NullFormatter, NullLocator
 
 from experiments import paper
 from experiments.figures.style import FAINT, INK, SMALL, fill, look, make
-from experiments.results import NoResults, by_method, comparable, describe, every_run, load, over_seeds
-from experiments.table1.counts import NETWORKS
+from experiments.results import NoResults, by_method, comparable, describe, every_run, load, mean_over_seeds
 
 METHODS = ("Conv", "-L", "-Lr", "-LRr")
 COUNTED_AS = {"Conv": "", "-L": "-Lr", "-Lr": "-Lr", "-LRr": "-LRr"}  # rows of table1_counts.json
@@ -33,7 +32,7 @@ def draw(results: Path) -> Figure:
     runs = (run for run in every_run(results) if not run["file"].startswith("ablation"))
     groups = {conditions: by_method(same) for conditions, same in comparable(runs).items()}
     shown = {}
-    for name, network in NETWORKS.items():
+    for name, network in paper.NETWORKS.items():
         found = [item for item in groups.items() if item[0][0] == network.__name__ and _compares(item[1])]
         if found:
             shown[name] = max(found, key=_preference)
@@ -74,8 +73,8 @@ def _accuracy(axes: Axes, runs: dict[str, list[dict]], printed: dict[str, float]
     for place, method in enumerate(METHODS):
         style = look(method)
         if method in runs:
-            mean, deviation = over_seeds(runs[method])
-            best, _ = over_seeds(runs[method], "best_test_accuracy")
+            mean, deviation = mean_over_seeds(runs[method])
+            best, _ = mean_over_seeds(runs[method], "best_test_accuracy")
             bar = {"ecolor": style.color, "capsize": 3}
             axes.errorbar(place - 0.15, mean, yerr=deviation or 0, **style.dot(), **bar)
             axes.plot(place - 0.15, best, "_", color=style.color, markersize=13, markeredgewidth=1.5)

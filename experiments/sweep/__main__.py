@@ -1,24 +1,24 @@
-"""Run a training script over lists of settings, data sets and seeds, and compare accuracy with parameters and FLOPs.
+"""A training script over lists of settings, data sets and seeds: accuracy against parameters and FLOPs.
 
     python -m experiments.sweep models/base_xcnn.py --name base -t dense rank sparse -r 0.1 0.25 0.5 1 -s 0.25 0.5 0.75
     python -m experiments.sweep ... --seeds 0 1 2 --datasets cifar10 svhn --alpha 0.25 0.5 --epochs 20
     python -m experiments.sweep ... --vary reg-weight 0 0.001 0.01 --vary lr 1e-3 1e-4    # any option of the script
     python -m experiments.sweep ... --jobs 4              # four runs side by side
     python -m experiments.sweep ... --shard 2/8           # the 2nd of 8 shares, for a scheduler
-    python -m experiments.sweep ... --dry-run             # list the runs and how far they are
-    python -m experiments.sweep ... --table               # table and plot of what is done
+    python -m experiments.sweep ... --dry-run             # list the runs and their states
+    python -m experiments.sweep ... --table               # table and plot of the finished runs
     python -m experiments.sweep ... --table --columns setting parameters accuracy against_dense best
-    python -m experiments.sweep ... -- --batch-size 100   # what stands behind -- goes to every run
+    python -m experiments.sweep ... -- --batch-size 100   # options behind -- go to every run
 
 Each run is a process of its own in ckpt/<name>/<run>/, with its output in output.txt there. When it ends, its settings,
-report and log go into results/<name>.json. The same command again skips what stands there, whether or not ckpt/ still
-has it, and goes on with what was interrupted; several sweeps may share a name, as each run is locked while it goes.
-When all runs are done, a table of all in results/<name>.json is printed, and results/<name>.png is drawn.
+report and log are added to results/<name>.json. The same command again skips the runs in that file, also when ckpt/ is
+gone, and resumes interrupted ones. Several sweeps may share a name, as each run is locked. When all runs are done, a
+table of results/<name>.json is printed, and results/<name>.png is drawn.
 
-Which values go with which type: -s with sparse, -r with rank and lowrank; where both of these are asked for, shares up
-to 1 go to rank and numbers above 1 to lowrank. Left out, -t is what the values belong to. A type without values takes
-the script's default. dense, the reference, has neither values nor alpha and comes once per data set, seed and choice of
---vary's values. The other methods (octave, basis, ghost, svd) have no values; basis has no alpha.
+-s goes with sparse, -r with rank and lowrank; where both of these are asked for, shares up to 1 go to rank and numbers
+above 1 to lowrank. The default of -t is the types that the values belong to. A type without values takes the script's
+default. dense, the reference, has neither values nor alpha and runs once per data set, seed and combination of --vary.
+The other methods (octave, basis, ghost, svd) have no values; basis has no alpha.
 """
 
 import sys
@@ -32,7 +32,7 @@ from dataloaders import DATASETS
 from experiments.command_line import split_arguments
 from experiments.sweep.command import add_sweep_options, carry_out, check_sweep_options
 from experiments.sweep.plan import plan
-from experiments.sweep.results import Results
+from experiments.sweep.runner import Results
 from experiments.sweep.table import COLUMNS, USUAL_COLUMNS, markdown
 from linearconv_variants import OneLineParser, add_options
 from training.errors import EXPECTED, report_failure

@@ -1,18 +1,18 @@
-"""Which runs a sweep has: every setting for every data set, network and seed, each with a name of its own.
+"""The runs of a sweep: every setting for every data set, network and seed, each with a name of its own.
 
-A setting is a row of options, as a results table has rows: the variant first (-t -r -s --alpha), then what else sets it
-apart, as `-t rank -r 1 --reg-weight 0`. A sweep makes its rows from lists; :func:`plan_run` takes any.
+A setting is a row of options, as a results table has rows: the variant first (-t -r -s --alpha), then the options that
+set it apart, as `-t rank -r 1 --reg-weight 0`. A sweep makes its rows from lists; :func:`plan_run` takes any.
 """
 
 import itertools
 import re
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from experiments.command_line import shown_command
-from experiments.sweep.runs import Run
+from experiments.sweep.runner import Run
 from linearconv_variants import OneLineParser, Variant
 from training.errors import UsageError
 from training.options import dataset_label, make_parser, parse_arguments, run_name
@@ -34,12 +34,16 @@ WITHOUT_EFFECT = (  # options that the result does not depend on
     "resume",
     "save_every",
     "tensorboard",
-    "variant",  # its fields stand in its place
+    "variant",  # replaced by its fields
 )
 OF_VARIANT = ("-t", "-r", "-s", "--alpha")
 WITHOUT_ALPHA = ("dense", "basis")
-LISTED = {  # option that a sweep has lists for: that of the sweep
-    **dict.fromkeys(("type", "rank", "sparsity", "alpha", "network")),
+LISTED = {  # options for which a sweep has lists, and the names of those
+    "type": "type",
+    "rank": "rank",
+    "sparsity": "sparsity",
+    "alpha": "alpha",
+    "network": "network",
     "seed": "seeds",
     "dataset": "datasets",
 }
@@ -55,26 +59,26 @@ def plan(options: Namespace, extra: Sequence[str]) -> list[Run]:
     Raises:
         UsageError, SystemExit: for values that the training scripts refuse.
     """
-    alphas = [["--alpha", shortest(alpha)] for alpha in options.alpha or []] or [[]]
-    compute = [] if options.compute == "auto" else ["--compute", options.compute]
-    epochs = ["--epochs", str(options.epochs)] if options.epochs else []
-    shared, folder = [*extra, *compute, *epochs], options.ckpt / options.name
+    shared = list(extra)
+    if options.compute != "auto":
+        shared += ["--compute", options.compute]
+    if options.epochs:
+        shared += ["--epochs", str(options.epochs)]
+    rows = []
     varied = _varied(options.vary, shared)
-    rows = [
-        [*variant, *alpha, *others]
-        for variant in _variants(options)
-        for alpha in ([[]] if variant[1] in WITHOUT_ALPHA else alphas)
-        for others in varied
-    ]
-    every = itertools.product(options.seeds or [None], options.datasets or [None], options.network or [None], rows)
-    return unique(
-        plan_run(options.script, folder, row, shared, network=network, dataset=dataset, seed=seed)
-        for seed, dataset, network, row in every
-    )
+    for variant in _variants(options):
+        alphas = [] if variant[1] in WITHOUT_ALPHA else options.alpha or []
+        for alpha in [["--alpha", shortest(alpha)] for alpha in alphas] or [[]]:
+            rows += [[*variant, *alpha, *others] for others in varied]
+    runs, folder = [], options.ckpt / options.name
+    choices = options.seeds or [None], options.datasets or [None], options.network or [None], rows
+    for seed, dataset, network, row in itertools.product(*choices):
+        runs.append(plan_run(options.script, folder, row, shared, network=network, dataset=dataset, seed=seed))
+    return unique(runs)
 
 
 def unique(runs: Iterable[Run]) -> list[Run]:
-    """Return the runs without those that come again.
+    """Return the runs, repeated ones once.
 
     Raises:
         UsageError: where runs of different settings share a name.
@@ -102,19 +106,21 @@ def plan_run(
         script: of models/.
         folder: of the sweep.
         row: options that set the run apart from its neighbours, those of the variant first, each with its values.
-        shared: options that it has in common with them.
+        shared: options that the runs have in common.
         network, dataset, seed: the script's choice where left out.
 
     Raises:
-        SystemExit: with one line on stderr for what the script refuses.
+        SystemExit: with one line on stderr for options that the script refuses.
     """
     arguments = [*shared, *row]
     for option, value in (("--network", network), ("--dataset", dataset), ("--seed", seed)):
-        arguments += [] if value is None else [option, str(value)]
+        if value is not None:
+            arguments += [option, str(value)]
     script = script.resolve()
     shown = script.relative_to(ROOT).as_posix() if script.is_relative_to(ROOT) else script.name
     parser = script_parser(network or script.stem.removesuffix("_xcnn"))
-    parsed = parse_arguments(parser, arguments)  # ends here if wrong
+    parser.prog = script.name
+    parsed = parse_arguments(parser, arguments)
     settings = _settings(parsed, shown)
     if not {"--amp", "--no-amp"} & set(arguments):
         settings["amp"] = None  # the default is the machine's
@@ -122,7 +128,8 @@ def plan_run(
     name = run_name(parsed, parsed.dataset or "default")
     for option, *values in others:
         part = re.sub(r"[^\w.-]", "_", f"-{option[2:]}{'_'.join(values)}")
-        name += "" if f"{part}-" in name else part  # a run's name has some already
+        if f"{part}-" not in name:  # a run's name has some options already
+            name += part
     varied = " ".join(word for words in others for word in words)
     return Run(
         name,
@@ -153,7 +160,11 @@ def split_row(row: Sequence[str]) -> tuple[list[str], list[list[str]]]:
         if word.startswith("--"):
             others.append([word])
         else:
-            others[-1].append(_shortest(word))
+            try:
+                word = shortest(float(word))
+            except ValueError:
+                pass
+            others[-1].append(word)
     return list(row[:size]), others
 
 
@@ -165,62 +176,67 @@ def shortest(value: float) -> str:
 def _varied(given: Sequence[Sequence[str]], shared: Sequence[str]) -> list[list[str]]:
     """Every combination of the values of --vary, as options of the script; without --vary an empty one."""
     actions, lists = script_parser()._option_string_actions, {}
+    fixed = {word.split("=")[0] for word in shared}
     for name, *values in given:
         option = f"--{name}"
         action = actions.get(option)
-        if action is None:
-            raise UsageError(f"--vary {name}: the training scripts have no option {option}")
-        if action.dest in LISTED:
-            raise UsageError(f"--vary {name}: give a list to the sweep's own --{LISTED[action.dest] or action.dest}")
-        if action.dest in ("help", *WITHOUT_EFFECT):
-            raise UsageError(f"--vary {name}: results do not depend on {option}")
-        if action.nargs == 0:
-            raise UsageError(f"--vary {name}: {option} is a switch without values; it can stand behind --")
-        if option in {word.split("=")[0] for word in shared}:
-            raise UsageError(f"--vary {name}: {option} is given for all runs already")
-        if not values:
-            raise UsageError(f"--vary {name}: give values")
+        if problem := _why_not_varied(option, action, values, fixed):
+            raise UsageError(f"--vary {name}: {problem}")
         lists.setdefault(option, []).extend([option, *value.split()] for value in values)
     return [list(itertools.chain(*words)) for words in itertools.product(*lists.values())]
 
 
-def _variants(options: Namespace) -> Iterator[list[str]]:
-    """Yield -t with -r or -s, for every type and every value that belongs to it."""
+def _why_not_varied(option, action, values, fixed):
+    """What is wrong with an option of --vary; an empty text where nothing is."""
+    if action is None:
+        return f"the training scripts have no option {option}"
+    if action.dest in LISTED:
+        return f"give a list to the sweep's own --{LISTED[action.dest]}"
+    if action.dest in ("help", *WITHOUT_EFFECT):
+        return f"results do not depend on {option}"
+    if action.nargs == 0:
+        return f"{option} is a switch without values; it can stand behind --"
+    if option in fixed:
+        return f"{option} is given for all runs already"
+    return "" if values else "give values"
+
+
+def _variants(options: Namespace) -> list[list[str]]:
+    """-t with -r or -s, for every type and every value that belongs to it."""
     ranks, sparsities = options.rank or [], options.sparsity or []
+    shares, numbers = [rank for rank in ranks if rank <= 1], [rank for rank in ranks if not rank <= 1]
     types = list(dict.fromkeys(options.type or ()))
     if not types:
-        types += ["rank"] * any(rank <= 1 for rank in ranks) + ["lowrank"] * any(not rank <= 1 for rank in ranks)
-        types = types + ["sparse"] * bool(sparsities) or ["rank"]
-    values = {"rank": ranks, "lowrank": ranks, "sparse": sparsities}
-    if "rank" in types and "lowrank" in types:
-        values |= {"rank": [r for r in ranks if r <= 1], "lowrank": [r for r in ranks if not r <= 1]}
-    for given, option, owners in ((ranks, "-r", {"rank", "lowrank"}), (sparsities, "-s", {"sparse"})):
-        if given and not owners & set(types):
-            belongs = f"it belongs to {' and '.join(sorted(owners))}"
-            raise UsageError(f"{option} has no meaning with -t {' '.join(types)}: {belongs}")
+        wanted = {"rank": shares, "lowrank": numbers, "sparse": sparsities}
+        types = [type for type, values in wanted.items() if values] or ["rank"]
+    if ranks and not {"rank", "lowrank"} & set(types):
+        raise UsageError(f"-r has no meaning with -t {' '.join(types)}: it belongs to lowrank and rank")
+    if sparsities and "sparse" not in types:
+        raise UsageError(f"-s has no meaning with -t {' '.join(types)}: it belongs to sparse")
+    if "rank" not in types or "lowrank" not in types:
+        shares = numbers = ranks
+    given = {"rank": ("-r", shares), "lowrank": ("-r", numbers), "sparse": ("-s", sparsities)}
+    variants = []
     for type in types:
-        option = "-s" if type == "sparse" else "-r"
-        yield from ([["-t", type, option, shortest(value)] for value in values.get(type, ())] or [["-t", type]])
-
-
-def _shortest(word):
-    try:
-        return shortest(float(word))
-    except ValueError:
-        return word
+        option, values = given.get(type, ("", ()))
+        variants += [["-t", type, option, shortest(value)] for value in values] or [["-t", type]]
+    return variants
 
 
 def _settings(options, script):
-    """All options that the result depends on; of a recipe that may come to be another one, what it is now."""
+    """All options that the result depends on, with the values that a short recipe has now."""
     settings = {key: value for key, value in vars(options).items() if key not in WITHOUT_EFFECT}
     if options.recipe in SHORT:
         recipe = SHORT[options.recipe].changed_by(options)
-        settings |= vars(recipe) | {"milestones": list(recipe.milestones)}
-    return settings | asdict(options.variant) | {"script": script}
+        settings |= vars(recipe)
+        settings["milestones"] = list(recipe.milestones)
+    return {**settings, **asdict(options.variant), "script": script}
 
 
 def _setting(variant: Variant) -> str:
     alpha = variant.alpha if variant.alpha != 0.5 and variant.type not in WITHOUT_ALPHA else None
-    values = {"-r": variant.rank, "-s": variant.sparsity, "--alpha": alpha}
-    given = [f" {option} {value:g}" for option, value in values.items() if value is not None]
-    return f"-t {variant.type}{''.join(given)}"
+    words = f"-t {variant.type}"
+    for option, value in (("-r", variant.rank), ("-s", variant.sparsity), ("--alpha", alpha)):
+        if value is not None:
+            words += f" {option} {value:g}"
+    return words

@@ -1,7 +1,7 @@
-"""Accuracy against parameters and operations, as a sweep draws it: a row of plots for all runs that compare.
+"""The plot of a sweep: accuracy against parameters and operations, a row of plots for all runs that compare.
 
-Each type of layer, with its alpha and what else was varied, has its own marker and colour; its points are named by rank
-or sparsity, and error bars are the standard deviation over seeds. The dense network's accuracy is a dashed line too.
+Each type of layer, with its alpha and varied options, has its own marker and colour; its points are named by rank or
+sparsity, and error bars are the standard deviation over seeds. A dashed line is the dense network's accuracy.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,13 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from experiments.figures.labels import label
-from experiments.figures.style import DASHED, INK, LOOKS, Look, fill, look, make, save, styled
-from experiments.sweep.table import COUNTS, over_seeds
+from experiments.figures.style import DASHED, INK, LOOKS, Look, fill, label, look, make, save, styled
+from experiments.sweep.table import COUNTS, summarise
 
-AXES = {"nonzero_parameters": "parameters that are not pruned"} | {
-    key: COUNTS[key] for key in ("flops_paper", "macs_inference")
+AXES = {
+    "nonzero_parameters": "parameters that are not pruned",
+    "flops_paper": COUNTS["flops_paper"],
+    "macs_inference": COUNTS["macs_inference"],
 }
 METHODS = {"dense": "Conv", "rank": "-Lr", "lowrank": "-LRr", "basis": "filter basis", "ghost": "Ghost", "svd": "SVD"}
 WIDTH, HEIGHT = 14, 4.2  # inches, of a row
@@ -24,36 +25,39 @@ WIDTH, HEIGHT = 14, 4.2  # inches, of a row
 def plot(runs: Sequence[dict], path: Path) -> None:
     """Draw the runs of a result file to a PNG file."""
     panels = {}
-    for row in over_seeds(runs):
+    for row in summarise(runs):
         title = f"{row['network']}, {row['dataset']}, {row['recipe']} recipe, {row['epochs']} epochs"
         panels.setdefault(title, []).append(row)
     with styled():
-        figure, todo = make(HEIGHT * len(panels), WIDTH), []
+        figure, labels = make(HEIGHT * len(panels), WIDTH), []
         grid = figure.subplots(len(panels), len(AXES) + 1, squeeze=False, width_ratios=[1] * len(AXES) + [0.5])
         for (*plots, beside), (title, rows) in zip(grid, panels.items(), strict=True):
             series = _series(rows)
             for axes, (key, name) in zip(plots, AXES.items(), strict=True):
-                todo.append((axes, _draw(axes, series, key)))
+                labels.append((axes, _draw(axes, series, key)))
                 axes.set(xlabel=name, ylabel="test accuracy, %")
             plots[0].set_title(title, loc="left", fontweight="bold")
             beside.axis("off")
             beside.legend(*plots[0].get_legend_handles_labels(), loc="center left")
-        for axes, told in todo:  # last, when the layout is that of the file
-            label(axes, *told)
+        for axes, texts in labels:  # last, when the layout is that of the file
+            label(axes, *texts)
         save(figure, path.with_suffix(""), ["png"])
 
 
 def _series(rows: Sequence[dict]) -> list[tuple[str, Look, list[dict]]]:
-    """Rows that differ by rank or sparsity alone, with their name in the legend and a look that no others have."""
+    """Rows that differ by rank or sparsity alone, with their name in the legend and a look of their own."""
     found = {}
     for row in rows:
-        alpha = [f"alpha {row['alpha']:g}"] if row["alpha"] != 0.5 and row["type"] != "dense" else []
-        varied = [row["varied"].replace(" --", ", ").removeprefix("--")] if row["varied"] else []
-        found.setdefault((row["type"], ", ".join([row["type"], *alpha, *varied])), []).append(row)
-    free, series = list(LOOKS.values()), []
-    for (kind, name), same in found.items():
+        parts = [row["type"]]
+        if row["alpha"] != 0.5 and row["type"] != "dense":
+            parts.append(f"alpha {row['alpha']:g}")
+        if row["varied"]:
+            parts.append(row["varied"].replace(" --", ", ").removeprefix("--"))
+        found.setdefault(", ".join(parts), []).append(row)
+    free, series = [], []
+    for name, same in found.items():
         free = free or list(LOOKS.values())
-        usual = look(METHODS.get(kind, kind))
+        usual = look(METHODS.get(same[0]["type"], same[0]["type"]))
         chosen = usual if usual in free else free[0]
         free.remove(chosen)
         series.append((name, chosen, same))
@@ -61,23 +65,23 @@ def _series(rows: Sequence[dict]) -> list[tuple[str, Look, list[dict]]]:
 
 
 def _draw(axes: Axes, series, key: str) -> tuple[list[tuple[float, float]], list[str], list[str]]:
-    """Draw all series over a count; return what is to be labelled: points, texts and colours."""
-    points, texts, colors, ends, every = [], [], [], [], []
+    """Draw all series over a count; return the labels: points, texts and colours."""
+    points, texts, colors, heights, every = [], [], [], [], []
     for name, style, rows in series:
         rows = sorted(rows, key=lambda row: row[key])
-        means, deviations = zip(*(row["accuracy"] for row in rows), strict=True)
-        deviations = [deviation or 0 for deviation in deviations]
         counts = [row[key] for row in rows]
+        means = [row["accuracy"][0] for row in rows]
+        deviations = [row["accuracy"][1] or 0 for row in rows]
         axes.errorbar(counts, means, deviations, label=name, capsize=3, **style.line() | style.dot())
-        ends += [mean + sign * deviation for mean, deviation in zip(means, deviations, strict=True) for sign in (-1, 1)]
-        for row, point in zip(rows, zip(counts, means, strict=True), strict=True):
+        every += counts
+        for row, count, mean, deviation in zip(rows, counts, means, deviations, strict=True):
+            heights += [mean - deviation, mean + deviation]
             value = row["sparsity"] if row["type"] == "sparse" else row["rank"]
-            every.append(point[0])
             if value is not None:
-                points.append(point)
+                points.append((count, mean))
                 texts.append(f"{value:g}")
                 colors.append(style.color)
-    fill(axes, ends)
+    fill(axes, heights)
     if max(every) > 10 * min(every):
         axes.set_xscale("log")
         axes.set_xlim(min(every) / 1.3, max(every) * 1.3)

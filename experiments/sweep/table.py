@@ -1,15 +1,16 @@
-"""What a sweep ends in: a table of accuracy, parameters and FLOPs, over seeds.
+"""The table of a sweep: accuracy, parameters and FLOPs, over seeds.
 
     python -m experiments.sweep ... --table
 
-It is made from the runs in results/<name>.json. Accuracy is that after the last epoch, not the best one, which would
-be chosen on the test images. Mean and sample standard deviation (divided by n - 1) are over the seeds of a setting.
+Accuracy is that after the last epoch, not the best one, which would be chosen on the test images. Mean and sample
+standard deviation (divided by n - 1) are over the seeds of a setting.
 """
 
 import statistics
 from collections.abc import Sequence
 
 from experiments.results import dataset_of, mean_and_deviation
+from training.markdown import markdown_table
 
 COUNTS = {
     "parameters": "parameters",
@@ -17,7 +18,7 @@ COUNTS = {
     "flops_paper": "FLOPs, the paper's convention",
     "macs_inference": "multiply-adds at inference",
 }
-COLUMNS = {  # of the table: title
+COLUMNS = {  # title of each column
     "dataset": "data",
     "network": "network",
     "setting": "setting",
@@ -33,19 +34,17 @@ COLUMNS = {  # of the table: title
 }
 CONDITIONS = ("dataset", "network", "recipe", "epochs")  # rows compare that have these in common
 USUAL_COLUMNS = ("dataset", "network", "setting", *COUNTS, "accuracy", "seeds")
-LEFT_ALIGNED = ("dataset", "network", "setting", "recipe", "row")
+LEFT_ALIGNED = ("dataset", "network", "setting", "row")
 
 
-def over_seeds(runs: Sequence[dict]) -> list[dict]:
-    """Summarise the runs of a result file.
+def summarise(runs: Sequence[dict]) -> list[dict]:
+    """Summarise the runs of a result file over seeds.
 
     Returns:
-        A row per data set, network, setting, recipe and number of epochs: the counts, the number of `seeds`, and as
-        (mean, deviation), in per cent, `accuracy` after the last epoch, `last_ten`, the mean of the last ten epochs
-        (None after fewer), and `best`; a deviation of one seed is None. `against_dense` is the difference of mean
-        accuracies to the dense network's of the same recipe and epochs: of the one with the same further options, else
-        of the one without any; None where there is none. `correlation` is a text, the mean absolute one of primary
-        filters after the last epoch; None where it was not recorded.
+        A row per data set, network, setting, recipe and number of epochs, with the keys of `COLUMNS`. Accuracies are
+        (mean, deviation) in per cent; the deviation of a single seed is None. `last_ten` is None after fewer epochs,
+        `correlation` where it was not recorded. `against_dense` is the difference to the mean accuracy of the dense
+        network under the same conditions: with the same further options, else without any; else None.
     """
     groups = {}
     for run in runs:
@@ -54,60 +53,77 @@ def over_seeds(runs: Sequence[dict]) -> list[dict]:
         groups.setdefault((conditions, run["setting"]), []).append(run)
     rows = []
     for (conditions, setting), same in groups.items():
-        reports, logs = [run["report"] for run in same], [run["log"][-10:] for run in same]
-        row = dict(zip(CONDITIONS, conditions, strict=True)) | {"setting": setting, "seeds": len(same)}
-        row["varied"] = same[0].get("varied", "")
-        row |= {key: reports[0][key] for key in ("type", "rank", "sparsity", "alpha")}
-        row |= {key: round(statistics.fmean(report[key] for report in reports)) for key in COUNTS}
-        row["accuracy"] = mean_and_deviation([report["test_accuracy"] for report in reports])
-        row["best"] = mean_and_deviation([report["best_test_accuracy"] for report in reports])
-        row["best_epochs"] = sorted({report["best_epoch"] for report in reports})
-        last_ten = [statistics.fmean(record["test_accuracy"] for record in log) for log in logs if len(log) == 10]
-        row["last_ten"] = mean_and_deviation(last_ten) if len(last_ten) == len(same) else None
-        left = [log[-1].get("correlation") if log else None for log in logs]
-        row["correlation"] = None if None in left else f"{statistics.fmean(left):.3f}"
-        rows.append(row)
-    dense = {(*map(row.get, CONDITIONS), row["varied"]): row for row in rows if row["type"] == "dense"}
+        row = dict(zip(CONDITIONS, conditions, strict=True))
+        row["setting"] = setting
+        rows.append(row | _over_seeds(same))
+    dense = {}
     for row in rows:
-        plain, same = (dense.get((*map(row.get, CONDITIONS), varied)) for varied in ("", row["varied"]))
+        if row["type"] == "dense":
+            dense[_conditions(row), row["varied"]] = row
+    for row in rows:
+        plain, same = dense.get((_conditions(row), "")), dense.get((_conditions(row), row["varied"]))
         reference = (plain or same) if row["type"] == "dense" else (same or plain)
-        row["against_dense"] = None if reference is None else row["accuracy"][0] - reference["accuracy"][0]
+        row["against_dense"] = row["accuracy"][0] - reference["accuracy"][0] if reference else None
     return sorted(rows, key=lambda row: (row["dataset"], row["network"]))  # settings stay in the sweep's order
 
 
+def _conditions(row):
+    return tuple(row[key] for key in CONDITIONS)
+
+
+def _over_seeds(runs):
+    """The values of the runs of one setting, which differ by their seed."""
+    reports, logs = [run["report"] for run in runs], [run["log"][-10:] for run in runs]
+    row = {key: reports[0][key] for key in ("type", "rank", "sparsity", "alpha")}
+    row |= {key: round(statistics.fmean(report[key] for report in reports)) for key in COUNTS}
+    row["varied"], row["seeds"] = runs[0].get("varied", ""), len(runs)
+    row["accuracy"] = mean_and_deviation(report["test_accuracy"] for report in reports)
+    row["best"] = mean_and_deviation(report["best_test_accuracy"] for report in reports)
+    row["best_epochs"] = sorted({report["best_epoch"] for report in reports})
+    row["last_ten"] = row["correlation"] = None
+    if all(len(log) == 10 for log in logs):
+        means = [statistics.fmean(record["test_accuracy"] for record in log) for log in logs]
+        row["last_ten"] = mean_and_deviation(means)
+    if all(log and "correlation" in log[-1] for log in logs):
+        row["correlation"] = f"{statistics.fmean(log[-1]['correlation'] for log in logs):.3f}"
+    return row
+
+
 def markdown(runs: Sequence[dict], columns: Sequence[str] = USUAL_COLUMNS) -> list[str]:
-    """Return the table's lines, one per row of :func:`over_seeds`.
+    """Return the lines of the table of :func:`summarise`.
 
     Args:
         runs: of a result file.
         columns: keys of `COLUMNS`; recipe and epochs are added where they differ.
     """
-    rows = [row | {"setting": f"`{row['setting']}`"} for row in over_seeds(runs)]
+    rows = summarise(runs)
     differing = [key for key in ("recipe", "epochs") if key not in columns and len({row[key] for row in rows}) > 1]
     return table(rows, {key: COLUMNS[key] for key in (*columns, *differing)})
 
 
 def table(rows: Sequence[dict], columns: dict[str, str]) -> list[str]:
-    """Return the lines of a table in Markdown.
+    """Return the lines of a table of rows.
 
     Args:
-        rows: values by column: None, a text, an integer, a difference (a float), a mean with its deviation.
-        columns: titles by column.
+        rows: values by column: None, a text, an integer, a difference (a float), or a mean with its deviation.
+        columns: titles by column, those of texts first.
     """
-    lines = [list(columns.values())]
-    lines += [["---" if key in LEFT_ALIGNED else "---:" for key in columns]]
-    lines += [[_cell(row, key) for key in columns] for row in rows]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
+    cells = [[_cell(row, key) for key in columns] for row in rows]
+    return markdown_table(list(columns.values()), cells, left=sum(key in LEFT_ALIGNED for key in columns))
 
 
 def _cell(row, key):
     value = row[key]
     if value is None:
         return ""
+    if key == "setting":
+        return f"`{value}`"
     if isinstance(value, float):
         return f"{value:+.2f}"
-    if isinstance(value, tuple):
-        mean, deviation = value
-        shown = f"{mean:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}") + " %"
-        return shown + (f" ({', '.join(map(str, row['best_epochs']))})" if key == "best" else "")
-    return f"{value:,}" if isinstance(value, int) else value
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, str):
+        return value
+    mean, deviation = value
+    text = f"{mean:.2f} %" if deviation is None else f"{mean:.2f} ± {deviation:.2f} %"
+    return f"{text} ({', '.join(map(str, row['best_epochs']))})" if key == "best" else text

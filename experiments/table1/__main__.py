@@ -18,14 +18,15 @@ from collections.abc import Sequence
 from itertools import product
 
 from dataloaders import DATASETS, describe
+from experiments import paper
 from experiments.command_line import split_arguments
 from experiments.results import dataset_of, every_run
 from experiments.sweep.command import add_sweep_options, carry_out, check_sweep_options
 from experiments.sweep.plan import plan_run, script_parser, unique
-from experiments.sweep.runs import Run
+from experiments.sweep.runner import Run
 from experiments.table1 import accuracy
 from experiments.table1.accuracy import ROWS, setting
-from experiments.table1.counts import IMAGE, NETWORKS, RESULT, count_rows, markdown
+from experiments.table1.counts import IMAGE, RESULT, count_rows, markdown
 from linearconv_variants import OneLineParser
 from training.errors import EXPECTED, UsageError, report_failure
 from training.files import write_json
@@ -60,7 +61,7 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
     )
     add = parser.add_argument
     add("--train", action="store_true", help="train what is not done yet, then show the accuracies")
-    add("--networks", choices=NETWORKS, nargs="+", default=list(NETWORKS), help="default: all")
+    add("--networks", choices=paper.NETWORKS, nargs="+", default=list(paper.NETWORKS), help="default: all")
     add("--rows", choices=ROWS, nargs="+", default=list(ROWS), help="default: all")
     add("--datasets", choices=[name for name in DATASETS if name != "imagefolder"], nargs="+", help="default: cifar10")
     add("--recipe", choices=RECIPES, help="default: paper")
@@ -98,7 +99,7 @@ def plan(options: Namespace, extra: Sequence[str]) -> list[Run]:
     for seed, (label, dataset), name, row in product(
         options.seeds or [0], datasets.items(), options.networks, options.rows
     ):
-        network = NETWORKS[name]
+        network = paper.NETWORKS[name]
         script = ROOT / f"{network.__module__.replace('.', '/')}.py"
         words = setting(name, row, label, num_classes).split()
         given = {"network": network.__name__, "dataset": dataset, "seed": seed}

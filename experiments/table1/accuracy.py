@@ -11,8 +11,7 @@ from dataloaders import DATASETS, describe
 from experiments import paper
 from experiments.results import dataset_of
 from experiments.sweep.plan import shortest
-from experiments.sweep.table import over_seeds, table
-from experiments.table1.counts import NETWORKS
+from experiments.sweep.table import summarise, table
 from experiments.thinner import macs_of, width_for
 from linearconv import LinearConv
 from training.counting import count_parameters
@@ -47,7 +46,7 @@ def setting(name: str, row: str, dataset: str, num_classes: int = 10) -> str:
     """Return the options with which a script trains a row of the table.
 
     Args:
-        name: of the network, out of `NETWORKS`.
+        name: of the network, out of `paper.NETWORKS`.
         row: out of `ROWS`.
         dataset: decides the channels of images and the classes of a thinner network.
         num_classes: of a data set that `dataloaders` does not know by name; its images have three channels.
@@ -65,7 +64,7 @@ def setting(name: str, row: str, dataset: str, num_classes: int = 10) -> str:
 def _thinner(name, row, in_channels, num_classes):
     shape = {"in_channels": in_channels, "num_classes": num_classes}
     count = count_parameters if row == "thinner-parameters" else macs_of(in_channels)
-    return width_for(NETWORKS[name], count(NETWORKS[name](conv=LinearConv, **shape)), count, **shape)
+    return width_for(paper.NETWORKS[name], count(paper.NETWORKS[name](conv=LinearConv, **shape)), count, **shape)
 
 
 def compare(runs: Sequence[dict], names: Sequence[str] = (), rows: Sequence[str] = ()) -> list[dict]:
@@ -73,19 +72,19 @@ def compare(runs: Sequence[dict], names: Sequence[str] = (), rows: Sequence[str]
 
     Args:
         runs: of a result file, made with one recipe and number of epochs.
-        names: of networks, out of `NETWORKS`; all where left out.
+        names: of networks, out of `paper.NETWORKS`; all where left out.
         rows: out of `ROWS`; all where left out.
 
     Returns:
-        The rows of :func:`experiments.sweep.table.over_seeds` with the values of `COLUMNS`; what the paper does not
+        The rows of :func:`experiments.sweep.table.summarise` with the values of `COLUMNS`; what the paper does not
         have is None. Differences are in points: ours less the paper's, of accuracies and of distances to dense.
     """
     classes = {dataset_of(run): run["report"]["num_classes"] for run in runs}
-    measured = {(row["dataset"], row["network"], row["setting"]): row for row in over_seeds(runs)}
+    measured = {(row["dataset"], row["network"], row["setting"]): row for row in summarise(runs)}
     found = []
     for dataset in dict.fromkeys(dataset for dataset, *_ in measured):
-        for name in names or NETWORKS:
-            architecture = NETWORKS[name].__name__
+        for name in names or paper.NETWORKS:
+            architecture = paper.NETWORKS[name].__name__
             if not any(key[:2] == (dataset, architecture) for key in measured):
                 continue
             for row in rows or ROWS:

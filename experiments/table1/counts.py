@@ -11,14 +11,12 @@ from functools import partial
 
 import torch.nn as nn
 
+from experiments.paper import NETWORKS, PRINTED
 from linearconv import LinearConv
 from linearconv_lowrank import LinearConvLowRank
 from models.allconv_xcnn import AllConv
-from models.base_xcnn import Base
-from models.mobilenetv2_xcnn import MobileNetV2
 from models.resnet_xcnn import ResNet18
 from models.resnext_xcnn import ResNeXt29_2x64d
-from models.vgg_xcnn import VGG11
 from training import counting
 from training.report import ROOT
 
@@ -26,34 +24,6 @@ RESULT = ROOT / "results" / "table1_counts.json"
 IMAGE = (3, 32, 32)
 RANK10 = partial(LinearConvLowRank, rank=10)
 VARIANTS = {"": nn.Conv2d, "-Lr": LinearConv, "-LRr": RANK10}
-NETWORKS = {
-    "Base": Base,
-    "VGG11": VGG11,
-    "AllConv": AllConv,
-    "ResNet-18": ResNet18,
-    "ResNeXt-29": ResNeXt29_2x64d,
-    "MobileNetV2": MobileNetV2,
-}
-PAPER = {  # as printed: parameters in M, FLOPs in B
-    "Base": ("0.40", "0.017"),
-    "Base-Lr": ("0.23", "0.060"),
-    "Base-LRr": ("0.21", "0.025"),
-    "VGG11": ("9.23", "0.171"),
-    "VGG11-Lr": ("4.92", "2.398"),
-    "VGG11-LRr": ("4.65", "0.350"),
-    "AllConv": ("1.37", "0.315"),
-    "AllConv-Lr": ("0.74", "0.440"),
-    "AllConv-LRr": ("0.70", "0.344"),
-    "ResNet-18": ("11.17", "0.558"),
-    "ResNet-18-Lr": ("6.03", "3.074"),
-    "ResNet-18-LRr": ("5.64", "0.775"),
-    "ResNeXt-29": ("9.13", "1.424"),
-    "ResNeXt-29-Lr": ("6.48", "5.089"),
-    "ResNeXt-29-LRr": ("4.71", "1.691"),
-    "MobileNetV2": ("2.30", "0.098"),
-    "MobileNetV2-Lr": ("3.92", "16.398"),
-    "MobileNetV2-LRr": ("1.35", "0.931"),
-}
 
 
 # ---- the five figures that differ: what gives the printed one -------------------------------------------------------
@@ -112,7 +82,7 @@ def count_rows() -> list[dict]:
 
 def _row(name, model):
     parameters, flops = counting.count_parameters(model), counting.flops_paper(model, IMAGE)
-    printed = dict(zip(("parameters", "flops"), PAPER[name], strict=True))
+    printed = dict(zip(("parameters", "flops"), PRINTED[name], strict=True))
     row = {"network": name, "parameters": parameters, "flops_paper": flops}
     row["macs_inference"] = counting.macs_inference(model, IMAGE)
     ours = _rounded(parameters, flops)
@@ -132,7 +102,7 @@ def _reason(name, figure):
         return reason
     model = changed()
     again = _rounded(counting.count_parameters(model), counting.flops_paper(model, IMAGE))[figure]
-    confirmed = again == PAPER[name][("parameters", "flops").index(figure)]
+    confirmed = again == PRINTED[name][("parameters", "flops").index(figure)]
     return f"{reason} ({'counted so: ' + again if confirmed else 'NOT confirmed, counted so: ' + again})"
 
 

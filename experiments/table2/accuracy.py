@@ -5,7 +5,7 @@ A network's rows are taken from runs that compare, of one recipe and number of e
 
 from collections.abc import Iterable
 
-from experiments.results import OTHERS, by_method, comparable, describe, over_seeds
+from experiments.results import OTHERS, by_method, comparable, describe, mean_over_seeds
 from experiments.table2.counts import Row, table
 
 DATASET = "cifar10"
@@ -69,10 +69,10 @@ def _ours(row, here):
     """Two cells: mean and deviation over seeds, and the mean less that of the plain network."""
     if row.name not in here:
         return MISSING, ""
-    mean, deviation = over_seeds(here[row.name])
+    mean, deviation = mean_over_seeds(here[row.name])
     shown = f"{mean:.2f}" + (f" ± {deviation:.2f}" if deviation is not None else "")
     plain = next(other.name for other in table() if other.is_plain and other.network is row.network)
-    against = f"{mean - over_seeds(here[plain])[0]:+.2f}" if plain in here and not row.is_plain else ""
+    against = f"{mean - mean_over_seeds(here[plain])[0]:+.2f}" if plain in here and not row.is_plain else ""
     return shown, against
 
 

@@ -174,13 +174,13 @@ def test_the_figure_of_the_operation_is_drawn_from_the_maps_of_a_layer():
 
 @needs_matplotlib
 def test_labels_cover_neither_markers_nor_one_another():
-    from experiments.figures import labels, style
+    from experiments.figures import style
 
     figure = style.make(5)
     axes = figure.subplots()
     points = [(math.cos(turn), math.sin(turn)) for turn in range(12)]
     axes.plot(*zip(*points, strict=True), "o", linestyle="none")
-    labels.label(axes, points, [f"method {index}" for index in range(12)], ["black"] * 12)
+    style.label(axes, points, [f"method {index}" for index in range(12)], ["black"] * 12)
     boxes = [text.get_window_extent() for text in axes.texts]
     assert not any(one.overlaps(other) for one in boxes for other in boxes if one is not other)
     assert not any(box.contains(*place) for box in boxes for place in axes.transData.transform(points))

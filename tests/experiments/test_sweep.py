@@ -21,8 +21,8 @@ from experiments.sweep import __main__ as sweep
 from experiments.sweep import command as sweep_command
 from experiments.sweep import plan as sweep_plan
 from experiments.sweep.plan import plan
-from experiments.sweep.runs import take_lock
-from experiments.sweep.table import markdown, over_seeds
+from experiments.sweep.runner import take_lock
+from experiments.sweep.table import markdown, summarise
 from training.recipes import FAST
 from training.report import ROOT
 
@@ -459,7 +459,7 @@ def test_a_result_from_before_an_option_counts_as_made_with_its_default(folder, 
 def test_the_table_holds_mean_and_standard_deviation_over_seeds(folder, capfd):
     assert folder.run("-t dense rank -r 0.5 1 --seeds 0 1 4") == 0
     out = capfd.readouterr().out
-    rows = over_seeds(folder.reports())
+    rows = summarise(folder.reports())
     assert [row["setting"] for row in rows] == ["-t dense", "-t rank -r 0.5", "-t rank -r 1"]
     for row in rows:
         accuracies = 80 + row["parameters"] / 1000 + np.array([0, 1, 4]) ** 2 / 7
@@ -473,13 +473,13 @@ def test_the_table_holds_mean_and_standard_deviation_over_seeds(folder, capfd):
 
 def test_each_run_is_compared_with_the_dense_one_of_the_same_options_or_else_of_none(folder):
     assert folder.run("-t rank -r 0.5 --vary width 1 2") == 0
-    assert {row["against_dense"] for row in over_seeds(folder.reports())} == {None}
+    assert {row["against_dense"] for row in summarise(folder.reports())} == {None}
     assert folder.run("-t dense --seeds 3") == 0
-    plain = {row["setting"]: row["against_dense"] for row in over_seeds(folder.reports())}
+    plain = {row["setting"]: row["against_dense"] for row in summarise(folder.reports())}
     expected = 80.5 - (82 + 9 / 7)
     assert plain == pytest.approx({f"-t rank -r 0.5 --width {n}": expected for n in (1, 2)} | {"-t dense": 0})
     assert folder.run("-t dense --vary width 2") == 0
-    same = {row["setting"]: row["against_dense"] for row in over_seeds(folder.reports())}
+    same = {row["setting"]: row["against_dense"] for row in summarise(folder.reports())}
     assert same == pytest.approx(plain | {"-t rank -r 0.5 --width 2": 80.5 - 82, "-t dense --width 2": -9 / 7})
 
 
@@ -488,7 +488,7 @@ def test_runs_of_other_recipes_or_epochs_are_rows_of_their_own(folder):
     reports = folder.reports()
     others = [run | {"report": run["report"] | {"recipe": "fast", "test_accuracy": 70}} for run in reports]
     longer = [run | {"report": run["report"] | {"epochs": 9, "test_accuracy": 90}} for run in reports[1:]]
-    rows = over_seeds(reports + others + longer)
+    rows = summarise(reports + others + longer)
     assert [(row["recipe"], row["epochs"], row["seeds"]) for row in rows] == [
         ("paper", 1, 1),
         ("paper", 1, 1),
@@ -503,7 +503,7 @@ def test_runs_of_other_recipes_or_epochs_are_rows_of_their_own(folder):
 
 def test_one_seed_has_no_deviation_and_sets_have_rows_of_their_own(folder):
     assert folder.run("-t dense sparse --alpha 0.25 0.5 --datasets mnist digits") == 0
-    rows = over_seeds(folder.reports())
+    rows = summarise(folder.reports())
     assert [row["dataset"] for row in rows] == ["digits"] * 3 + ["mnist"] * 3
     assert all(row["accuracy"][1] is None and row["seeds"] == 1 for row in rows)
     assert not any("±" in line for line in markdown(folder.reports()))
