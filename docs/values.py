@@ -26,9 +26,11 @@ def values() -> dict[str, str]:
     ends = {method: statistics.fmean(curve[-10:]) for method, curve in curves.items()}
     for name, method in (("full", "-Lr"), ("rank10", "-LRr"), ("unregularised", "-L")):
         found[f"paper_{name}_behind"] = f"{ends['Conv'] - ends[method]:.2f}"
+    for name, method in (("full", "-Lr"), ("rank10", "-LRr")):
         found[f"early_{name}_behind"] = f"{curves['Conv'][15] - curves[method][15]:.2f}"
+    for name, method in (("full", "-Lr"), ("unregularised", "-L")):
         reached = [epoch for epoch, accuracy in enumerate(curves[method], 1) if accuracy >= ends["Conv"]]
-        found[f"{name}_reaches_dense"] = f"{min(reached, default=0)}"
+        found[f"{name}_reaches_dense"] = f"{reached[0]}"
     found["paper_regulariser_costs"] = f"{ends['-L'] - ends['-Lr']:.2f}"
 
     mean = {row["row"]: row["accuracy"][0] for row in fast_rows()}
