@@ -1,4 +1,4 @@
-"""Read what lies in results/: every run of every sweep, what its setting is called, and which runs compare.
+"""Read results/: every run of every sweep, the name of its setting, and which runs compare.
 
 for run in every_run():
     print(run["file"], run["method"], run["report"]["dataset"], run["report"]["test_accuracy"])
@@ -19,7 +19,7 @@ RESULTS = ROOT / "results"
 CONDITIONS = ("architecture", "dataset", "recipe", "epochs")  # runs compare that have these in common
 PAPER_WEIGHT = 0.01  # of the regulariser
 OTHERS = {"octave": "octave", "basis": "filter basis", "ghost": "Ghost module", "svd": "SVD pair"}  # baselines by type
-TOLD = re.compile(r"(-t|-r|-s|--alpha|--width|--reg-weight|--recipe) \S+")  # options that a report tells of
+REPORTED = re.compile(r"(-t|-r|-s|--alpha|--width|--reg-weight|--recipe) \S+")  # options that are in the report
 TITLES = {
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
@@ -30,14 +30,14 @@ TITLES = {
 
 
 class NoResults(UsageError):
-    """What was to be read has not been measured; str() says what is missing."""
+    """A result has not been measured; str() names it."""
 
 
 def load(name: str, folder: Path = RESULTS) -> dict:
-    """Return what `<folder>/<name>.json` holds.
+    """Return the content of `<folder>/<name>.json`.
 
     Raises:
-        NoResults: where it is not there.
+        NoResults: where the file does not exist.
         UsageError: where it is not JSON.
     """
     path = folder / f"{name}.json"
@@ -50,11 +50,10 @@ def load(name: str, folder: Path = RESULTS) -> dict:
 
 
 def every_run(folder: Path = RESULTS, pattern: str = "*") -> Iterator[dict]:
-    """Yield the runs of all sweeps: what their result files hold of each, with three additions.
+    """Yield the entries of all runs of all sweeps, with three additions.
 
-    `file` is the result's name, `method` is that of :func:`method`, and the report is completed: `recipe` is `"paper"`
-    where it is not given, and `dataset` of an imagefolder is that of the run, or where it has none the set of which the
-    run's name, the file's name or its note tells.
+    `file` is the result's name, `method` the text of :func:`method`. The report is completed: the default of `recipe`
+    is `"paper"`, and `dataset` of an imagefolder is the data set that the run, its file or the file's note names.
 
     Args:
         folder: of the result files.
@@ -70,43 +69,49 @@ def every_run(folder: Path = RESULTS, pattern: str = "*") -> Iterator[dict]:
             yield run | {"file": path.stem, "report": report, "method": method(run)}
 
 
-def dataset_of(run: dict, told: str = "") -> str:
-    """Return a run's data set: of an imagefolder the one that it was, as far as its result tells.
+def dataset_of(run: dict, text: str = "") -> str:
+    """Return a run's data set; of an imagefolder the one that its result names.
 
     Args:
         run: of a result file.
-        told: what else may name the set, beside the run's name.
+        text: that may name the set, beside the run's name.
     """
     dataset = run.get("dataset") or run["report"]["dataset"]
     if dataset != "imagefolder":
         return dataset
-    text = f"{run['run']} {told}".lower().replace("-", "")
+    text = f"{run['run']} {text}".lower().replace("-", "")
     named = [name for name in DATASETS if name != "imagefolder" and name in text]
     return max(named, key=len, default="imagefolder")  # of cifar10 and cifar100 the longer one
 
 
 def method(run: dict) -> str:
-    """Return what a run's setting is called: `Conv`, `-L`, `-Lr`, `-LRr` as in the paper, any other by its values.
+    """Return the name of a run's setting: `Conv`, `-L`, `-Lr`, `-LRr` as in the paper, any other by its values.
 
-    Those are, for example, `Conv, width 0.75`, `rank 0.5 P`, `rank 4`, `sparse 0.25`, `-Lr, alpha 0.25`, and `-Lr,
-    regulariser 0.1` or `-Lr, --no-amp` where the sweep has varied more than the variant.
+    Other names are, for example, `Conv, width 0.75`, `rank 0.5 P`, `rank 4`, `sparse 0.25`, `-Lr, alpha 0.25`, and
+    `-Lr, regulariser 0.1` or `-Lr, --no-amp` where the sweep has varied more than the variant.
     """
     report, setting = run["report"], run["setting"]
     kind, rank, weight = report["type"], report["rank"], report["reg_weight"]
-    names = OTHERS | {
+    names = {
         "dense": "Conv",
         "rank": ("-Lr" if weight else "-L") if rank == 1 else f"rank {rank} P",
         "lowrank": "-LRr" if rank == 10 and weight else f"rank {rank}",
         "sparse": f"sparse {report['sparsity']}",
+        **OTHERS,
     }
     parts = [names.get(kind, kind)]
-    parts += [f"alpha {report['alpha']:g}"] if report["alpha"] != 0.5 and kind != "dense" else []
-    parts += [f"width {report['width']:g}"] if report["width"] != 1 else []
+    if report["alpha"] != 0.5 and kind != "dense":
+        parts.append(f"alpha {report['alpha']:g}")
+    if report["width"] != 1:
+        parts.append(f"width {report['width']:g}")
     if kind in LINEARCONV_TYPES:
-        parts += ["no regulariser"] if not weight and parts[0] != "-L" else []
-        parts += [f"regulariser {weight:g}"] if "--reg-weight" in setting and weight not in (0, PAPER_WEIGHT) else []
-    more = TOLD.sub("", setting).strip()
-    return ", ".join(parts + [more] * bool(more))
+        if not weight and parts[0] != "-L":
+            parts.append("no regulariser")
+        if "--reg-weight" in setting and weight not in (0, PAPER_WEIGHT):
+            parts.append(f"regulariser {weight:g}")
+    if others := REPORTED.sub("", setting).strip():
+        parts.append(others)
+    return ", ".join(parts)
 
 
 def comparable(runs: Iterable[dict]) -> dict[tuple, list[dict]]:
@@ -133,11 +138,12 @@ def describe(conditions: tuple, settings: Iterable[Sequence[dict]]) -> str:
         settings: the runs of each of its settings.
     """
     network, dataset, recipe, epochs = conditions
-    counts = sorted({len(runs) for runs in settings})
-    seeds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+    counts = [len(runs) for runs in settings]
+    least, most = min(counts), max(counts)
+    seeds = f"{most} seed" if least == most else f"{least} to {most} seed"
     whose = "the paper's recipe" if recipe == "paper" else f"{recipe} recipe"
-    plural = "s" if counts[-1] > 1 else ""
-    return f"{network}, {TITLES.get(dataset, dataset)}, {whose}, {epochs} epochs, {seeds} seed{plural}"
+    plural = "s" if most > 1 else ""
+    return f"{network}, {TITLES.get(dataset, dataset)}, {whose}, {epochs} epochs, {seeds}{plural}"
 
 
 def mean_and_deviation(values: Iterable[float]) -> tuple[float, float | None]:

@@ -1,38 +1,34 @@
-"""What a compression study ends in: a table and a plot of the accuracy that each way keeps.
+"""The table and the plot of a compression study.
 
 python -m experiments.compress --name compress_base --table
 """
 
 from pathlib import Path
 
+from training.markdown import markdown_table
+
 
 def markdown(record: dict) -> list[str]:
-    """Return the table's lines: a row per way, its parameters, and its accuracy as converted, after one and after all
-    epochs of fine-tuning, and from scratch.
+    """Return the table's lines: a row per way, with its parameters and accuracies.
 
     Args:
         record: of the result file.
     """
     tuned = record["finetune"]
-    lines = [
-        f"| way | parameters | converted | after 1 epoch | after {tuned} | from scratch, {record['epochs']} epochs |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    scratch = _from_scratch(record)
+    scratch = {row["method"]: row["accuracies"][-1] for row in record["rows"] if row["kind"] == "from scratch"}
+    rows = []
     for row in record["rows"]:
+        accuracies = row["accuracies"]
         if row["kind"] != "from scratch":
-            cells = [*(row["accuracies"][epoch] for epoch in (0, 1, tuned)), scratch.get(row["method"])]
+            cells = [accuracies[0], accuracies[1], accuracies[tuned], scratch.get(row["method"])]
         elif row["method"] == "dense":
             cells = [None, None, None, scratch["dense"]]
         else:
             continue
         shown = ["" if cell is None else f"{cell:.2f} %" for cell in cells]
-        lines.append(f"| {row['method']} | {row['parameters']:,} | {' | '.join(shown)} |")
-    return lines
-
-
-def _from_scratch(record):
-    return {row["method"]: row["accuracies"][-1] for row in record["rows"] if row["kind"] == "from scratch"}
+        rows.append([row["method"], f"{row['parameters']:,}", *shown])
+    last = f"from scratch, {record['epochs']} epochs"
+    return markdown_table(["way", "parameters", "converted", "after 1 epoch", f"after {tuned}", last], rows)
 
 
 def plot(record: dict, path: Path) -> bool:

@@ -1,15 +1,15 @@
-"""Table 1 of the paper: its counts, made again, and accuracies of our own beside the printed ones.
+"""Table 1 of the paper: its counts, and our accuracies beside the printed ones.
 
     python -m experiments.table1                       # counts: prints the table, writes results/table1_counts.json
     python -m experiments.table1 --train --name table1 --networks Base VGG11 --rows dense Lr LRr thinner-parameters \
         --seeds 0 1 2 --datasets cifar10 cifar100 --recipe fast --jobs 2 -- --batch-size 100
     python -m experiments.table1 --train ... -- --dataset imagefolder --data-root DIR    # labelled by DIR's name
-    python -m experiments.table1 --train ... --dry-run                # lists the runs and how far they are
-    python -m experiments.table1 --table --name table1                # accuracies of what is done, beside the paper's
+    python -m experiments.table1 --train ... --dry-run                # lists the runs and their states
+    python -m experiments.table1 --table --name table1                # accuracies of finished runs, beside the paper's
 
-Training is a sweep (see sweep.py) over several scripts: the same command again goes on with what is not done, and all
-goes into results/<name>.json. Options behind `--` go to every run. Rows: dense; L, which is Lr without the regulariser;
-Lr; LRr; half-rank; sparse; and the dense network with the parameters or the multiply-adds of Lr (see thinner.py).
+Training is a sweep over several scripts: the same command resumes, and all runs go to results/<name>.json. Options
+behind `--` go to every run. Rows: dense; L, which is Lr without the regulariser; Lr; LRr; half-rank; sparse; and the
+dense network with the parameters or the multiply-adds of Lr (see thinner.py).
 """
 
 import sys
@@ -18,15 +18,13 @@ from collections.abc import Sequence
 from itertools import product
 
 from dataloaders import DATASETS, describe
-from experiments import paper
 from experiments.command_line import split_arguments
+from experiments.paper import NETWORKS
 from experiments.results import dataset_of, every_run
 from experiments.sweep.command import add_sweep_options, carry_out, check_sweep_options
 from experiments.sweep.plan import plan_run, script_parser, unique
 from experiments.sweep.runner import Run
-from experiments.table1 import accuracy
-from experiments.table1.accuracy import ROWS, setting
-from experiments.table1.counts import IMAGE, RESULT, count_rows, markdown
+from experiments.table1 import accuracy, counts
 from linearconv_variants import OneLineParser
 from training.errors import EXPECTED, UsageError, report_failure
 from training.files import write_json
@@ -36,7 +34,7 @@ from training.report import ROOT, origin
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; return the exit code."""
+    """Run the command line; return the exit code."""
     options, extra = parse(sys.argv[1:] if argv is None else argv)
     try:
         if options.train:
@@ -60,9 +58,9 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
         prog="python -m experiments.table1", description=__doc__, formatter_class=RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--train", action="store_true", help="train what is not done yet, then show the accuracies")
-    add("--networks", choices=paper.NETWORKS, nargs="+", default=list(paper.NETWORKS), help="default: all")
-    add("--rows", choices=ROWS, nargs="+", default=list(ROWS), help="default: all")
+    add("--train", action="store_true", help="train the missing runs, then show the accuracies")
+    add("--networks", choices=NETWORKS, nargs="+", default=list(NETWORKS), help="default: all")
+    add("--rows", choices=accuracy.ROWS, nargs="+", default=list(accuracy.ROWS), help="default: all")
     add("--datasets", choices=[name for name in DATASETS if name != "imagefolder"], nargs="+", help="default: cifar10")
     add("--recipe", choices=RECIPES, help="default: paper")
     add_sweep_options(parser)
@@ -71,12 +69,12 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
     if options.train or options.table:
         check_sweep_options(parser, options, extra)
     elif argv:
-        parser.error("give --train or --table with these options; without any, the counts are made again")
+        parser.error("give --train or --table with these options; without options the command counts")
     return options, extra
 
 
 def plan(options: Namespace, extra: Sequence[str]) -> list[Run]:
-    """Return the runs of the table, one seed after the other; two rows that are one network are one run.
+    """Return the runs of the table, one seed after the other; two rows with the same network are one run.
 
     Args:
         options: of the command.
@@ -85,8 +83,11 @@ def plan(options: Namespace, extra: Sequence[str]) -> list[Run]:
     Raises:
         UsageError, SystemExit: for values that the training scripts refuse.
     """
-    given = {"--recipe": options.recipe, "--epochs": options.epochs}
-    shared = [*extra, *(str(word) for pair in given.items() if pair[1] is not None for word in pair)]
+    shared = list(extra)
+    if options.recipe:
+        shared += ["--recipe", options.recipe]
+    if options.epochs:
+        shared += ["--epochs", str(options.epochs)]
     parsed = parse_arguments(script_parser(), shared)
     datasets, num_classes = {name: name for name in options.datasets or ["cifar10"]}, 10
     if parsed.dataset:
@@ -94,24 +95,22 @@ def plan(options: Namespace, extra: Sequence[str]) -> list[Run]:
         if options.datasets not in (None, [label]):
             raise UsageError(f"--datasets asks for {' '.join(options.datasets)}, but behind -- stands {label}")
         num_classes = describe(parsed.dataset, parsed.data_root, parsed.image_size).num_classes
-        datasets = {label: None}
+        datasets = {label: None}  # given behind --
     runs = []
-    for seed, (label, dataset), name, row in product(
-        options.seeds or [0], datasets.items(), options.networks, options.rows
-    ):
-        network = paper.NETWORKS[name]
+    for seed, label, name, row in product(options.seeds or [0], datasets, options.networks, options.rows):
+        network = NETWORKS[name]
         script = ROOT / f"{network.__module__.replace('.', '/')}.py"
-        words = setting(name, row, label, num_classes).split()
-        given = {"network": network.__name__, "dataset": dataset, "seed": seed}
+        words = accuracy.setting(name, row, label, num_classes).split()
+        given = {"network": network.__name__, "dataset": datasets[label], "seed": seed}
         runs.append(plan_run(script, options.ckpt / options.name, words, shared, **given))
     return unique(runs)
 
 
 def show(options: Namespace) -> None:
-    """Print the accuracies of the networks, rows and data sets that are asked for.
+    """Print the accuracies of the chosen networks, rows and data sets.
 
     Raises:
-        UsageError: where none is done.
+        UsageError: where no run is done.
     """
     runs = list(every_run(options.results, options.name))
     if options.datasets:
@@ -123,12 +122,12 @@ def show(options: Namespace) -> None:
 
 def show_counts() -> None:
     """Count, print the table, and write the result file."""
-    rows = count_rows()
-    print("\n".join(markdown(rows)))
-    figures = [row[f"{figure}_verdict"] for row in rows for figure in ("parameters", "flops")]
-    print(f"\n{figures.count('equal')} of {len(figures)} figures equal as printed")
-    write_json(RESULT, {"origin": origin(), "image": IMAGE, "rows": rows})
-    print(f"written: {RESULT.relative_to(ROOT)}")
+    rows = counts.count_rows()
+    print("\n".join(counts.markdown(rows)))
+    verdicts = [row[f"{figure}_verdict"] for row in rows for figure in ("parameters", "flops")]
+    print(f"\n{verdicts.count('equal')} of {len(verdicts)} figures equal as printed")
+    write_json(counts.RESULT, {"origin": origin(), "image": counts.IMAGE, "rows": rows})
+    print(f"written: {counts.RESULT.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Table 1 of the paper, its accuracies: which runs fill its rows, and ours beside the paper's.
+"""The accuracies of Table 1: our runs beside the paper's figures.
 
-Beside the paper's rows (dense, Lr, LRr) stand those that show what a saving is worth: L, which is Lr without the
-regulariser; other settings of LinearConv; and the dense network made thinner until it costs what Lr does.
+To the paper's rows (dense, Lr, LRr) it adds rows that show the worth of a saving: L, which is Lr without the
+regulariser; other settings of LinearConv; and the dense network made thinner until it costs as much as Lr.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ ROWS = {  # options of the scripts
     "LRr": "-t lowrank -r 10",
     "half-rank": "-t rank -r 0.5",
     "sparse": "-t sparse -s 0.25",
-    "thinner-parameters": "-t dense --width {}",  # of as many parameters as Lr
-    "thinner-macs": "-t dense --width {}",  # of as many multiply-adds at inference
+    "thinner-parameters": "-t dense --width {}",  # with the parameters of Lr
+    "thinner-macs": "-t dense --width {}",  # with the multiply-adds at inference of Lr
 }
 COLUMNS = {
     "row": "network",
@@ -46,7 +46,7 @@ def setting(name: str, row: str, dataset: str, num_classes: int = 10) -> str:
     """Return the options with which a script trains a row of the table.
 
     Args:
-        name: of the network, out of `paper.NETWORKS`.
+        name: of the network, out of `NETWORKS`.
         row: out of `ROWS`.
         dataset: decides the channels of images and the classes of a thinner network.
         num_classes: of a data set that `dataloaders` does not know by name; its images have three channels.
@@ -63,40 +63,43 @@ def setting(name: str, row: str, dataset: str, num_classes: int = 10) -> str:
 @cache
 def _thinner(name, row, in_channels, num_classes):
     shape = {"in_channels": in_channels, "num_classes": num_classes}
+    network = paper.NETWORKS[name]
     count = count_parameters if row == "thinner-parameters" else macs_of(in_channels)
-    return width_for(paper.NETWORKS[name], count(paper.NETWORKS[name](conv=LinearConv, **shape)), count, **shape)
+    return width_for(network, count(network(conv=LinearConv, **shape)), count, **shape)
 
 
 def compare(runs: Sequence[dict], names: Sequence[str] = (), rows: Sequence[str] = ()) -> list[dict]:
-    """Return the rows of the table that have been measured, by data set, network and row.
+    """Return the measured rows of the table, by data set, network and row.
 
     Args:
-        runs: of a result file, made with one recipe and number of epochs.
-        names: of networks, out of `paper.NETWORKS`; all where left out.
-        rows: out of `ROWS`; all where left out.
+        runs: of a result file, of one recipe and number of epochs.
+        names: of networks, out of `NETWORKS`; default: all.
+        rows: out of `ROWS`; default: all.
 
     Returns:
-        The rows of :func:`experiments.sweep.table.summarise` with the values of `COLUMNS`; what the paper does not
-        have is None. Differences are in points: ours less the paper's, of accuracies and of distances to dense.
+        The rows of :func:`experiments.sweep.table.summarise` with the values of `COLUMNS`, None where the paper has
+        none. Differences are in points: ours less the paper's, of accuracies and of distances to dense.
     """
     classes = {dataset_of(run): run["report"]["num_classes"] for run in runs}
     measured = {(row["dataset"], row["network"], row["setting"]): row for row in summarise(runs)}
+    networks = {(dataset, network) for dataset, network, _ in measured}
     found = []
     for dataset in dict.fromkeys(dataset for dataset, *_ in measured):
         for name in names or paper.NETWORKS:
             architecture = paper.NETWORKS[name].__name__
-            if not any(key[:2] == (dataset, architecture) for key in measured):
+            if (dataset, architecture) not in networks:
                 continue
             for row in rows or ROWS:
-                key = dataset, architecture, setting(name, row, dataset, classes[dataset])
-                if key in measured:
-                    found.append(measured[key] | _beside(name, row, measured[key], paper.accuracies(name, dataset)))
+                ours = measured.get((dataset, architecture, setting(name, row, dataset, classes[dataset])))
+                if ours:
+                    found.append(ours | _against_paper(name, row, ours, paper.accuracies(name, dataset)))
     return found
 
 
-def _beside(name, row, ours, printed):
-    """A row's name, what the paper has for it, and the differences to that."""
-    values = {"row": f"{name}-{row}"} | dict.fromkeys(("paper", "paper_against", "less_paper", "against_less_paper"))
+def _against_paper(name, row, ours, printed):
+    """A row's name, the paper's figures, and the differences to them."""
+    values = {"row": f"{name}-{row}"}
+    values |= dict.fromkeys(("paper", "paper_against", "less_paper", "against_less_paper"))
     theirs = printed.get(f"-{row}")
     if row == "dense":
         values |= {"row": name, "against_dense": None}
@@ -116,12 +119,12 @@ def markdown(runs: Sequence[dict], names: Sequence[str] = (), rows: Sequence[str
     """Return the lines of the tables of :func:`compare`, one for each recipe and number of epochs.
 
     Args:
-        runs, names, rows: as there, the runs being those of :func:`experiments.results.every_run`.
+        runs, names, rows: of :func:`compare`; the runs are those of :func:`experiments.results.every_run`.
     """
-    ways, lines = {}, []
+    groups, lines = {}, []
     for run in runs:
-        ways.setdefault((run["report"]["recipe"], run["report"]["epochs"]), []).append(run)
-    for (recipe, epochs), same in ways.items():
+        groups.setdefault((run["report"]["recipe"], run["report"]["epochs"]), []).append(run)
+    for (recipe, epochs), same in groups.items():
         lines += [*table(compare(same, names, rows), COLUMNS), ""]
         lines.append(f"Ours: {recipe} recipe, after {epochs} epochs; ± is the sample standard deviation over seeds.")
     return lines

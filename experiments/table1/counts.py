@@ -1,12 +1,11 @@
-"""Table 1 of the paper, its parameter and FLOP columns: 31 of 36 figures come out as printed, the others explained.
+"""The parameters and FLOPs of Table 1: 31 of 36 figures are equal to the printed ones, the others are explained.
 
     python -m experiments.table1              # prints the table, writes results/table1_counts.json
 
-Counts are of 3x32x32 images and 10 classes. A figure is equal when it is, rounded to the paper's digits, what the paper
-prints. Where it is not, the reason is put to the test: the network is changed accordingly and counted again.
+Counts are of 3x32x32 images and 10 classes. A figure is equal when ours, rounded to the paper's digits, is the printed
+one. Where it is not, the reason is tested: the network is changed accordingly and counted again.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import torch.nn as nn
@@ -18,18 +17,20 @@ from models.allconv_xcnn import AllConv
 from models.resnet_xcnn import ResNet18
 from models.resnext_xcnn import ResNeXt29_2x64d
 from training import counting
+from training.markdown import markdown_table
 from training.report import ROOT
 
 RESULT = ROOT / "results" / "table1_counts.json"
 IMAGE = (3, 32, 32)
 RANK10 = partial(LinearConvLowRank, rank=10)
 VARIANTS = {"": nn.Conv2d, "-Lr": LinearConv, "-LRr": RANK10}
+FIGURES = {"parameters": ("parameters", 1e6, ".2f"), "flops": ("flops_paper", 1e9, ".3f")}  # key, unit, paper's digits
 
 
 # ---- the five figures that differ: what gives the printed one -------------------------------------------------------
 
 
-def allconv_with_padded_conv8(conv: Callable[..., nn.Module]) -> nn.Module:
+def allconv_with_padded_conv8(conv: type[nn.Module]) -> nn.Module:
     """Return AllConv with its 1x1 convolution conv8 padded by 1, a default of the published layer."""
     model = AllConv(conv=conv)
     model.conv8 = conv(model.conv8.in_channels, model.conv8.out_channels, 1, padding=1)
@@ -48,23 +49,14 @@ def resnext_with_linearconv_stem() -> nn.Module:
     return model
 
 
+PADDED = "printed figure has the 1x1 conv8 padded by 1, a default of the published layer"
+BIASES = "printed figure counts biases, which the published network does not have"
+STEM = "printed figure has a LinearConv stem; the published stem is a plain convolution"
 REASONS = {  # (row, figure): reason, the changed network or None
-    ("AllConv-Lr", "flops"): (
-        "printed figure has the 1x1 conv8 padded by 1, a default of the published layer",
-        partial(allconv_with_padded_conv8, LinearConv),
-    ),
-    ("AllConv-LRr", "flops"): (
-        "printed figure has the 1x1 conv8 padded by 1, a default of the published layer",
-        partial(allconv_with_padded_conv8, RANK10),
-    ),
-    ("ResNet-18-Lr", "flops"): (
-        "printed figure counts biases, which the published network does not have",
-        resnet_with_biases,
-    ),
-    ("ResNeXt-29-Lr", "parameters"): (
-        "printed figure has a LinearConv stem; the published stem is a plain convolution",
-        resnext_with_linearconv_stem,
-    ),
+    ("AllConv-Lr", "flops"): (PADDED, partial(allconv_with_padded_conv8, LinearConv)),
+    ("AllConv-LRr", "flops"): (PADDED, partial(allconv_with_padded_conv8, RANK10)),
+    ("ResNet-18-Lr", "flops"): (BIASES, resnet_with_biases),
+    ("ResNeXt-29-Lr", "parameters"): (STEM, resnext_with_linearconv_stem),
     ("MobileNetV2-LRr", "flops"): ("printed figure is cut off after three decimals, not rounded", None),
 }
 
@@ -72,62 +64,52 @@ REASONS = {  # (row, figure): reason, the changed network or None
 # ---- the table ------------------------------------------------------------------------------------------------------
 
 
+def count(model: nn.Module) -> dict[str, int]:
+    """Return `parameters`, `flops_paper` and `macs_inference` of a network."""
+    counts = counting.count(model, IMAGE)
+    return {key: counts[key] for key in ("parameters", "flops_paper", "macs_inference")}
+
+
+def as_printed(counts: dict[str, int]) -> dict[str, str]:
+    """Return `parameters` in M and `flops` in B with the digits of the paper."""
+    return {figure: format(counts[key] / unit, digits) for figure, (key, unit, digits) in FIGURES.items()}
+
+
 def count_rows() -> list[dict]:
-    """Return a row of Table 1 each: ours, rounded and exact, the paper's, and for each figure `equal` or the reason."""
-    made = {
-        name + suffix: network(conv=conv) for name, network in NETWORKS.items() for suffix, conv in VARIANTS.items()
-    }
-    return [_row(name, model) for name, model in made.items()]
+    """Return the rows of Table 1: ours, exact and rounded, the paper's, and for each figure `equal` or the reason."""
+    rows = []
+    for network, build in NETWORKS.items():
+        for suffix, conv in VARIANTS.items():
+            name = network + suffix
+            row = {"network": name} | count(build(conv=conv))
+            for (figure, ours), printed in zip(as_printed(row).items(), PRINTED[name], strict=True):
+                row[f"{figure}_printed"], row[f"{figure}_ours"] = printed, ours
+                row[f"{figure}_verdict"] = "equal" if ours == printed else _reason(name, figure, printed)
+            rows.append(row)
+    return rows
 
 
-def _row(name, model):
-    parameters, flops = counting.count_parameters(model), counting.flops_paper(model, IMAGE)
-    printed = dict(zip(("parameters", "flops"), PRINTED[name], strict=True))
-    row = {"network": name, "parameters": parameters, "flops_paper": flops}
-    row["macs_inference"] = counting.macs_inference(model, IMAGE)
-    ours = _rounded(parameters, flops)
-    for figure in printed:
-        row[f"{figure}_printed"], row[f"{figure}_ours"] = printed[figure], ours[figure]
-        row[f"{figure}_verdict"] = "equal" if ours[figure] == printed[figure] else _reason(name, figure)
-    return row
-
-
-def _rounded(parameters, flops):
-    return {"parameters": f"{parameters / 1e6:.2f}", "flops": f"{flops / 1e9:.3f}"}
-
-
-def _reason(name, figure):
+def _reason(name, figure, printed):
     reason, changed = REASONS.get((name, figure), ("unexplained", None))
     if changed is None:
         return reason
-    model = changed()
-    again = _rounded(counting.count_parameters(model), counting.flops_paper(model, IMAGE))[figure]
-    confirmed = again == PRINTED[name][("parameters", "flops").index(figure)]
-    return f"{reason} ({'counted so: ' + again if confirmed else 'NOT confirmed, counted so: ' + again})"
+    again = as_printed(count(changed()))[figure]
+    return f"{reason} ({'' if again == printed else 'NOT confirmed, '}counted so: {again})"
 
 
 def markdown(rows: list[dict]) -> list[str]:
-    """Return the table's lines, the reasons as numbered notes below."""
-    lines = [
-        "| network | parameters | ours, M | paper, M | FLOPs, paper's convention | ours, B | paper, B "
-        "| multiply-adds at inference |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    notes = []
+    """Return the table's lines, and the reasons as numbered notes below."""
+    header = ["network", "parameters", "ours, M", "paper, M", "FLOPs, paper's convention", "ours, B", "paper, B"]
+    notes, lines = [], []
     for row in rows:
-        marks = {}
-        for figure in ("parameters", "flops"):
-            verdict = row[f"{figure}_verdict"]
-            if verdict == "equal":
-                marks[figure] = ""
-                continue
-            if verdict not in notes:
-                notes.append(verdict)
-            marks[figure] = f" ({notes.index(verdict) + 1})"
-        lines.append(
-            f"| {row['network']} | {row['parameters']:,} | {row['parameters_ours']} "
-            f"| {row['parameters_printed']}{marks['parameters']} | {row['flops_paper']:,} | {row['flops_ours']} "
-            f"| {row['flops_printed']}{marks['flops']} | {row['macs_inference']:,} |"
-        )
-    lines += ["", *(f"({index}) {note}  " for index, note in enumerate(notes, 1))]
-    return lines
+        cells = [row["network"]]
+        for figure, (key, *_) in FIGURES.items():
+            verdict, mark = row[f"{figure}_verdict"], ""
+            if verdict != "equal":
+                if verdict not in notes:
+                    notes.append(verdict)
+                mark = f" ({notes.index(verdict) + 1})"
+            cells += [f"{row[key]:,}", row[f"{figure}_ours"], row[f"{figure}_printed"] + mark]
+        lines.append([*cells, f"{row['macs_inference']:,}"])
+    numbered = [f"({index}) {note}  " for index, note in enumerate(notes, 1)]
+    return [*markdown_table([*header, "multiply-adds at inference"], lines), "", *numbered]

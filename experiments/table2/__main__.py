@@ -1,10 +1,10 @@
 """Table 2 of the paper: LinearConv beside other methods with few parameters or FLOPs, counted, trained and timed.
 
-    python -m experiments.table2                    # count, and print with the accuracies and speeds that are there
+    python -m experiments.table2                    # count, and print with the measured accuracies and speeds
     python -m experiments.table2 --speed            # time all networks as well, for about five minutes
 
 Counts and speeds are written to results/table2.json; accuracies are those of the sweeps in results/. The rows are
-trained by models/vgg_xcnn.py and models/squeezenet_xcnn.py, -t octave, basis, ghost and svd being the other methods.
+trained by models/vgg_xcnn.py and models/squeezenet_xcnn.py; -t octave, basis, ghost and svd are the other methods.
 """
 
 import sys
@@ -15,7 +15,7 @@ from benchmarks.measuring import command_line
 from experiments.results import NoResults, every_run, load
 from experiments.table1 import counts as table1_counts
 from experiments.table2 import accuracy, speed
-from experiments.table2.counts import IMAGE, count_rows
+from experiments.table2.counts import count_rows
 from training.errors import EXPECTED, report_failure
 from training.files import write_json
 from training.numbers import positive_float
@@ -36,12 +36,12 @@ def markdown(record: dict, runs: Iterable[dict]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; return the exit code."""
+    """Run the command line; return the exit code."""
     parser = command_line(__doc__)
     parser.prog = "python -m experiments.table2"
     add = parser.add_argument
-    add("--speed", action="store_true", help="measure speed on --device too; without it what was measured is kept")
-    add("--seconds", type=positive_float, default=45, help="a network and task is timed for (default: 45)")
+    add("--speed", action="store_true", help="measure speed on --device too (default: keep the measured speeds)")
+    add("--seconds", type=positive_float, default=45, help="for each network and task (default: 45)")
     add("--output", type=Path, default=RESULT, help="default: results/table2.json")
     options = parser.parse_args(argv)
     try:
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             record = load(options.output.stem, options.output.parent)
         except NoResults:
             record = {}
-        record |= {"origin": origin(), "image": IMAGE, "rows": count_rows()}
+        record |= {"origin": origin(), "image": table1_counts.IMAGE, "rows": count_rows()}
         if options.speed:
             record["speed"] = speed.measure(options.seconds, options.device)
         write_json(options.output, record)

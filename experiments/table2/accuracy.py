@@ -1,16 +1,15 @@
 """The accuracies of Table 2: those of the sweeps in results/ on CIFAR-10, beside the paper's on three data sets.
 
-A network's rows are taken from runs that compare, of one recipe and number of epochs: from those that have most rows.
+The rows of a network are from runs that compare, of one recipe and number of epochs: from the group with most rows.
 """
 
 from collections.abc import Iterable
 
 from experiments.results import OTHERS, by_method, comparable, describe, mean_over_seeds
 from experiments.table2.counts import Row, table
+from training.markdown import markdown_table
 
-DATASET = "cifar10"
 METHODS = {"dense": "Conv", "rank": "-Lr", "lowrank": "-LRr"} | OTHERS  # as results.py calls the rows' settings
-MISSING = "not measured"
 REMARKS = (
     "The paper's accuracies of the plain networks, and the differences to them of the others; * as reported by the "
     "method's authors. In its ImageNet column SqueezeNet's 71.4 cannot be top-1 accuracy on all of ImageNet, where "
@@ -20,7 +19,7 @@ REMARKS = (
 
 
 def measured(runs: Iterable[dict]) -> dict[str, tuple[tuple, dict[str, list[dict]]]]:
-    """Return what has been measured of each network.
+    """Return the measured rows.
 
     Args:
         runs: of :func:`experiments.results.every_run`.
@@ -29,19 +28,21 @@ def measured(runs: Iterable[dict]) -> dict[str, tuple[tuple, dict[str, list[dict
         By the network's name: the conditions that its runs have in common, and the runs of each row, one per seed.
         Networks without runs are left out.
     """
-    best = {}
-    groups = comparable(run for run in runs if run["report"]["dataset"] == DATASET)
-    for conditions, group in groups.items():
+    found = {}
+    for conditions, group in comparable(run for run in runs if run["report"]["dataset"] == "cifar10").items():
         methods = by_method(group)
-        network, *_, epochs = conditions
-        here = {row.name: methods[_method(row)] for row in _rows_of(network) if _method(row) in methods}
-        if here and (len(here), epochs) > best.get(network, ((0, 0),))[0]:
-            best[network] = (len(here), epochs), conditions, here
-    return {network: (conditions, here) for network, (_, conditions, here) in best.items()}
+        here = {}
+        for row in table():
+            if row.network.__name__ == conditions[0] and _method(row) in methods:
+                here[row.name] = methods[_method(row)]
+        if here:
+            found.setdefault(conditions[0], []).append((conditions, here))
+    return {network: max(groups, key=_rows_and_epochs) for network, groups in found.items()}
 
 
-def _rows_of(network):
-    return [row for row in table() if row.network.__name__ == network]
+def _rows_and_epochs(group):
+    (*_, epochs), here = group
+    return len(here), epochs
 
 
 def _method(row: Row) -> str:
@@ -49,34 +50,27 @@ def _method(row: Row) -> str:
 
 
 def markdown(runs: Iterable[dict]) -> list[str]:
-    """Return the table's lines: what was measured, its difference to the plain network's, the paper's; remarks below.
+    """Return the table's lines: accuracy, its difference to the plain network's, the paper's; remarks below.
 
     Args:
         runs: of :func:`experiments.results.every_run`.
     """
     found = measured(runs)
-    lines = ["| network | CIFAR-10, % | against plain | paper, CIFAR-10 | SVHN | ImageNet |"]
-    lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
+    rows, plain = [], {}
     for row in table():
         _, here = found.get(row.network.__name__, (None, {}))
-        lines.append(f"| {row.name} | {' | '.join([*_ours(row, here), *_papers(row)])} |")
-    said = [f"{describe(conditions, here.values())}." for conditions, here in found.values()]
-    said = said or ["No sweep in results/ has runs of these networks."]
-    return [*lines, "", *(f"{line}  " for line in ("Test accuracy after the last epoch:", *said, REMARKS))]
-
-
-def _ours(row, here):
-    """Two cells: mean and deviation over seeds, and the mean less that of the plain network."""
-    if row.name not in here:
-        return MISSING, ""
-    mean, deviation = mean_over_seeds(here[row.name])
-    shown = f"{mean:.2f}" + (f" ± {deviation:.2f}" if deviation is not None else "")
-    plain = next(other.name for other in table() if other.is_plain and other.network is row.network)
-    against = f"{mean - mean_over_seeds(here[plain])[0]:+.2f}" if plain in here and not row.is_plain else ""
-    return shown, against
-
-
-def _papers(row):
-    """Three cells, `-` for what is not in the paper."""
-    digits, mark = ".1f" if row.is_plain else "+.1f", "*" if row.as_reported else ""
-    return [format(value, digits) + mark for value in row.accuracy] or ["-"] * 3
+        accuracy, against = "not measured", ""
+        if row.name in here:
+            mean, deviation = mean_over_seeds(here[row.name])
+            accuracy = f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
+            if row.is_plain:  # the first row of its network
+                plain[row.network] = mean
+            elif row.network in plain:
+                against = f"{mean - plain[row.network]:+.2f}"
+        digits, mark = ".1f" if row.is_plain else "+.1f", "*" if row.as_reported else ""
+        printed = [format(value, digits) + mark for value in row.accuracy] or ["-"] * 3
+        rows.append([row.name, accuracy, against, *printed])
+    remarks = [f"{describe(conditions, here.values())}." for conditions, here in found.values()]
+    remarks = remarks or ["No sweep in results/ has runs of these networks."]
+    lines = markdown_table(["network", "CIFAR-10, %", "against plain", "paper, CIFAR-10", "SVHN", "ImageNet"], rows)
+    return [*lines, "", *(f"{line}  " for line in ("Test accuracy after the last epoch:", *remarks, REMARKS))]

@@ -1,9 +1,9 @@
-"""The rows of the paper's Table 2, LinearConv beside other methods on the same networks, and what each of them costs.
+"""The rows of Table 2, LinearConv beside other methods on the same networks, and the counts of each.
 
     python -m experiments.table2              # counts, accuracies and speeds
 
-Counts are of 3x32x32 images and 10 classes. Of the twelve printed figures ten come out; the other two have a reason,
-which is put to the test. Four rows are not in the paper's table: Ghost, SVD, full rank, and a thinner plain network.
+Counts are of 3x32x32 images and 10 classes. Ten of the twelve printed figures are reproduced; the other two have a
+reason, which is tested. Four rows are not in the paper's table: Ghost, SVD, full rank, and a thinner plain network.
 """
 
 from collections.abc import Callable
@@ -15,14 +15,11 @@ import torch.nn as nn
 
 from baselines import Baseline
 from baselines.basis import BasisConv
+from experiments.table1.counts import as_printed, count
 from experiments.thinner import width_for
 from linearconv_variants import Variant
 from models.squeezenet_xcnn import SqueezeNet
 from models.vgg_xcnn import VGG11
-from training import counting
-
-IMAGE = (3, 32, 32)
-FIGURES = {"parameters": ("parameters", 1e6, ".2f"), "flops": ("flops_paper", 1e9, ".3f")}  # key, unit, paper's digits
 
 
 @dataclass(frozen=True)
@@ -30,14 +27,14 @@ class Row:
     """A row of the table.
 
     Args:
-        name: as the paper has it, or as it would.
+        name: as in the paper.
         network: constructor.
-        variant: what takes the place of its convolutions.
+        variant: replaces its convolutions.
         printed: parameters in M and FLOPs in B, as the paper prints them; empty where it has no such row.
-        accuracy: the paper's on CIFAR-10, SVHN and ImageNet in per cent; of other rows than the plain ones, the
+        accuracy: the paper's on CIFAR-10, SVHN and ImageNet in per cent; for other rows than the plain ones, the
             differences to these.
         width: multiplies the channels.
-        as_reported: whether the paper took its accuracies over from the method's authors.
+        as_reported: whether the paper quotes the accuracies of the method's authors.
     """
 
     name: str
@@ -50,7 +47,7 @@ class Row:
 
     @property
     def is_plain(self) -> bool:
-        """True for the network that the others are made of and compared with."""
+        """True for the network that the others are compared with."""
         return self.variant.type == "dense" and self.width == 1
 
     def build(self) -> nn.Module:
@@ -65,7 +62,7 @@ VGG11_LRR = Row("VGG11-LRr", VGG11, RANK10, ("4.65", "0.350"), (-0.6, 0.0, -0.3)
 
 @cache
 def table() -> tuple[Row, ...]:
-    """Return all rows. The last one is the plain VGG11 of the width at which it has the parameters of VGG11-LRr."""
+    """Return all rows. The last one is the plain VGG11 of the width with the parameters of VGG11-LRr."""
     return (
         Row("SqueezeNet", SqueezeNet, PLAIN, ("0.73", "0.069"), (83.8, 95.1, 71.4)),
         SQUEEZENET_LRR,
@@ -76,7 +73,7 @@ def table() -> tuple[Row, ...]:
         Row("VGG11-SVD", VGG11, Baseline("svd")),
         Row("VGG11-Lr", VGG11, Variant("rank")),
         VGG11_LRR,
-        Row("VGG11, thinner", VGG11, PLAIN, width=width_for(VGG11, counting.count_parameters(VGG11_LRR.build()))),
+        Row("VGG11, thinner", VGG11, PLAIN, width=width_for(VGG11, count(VGG11_LRR.build())["parameters"])),
     )
 
 
@@ -84,17 +81,16 @@ def table() -> tuple[Row, ...]:
 
 
 def basis_without_bias() -> str:
-    """Return why VGG11-Basis is printed with fewer FLOPs, and what is counted so."""
+    """Return why VGG11-Basis is printed with fewer FLOPs, and the count with that change."""
     model = Baseline("basis").build(VGG11)
     for layer in model.modules():
         if isinstance(layer, BasisConv):
             layer.basis.bias = None
-    flops = counting.flops_paper(model, IMAGE)
-    return f"printed figure leaves out the bias of the shared filters (counted so: {flops / 1e9:.3f})"
+    return f"printed figure leaves out the bias of the shared filters (counted so: {as_printed(count(model))['flops']})"
 
 
 def choices_of_squeezenet() -> str:
-    """Return which choices of 3x3 convolutions, made LinearConv of rank 10, give both figures of SqueezeNet-LRr."""
+    """Return which choices of 3x3 convolutions, as LinearConv of rank 10, give both figures of SqueezeNet-LRr."""
     dense, changes = SqueezeNet(), []
     of_dense = count(dense)
     for name, layer in dense.named_modules():
@@ -117,27 +113,22 @@ REASONS = {("SqueezeNet-LRr", "parameters"): choices_of_squeezenet, ("VGG11-Basi
 # ---- the counts -----------------------------------------------------------------------------------------------------
 
 
-def count(model: nn.Module) -> dict[str, int]:
-    """Return `parameters`, `flops_paper` and `macs_inference` of a network."""
-    counts = counting.count(model, IMAGE)
-    return {key: counts[key] for key in ("parameters", "flops_paper", "macs_inference")}
-
-
-def as_printed(counts: dict[str, int]) -> dict[str, str]:
-    """Return `parameters` in M and `flops` in B with the digits of the paper."""
-    return {figure: format(counts[key] / unit, digits) for figure, (key, unit, digits) in FIGURES.items()}
-
-
 def count_rows() -> list[dict]:
-    """Return what each row counts, in the form of table1_counts: ours, rounded and exact, the paper's, the verdict."""
-    return [{"network": row.name} | _against_paper(row, count(row.build())) for row in table()]
+    """Return the counts of each row, with the keys of the rows in table1/counts.py."""
+    rows = []
+    for row in table():
+        counts = count(row.build())
+        counted = {"network": row.name} | counts
+        for place, (figure, ours) in enumerate(as_printed(counts).items()):
+            printed, verdict = "-", "not in the paper's Table 2"
+            if row.printed:
+                printed = row.printed[place]
+                verdict = "equal" if ours == printed else _reason(row.name, figure)
+            counted |= {f"{figure}_ours": ours, f"{figure}_printed": printed, f"{figure}_verdict": verdict}
+        rows.append(counted)
+    return rows
 
 
-def _against_paper(row, counts):
-    ours = as_printed(counts)
-    for place, figure in enumerate(FIGURES):
-        printed = row.printed[place] if row.printed else "-"
-        verdict = "equal" if ours[figure] == printed else REASONS.get((row.name, figure), lambda: "unexplained")()
-        verdict = verdict if row.printed else "not in the paper's Table 2"
-        counts |= {f"{figure}_ours": ours[figure], f"{figure}_printed": printed, f"{figure}_verdict": verdict}
-    return counts
+def _reason(name, figure):
+    explain = REASONS.get((name, figure))
+    return explain() if explain else "unexplained"

@@ -7,6 +7,7 @@ from benchmarks import contenders
 from benchmarks.measuring import compare
 from benchmarks.speed import make_step
 from experiments.table2.counts import Row, table
+from training.markdown import markdown_table
 from training.report import origin
 
 TASKS = {task: contenders.TASKS[task] for task in ("train 50", "infer 50", "infer 1")}  # images at once
@@ -52,10 +53,14 @@ def markdown(speed: dict | None) -> list[str]:
     if not speed:
         return ["Speed: not measured (--speed)."]
     cells = {(row["network"], row["task"]): row for row in speed["rows"]}
-    lines = [f"| network | {' | '.join(TASKS)} |", "| --- |" + " ---: |" * len(TASKS)]
+    rows = []
     for name in dict.fromkeys(row["network"] for row in speed["rows"]):
         here = [cells[name, task] for task in TASKS]
-        lines.append(f"| {name} | {' | '.join('{milliseconds:.2f} ({ratio:.2f})'.format(**cell) for cell in here)} |")
+        rows.append([name, *("{milliseconds:.2f} ({ratio:.2f})".format(**cell) for cell in here)])
     made_by = speed["origin"]
     where = f"{made_by['device']}, {made_by['threads']} threads, torch {made_by['torch']}, {speed['precision']}"
-    return [*lines, "", f"Milliseconds, and speed against the plain network (above 1: faster), {where}."]
+    return [
+        *markdown_table(["network", *TASKS], rows),
+        "",
+        f"Milliseconds, and speed against the plain network (above 1: faster), {where}.",
+    ]
