@@ -99,7 +99,7 @@ def _run(runs, results, jobs, device):
     """Complete the runs; return the exit code."""
     gpus = gpus_for(device)
     if not jobs:
-        jobs = max(1, cores() // CORES_PER_JOB) if device == "cpu" else len(gpus) or 1
+        jobs = len(gpus) or (max(1, cores() // CORES_PER_JOB) if device == "cpu" else 1)
     runner = Runner(runs, results, jobs, gpus)
     print(f"{len(runs)} runs, {runner.ended} done; {jobs} at a time, threads of each: {runner.threads}", flush=True)
     runner.go()
