@@ -1,4 +1,4 @@
-"""The figure of a compression study: what each way of making a trained network smaller keeps of its accuracy.
+"""The figure of a compression study: the accuracy that each way to make a trained network smaller keeps.
 
     python -m experiments.figures compression                       # of results/compress_base.json
     python -m experiments.compress --name compress_base --table     # the same beside the table, as results/NAME.png
@@ -100,7 +100,7 @@ def _look(method: str) -> Look:
 
 
 def _legend(figure: Figure, record: dict, dense: dict) -> None:
-    """Write what hollow dots, stars and the dashed line stand for."""
+    """Explain hollow dots, stars and the dashed line."""
     dot = {"linestyle": "none", "color": INK, "markersize": 7}
     signs = [
         Line2D([], [], marker="s", markerfacecolor="white", label="after 1 epoch", **dot),

@@ -1,4 +1,4 @@
-"""What all figures share: width, fonts, a look for every method, and how they are saved.
+"""Width, fonts, the look of every method, labels, and how figures are saved.
 
 README shows a figure 900 pixels wide; at that width no letter is smaller than 9 points. Methods differ in marker and
 line as well as in colour, and the colours of the paper's four in brightness, so that a grey print tells them apart.
@@ -133,15 +133,15 @@ LEADER = 14  # points from which on a line leads to the label
 
 
 def label(axes: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str], colors: Sequence[str]) -> None:
-    """Write a text beside each point where it covers no marker, no line and no other text, as near as may be.
+    """Write a text beside each point, near it, where it covers no marker, no line and no other text.
 
     Args:
-        axes: with limits and layout as they stay, and with all that is drawn.
+        axes: with final limits and layout, and with everything drawn.
         points: in data coordinates.
         texts: a label each.
         colors: of the labels.
     """
-    axes.figure.draw_without_rendering()  # the layout now is that of the file
+    axes.figure.draw_without_rendering()  # the layout is now that of the file
     unit = axes.figure.dpi / 72  # pixels in a point
     frame, pixels = axes.get_window_extent(), axes.transData.transform(points)
     markers = [_square(place, 6 * unit) for place in pixels]
@@ -150,23 +150,25 @@ def label(axes: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str
         how = {"textcoords": "offset points", "va": "bottom", "fontsize": SMALL, "color": color}
         written = axes.annotate(text, point, (0, 0), **how)
         size = written.get_window_extent()
-        places = [_beside(x, y, size, distance * unit, turn) for distance in DISTANCES for turn in range(TURNS)]
-
-        def cost(box, x=x, y=y):
-            outside = box.width * box.height - _common(box, frame)
-            covered = sum(_common(box, other) for other in taken)
-            near = _nearest(box, x, y)
-            away = math.dist((x, y), near) / unit
-            on_the_way = Bbox([(min(x, near[0]), min(y, near[1])), (max(x, near[0]), max(y, near[1]))]).padded(1)
-            crossed = sum(on_the_way.overlaps(marker) for marker in markers) - 1  # its own is one of them
-            return 20 * outside + covered + (2 * away + 100 * crossed * (away > LEADER)) * unit**2
-
-        box = min(places, key=cost)
+        boxes = [_beside(x, y, size, distance * unit, turn) for distance in DISTANCES for turn in range(TURNS)]
+        costs = [_cost(box, (x, y), frame, taken, markers, unit) for box in boxes]
+        box = boxes[costs.index(min(costs))]
         taken.append(box)
         written.set_position(((box.x0 - x) / unit, (box.y0 - y) / unit))
         if math.dist((x, y), _nearest(box, x, y)) > LEADER * unit:
             ends = axes.transData.inverted().transform([(x, y), _nearest(box, x, y)])
             axes.plot(*ends.T, color=color, linewidth=0.6, zorder=1)
+
+
+def _cost(box, point, frame, taken, markers, unit):
+    """The area that a label in a box covers or leaves the frame by, with its distance and what its leader crosses."""
+    outside = box.width * box.height - _common(box, frame)
+    covered = sum(_common(box, other) for other in taken)
+    near = _nearest(box, *point)
+    away = math.dist(point, near) / unit
+    corners = [(min(point[0], near[0]), min(point[1], near[1])), (max(point[0], near[0]), max(point[1], near[1]))]
+    crossed = sum(Bbox(corners).padded(1).overlaps(marker) for marker in markers) - 1  # its own is one of them
+    return 20 * outside + covered + (2 * away + 100 * crossed * (away > LEADER)) * unit**2
 
 
 def _square(middle, half):

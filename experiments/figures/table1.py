@@ -1,9 +1,8 @@
-"""The figure of Table 1: accuracy, parameters and FLOPs over Conv, -L, -Lr and -LRr, a row per network.
+"""The figure of Table 1: accuracy, parameters and FLOPs of Conv, -L, -Lr and -LRr, a row per network.
 
     python -m experiments.figures table1
 
-Of each network in results/ the longest runs are shown that compare with one another: same data, recipe and epochs. -L
-has the counts of -Lr.
+The runs of a network are the longest ones with the same data, recipe and epochs. -L has the counts of -Lr.
 """
 
 from pathlib import Path
@@ -68,7 +67,7 @@ def _preference(found):
 
 
 def _accuracy(axes: Axes, runs: dict[str, list[dict]], printed: dict[str, float]) -> None:
-    """Draw ours filled, with the best epoch as a dash, and the paper's hollow beside it."""
+    """Draw our accuracies filled, with the best epoch as a dash, and the paper's hollow beside them."""
     values = []
     for place, method in enumerate(METHODS):
         style = look(method)
@@ -131,7 +130,7 @@ def _centred(vertically):
 
 
 def _legend(below) -> None:
-    """Write what dots and bars stand for."""
+    """Explain dots and bars."""
     dot = {"linestyle": "none", "color": INK, "markersize": 7}
     signs = [
         Line2D([], [], marker="o", label="here, after the last epoch", **dot),

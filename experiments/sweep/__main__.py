@@ -39,7 +39,7 @@ from training.errors import EXPECTED, report_failure
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; return the exit code."""
+    """Run the command line; return the exit code."""
     options, extra = parse(sys.argv[1:] if argv is None else argv)
     try:
         return carry_out(plan(options, extra), options, partial(show, columns=options.columns))
