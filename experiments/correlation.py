@@ -4,7 +4,7 @@
     python -m experiments.figures correlation
 
 A run is a folder in which models/base_xcnn.py has trained Base. Writes results/correlation_base.json: the settings of
-every run and, for each layer, the elements above the diagonal of corr_reg's matrix in hundredths (a string per row), and
+every run and, for each layer, the elements above the diagonal of its matrix in hundredths (a string per row), and
 the means of their absolute values: over the primary block (the first P filters), the secondary block (the others)
 and all pairs. A dense layer has no blocks.
 """
