@@ -19,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from linearconv_variants import OneLineParser
 from training.files import write_json
+from training.markdown import markdown_table
 from training.report import origin
 
 SHORTEST_TURN = 0.02  # seconds
@@ -188,26 +189,19 @@ def ratios_over_sittings(record: dict) -> dict[tuple[str, str, str], list[float]
     return {key: sorted(values) for key, values in ratios.items()}
 
 
-def markdown(record: dict, contenders: Sequence[str]) -> list[str]:
-    """Return a table of ratios to dense: the median over sittings, and their range in brackets.
-
-    Args:
-        record: of a result file.
-        contenders: those to show; `dense` is 1 in every row.
-    """
+def markdown(record: dict) -> list[str]:
+    """Return a table of ratios to dense: the median over sittings, and their range in brackets."""
     ratios = ratios_over_sittings(record)
     tasks = list(dict.fromkeys(task for _, task, _ in ratios))
-    lines = [f"| network | contender | {' | '.join(tasks)} |", "| --- | --- |" + " ---: |" * len(tasks)]
-    for network in dict.fromkeys(network for network, _, _ in ratios):
-        for contender in contenders:
-            cells = [_cell(ratios.get((network, task, contender), ())) for task in tasks]
-            if any(cells):
-                lines.append(f"| {network} | {contender} | {' | '.join(cells)} |")
-    return lines
+    rows = []
+    for network, contender in dict.fromkeys((network, contender) for network, _, contender in ratios):
+        if contender != "dense":
+            rows.append([network, contender, *(_cell(ratios.get((network, task, contender))) for task in tasks)])
+    return markdown_table(["network", "contender", *tasks], rows, left=2)
 
 
 def _cell(ratios):
-    if not ratios:
+    if ratios is None:
         return ""
     median = f"{statistics.median(ratios):.2f}"
     return median if len(ratios) == 1 else f"{median} ({ratios[0]:.2f} to {ratios[-1]:.2f})"

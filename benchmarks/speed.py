@@ -8,7 +8,8 @@
 A step is the forward pass, the backward pass and fused Adam, in channels_last. The contenders take turns, so that all
 of them see the same changes of the machine's speed. They are `dense` (nn.Conv2d), LinearConv with full rank and with
 rank 10, and full rank evaluated as in the paper, which builds all filters in every pass. Each call of this command
-adds a sitting to results/speed_<device>_<precision>[_graphs].json; tables show the median over sittings, and their range.
+adds a sitting to results/speed_<device>_<precision>[_graphs].json; tables show the median over
+sittings, and their range.
 """
 
 import gc

@@ -1,4 +1,4 @@
-"""What the commands of this folder share: options of their own before `--`, those of training behind it."""
+"""Command lines with options of their own before `--`, and training options behind it."""
 
 import shlex
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def shown_command(words: Sequence[str], data_root: str) -> str:
-    """Return a command line as results show it: what stands for this machine's data root is DIR."""
+    """Return a command line for results, with DIR in place of this machine's data root."""
     hidden = []
     for word in words:
         option, equals, value = word.rpartition("=")

@@ -1,12 +1,12 @@
-"""How filters of trained networks correlate, layer by layer: corr_reg's matrices, read off the newest checkpoints.
+"""The correlation of the filters of trained networks, layer by layer, from the newest checkpoints.
 
     python -m experiments.correlation --runs dense=ckpt/base/DENSE L=ckpt/base/L Lr=ckpt/base/LR
     python -m experiments.figures correlation
 
-A run is a folder in which models/base_xcnn.py has trained Base; its filters are those that a layer convolves with, the
-primary ones first. Writes results/correlation_base.json: of every run its settings and, layer by layer, the matrix's
-elements above the diagonal in hundredths (a string per row), and means of their absolute values, over the primary block
-(the first P filters), the secondary block (the others) and all pairs; a dense layer has no blocks.
+A run is a folder in which models/base_xcnn.py has trained Base. Writes results/correlation_base.json: the settings of
+every run and, for each layer, the elements above the diagonal of its matrix in hundredths (a string per row), and
+the means of their absolute values: over the primary block (the first P filters), the secondary block (the others)
+and all pairs. A dense layer has no blocks.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from corr_reg import filter_correlation
-from experiments.reading import RESULTS
+from experiments.results import RESULTS
 from linearconv import LinearConv
 from linearconv_variants import OneLineParser, Variant
 from models.base_xcnn import Base
@@ -41,10 +41,10 @@ def measure(folder: Path, layers: Sequence[int] = (1, 2, 3)) -> dict:
 
     Args:
         folder: of a run of Base.
-        layers: which convolutions, the first being 1.
+        layers: numbers of convolutions, from 1.
 
     Raises:
-        UsageError: where it holds no checkpoint of Base, or Base has no such layer.
+        UsageError: where there is no checkpoint of Base, or Base has no such layer.
     """
     if not holds_checkpoint(folder):
         raise UsageError(f"there is no checkpoint in {folder}: give the folder of a run")
@@ -56,28 +56,25 @@ def measure(folder: Path, layers: Sequence[int] = (1, 2, 3)) -> dict:
     first = weights.get("feat.0.0.conv_weights", weights.get("feat.0.0.weight"))  # (P or F, C, 3, 3)
     model = Base(variant.conv, first.shape[1], settings["num_classes"], settings["width"])
     model.load_state_dict(weights)
-    convolutions = {name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Conv2d, LinearConv))}
-    if max(layers) > len(convolutions):
-        raise UsageError(f"Base has {len(convolutions)} convolutions: there is no layer {max(layers)}")
-    report = json.loads((folder / REPORT).read_text()) if (folder / REPORT).exists() else {}
-    found = list(convolutions.items())
-    return {
-        "folder": folder.resolve().name,
-        "epoch": state["epoch"],
-        "settings": settings,
-        **{key: report[key] for key in OF_REPORT if key in report},
-        "layers": [{"layer": number, **_describe(*found[number - 1])} for number in layers],
-    }
+    found = [named for named in model.named_modules() if isinstance(named[1], (nn.Conv2d, LinearConv))]
+    if max(layers) > len(found):
+        raise UsageError(f"Base has {len(found)} convolutions: there is no layer {max(layers)}")
+    run = {"folder": folder.resolve().name, "epoch": state["epoch"], "settings": settings}
+    if (folder / REPORT).exists():
+        report = json.loads((folder / REPORT).read_text())
+        run |= {key: report[key] for key in OF_REPORT}
+    run["layers"] = [{"layer": number, **_describe(*found[number - 1])} for number in layers]
+    return run
 
 
 def _describe(name, layer):
     with torch.no_grad():
         correlation = filter_correlation(layer.weight.double())  # (F, F)
-    primary = layer.primary_channels if isinstance(layer, LinearConv) else None
-    blocks = {"all": correlation}
-    if primary:
-        blocks |= {"primary": correlation[:primary, :primary], "secondary": correlation[primary:, primary:]}
-    means = {block: mean_absolute(values) for block, values in blocks.items()}
+    means, primary = {"all": mean_absolute(correlation)}, None
+    if isinstance(layer, LinearConv):
+        primary = layer.primary_channels
+        means["primary"] = mean_absolute(correlation[:primary, :primary])
+        means["secondary"] = mean_absolute(correlation[primary:, primary:])
     size = {"filters": len(correlation), "primary": primary, "elements": layer.weight[0].numel()}
     return {"name": name, **size, "mean_absolute": means, "hundredths": pack(correlation)}
 
@@ -111,7 +108,7 @@ def named_folder(text: str) -> tuple[str, Path]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; return the exit code."""
+    """Run the command line; return the exit code."""
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     shown = "runs of Base, named as in the figure's columns: dense, L and Lr are the paper's Conv, -L and -Lr"

@@ -1,8 +1,40 @@
-"""What the paper prints: the accuracies of its Table 1 (arXiv 1907.11432v3), to stand beside measured ones.
+"""Table 1 of the paper (arXiv 1907.11432v3) as printed: its networks, parameters, FLOPs and accuracies."""
 
-Parameters and FLOPs, as printed, are in table1_counts.py.
-"""
+from models.allconv_xcnn import AllConv
+from models.base_xcnn import Base
+from models.mobilenetv2_xcnn import MobileNetV2
+from models.resnet_xcnn import ResNet18
+from models.resnext_xcnn import ResNeXt29_2x64d
+from models.vgg_xcnn import VGG11
 
+NETWORKS = {
+    "Base": Base,
+    "VGG11": VGG11,
+    "AllConv": AllConv,
+    "ResNet-18": ResNet18,
+    "ResNeXt-29": ResNeXt29_2x64d,
+    "MobileNetV2": MobileNetV2,
+}
+PRINTED = {  # as printed: parameters in M, FLOPs in B
+    "Base": ("0.40", "0.017"),
+    "Base-Lr": ("0.23", "0.060"),
+    "Base-LRr": ("0.21", "0.025"),
+    "VGG11": ("9.23", "0.171"),
+    "VGG11-Lr": ("4.92", "2.398"),
+    "VGG11-LRr": ("4.65", "0.350"),
+    "AllConv": ("1.37", "0.315"),
+    "AllConv-Lr": ("0.74", "0.440"),
+    "AllConv-LRr": ("0.70", "0.344"),
+    "ResNet-18": ("11.17", "0.558"),
+    "ResNet-18-Lr": ("6.03", "3.074"),
+    "ResNet-18-LRr": ("5.64", "0.775"),
+    "ResNeXt-29": ("9.13", "1.424"),
+    "ResNeXt-29-Lr": ("6.48", "5.089"),
+    "ResNeXt-29-LRr": ("4.71", "1.691"),
+    "MobileNetV2": ("2.30", "0.098"),
+    "MobileNetV2-Lr": ("3.92", "16.398"),
+    "MobileNetV2-LRr": ("1.35", "0.931"),
+}
 DATASETS = ("cifar10", "cifar100", "svhn", "mnist", "fashionmnist")
 ACCURACY = {  # per cent on these, of the dense network; differences to it of "-Lr" and "-LRr"
     "Base": ((87.2, 61.0, 92.0, 99.3, 93.5), (-0.1, -0.1, 0.6, -0.1, -0.2), (-0.6, -0.6, 0.2, -0.2, -0.8)),

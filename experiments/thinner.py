@@ -1,10 +1,10 @@
-"""The dense network made thinner until it costs what another one does: what the other one must be better than.
+"""The dense network made thinner until it costs as much as another network, which must be better than it.
 
     python -m experiments.thinner models/base_xcnn.py -t rank -r 1
     python -m experiments.thinner models/resnet_xcnn.py --network ResNet34 -t lowrank -r 10 --num-classes 100
 
-Prints the width multipliers (--width of the scripts) with which the dense network has as many parameters, and as many
-multiply-adds at inference, as the network of the options, and its channels with each. Images are 32x32.
+Prints the width multipliers (--width of the scripts) with which the dense network has the parameters, and the
+multiply-adds at inference, of the network of the options, and its channels with each. Images are 32x32.
 """
 
 import importlib.util
@@ -41,13 +41,13 @@ def width_for(
 ) -> float:
     """Return the width of the dense network whose count comes closest to a target.
 
-    Channel counts are rounded, so that counts are steps over the width. They only rise, and two networks come into
-    question: the largest that does not exceed the target, and the next one.
+    Channel counts are rounded, so that the count rises in steps over the width. Two networks are candidates: the
+    largest that does not exceed the target, and the next one.
 
     Args:
         network: its constructor, of `width` and the shape.
         target: of the count.
-        count: of parameters, or of anything else that grows with the width. The network has no memory (meta device).
+        count: of parameters, or of anything else that grows with the width; the network is on the meta device.
         tolerance: share of the target by which the count may exceed it.
         shape: `in_channels`, `num_classes`, as the constructor takes them.
 
@@ -70,10 +70,14 @@ def width_for(
         low, high = high, 2 * high
     while high - low > STEP:
         middle = (low + high) / 2
-        low, high = (middle, high) if at(middle) <= target else (low, middle)
+        if at(middle) <= target:
+            low = middle
+        else:
+            high = middle
     below, above = at(low), at(high)
-    is_above = above - target < target - below and above <= (1 + tolerance) * target
-    width, counted, towards = (high, above, math.ceil) if is_above else (low, below, math.floor)
+    width, counted, towards = low, below, math.floor
+    if above - target < target - below and above <= (1 + tolerance) * target:
+        width, counted, towards = high, above, math.ceil
     for digits in count_from(1):
         rounded = towards(width * 10**digits) / 10**digits
         if rounded > 0 and at(rounded) == counted:
@@ -87,15 +91,17 @@ def macs_of(in_channels: int = 3) -> Count:
 
 def channels(model: nn.Module) -> str:
     """Return the output channels of a dense network's convolutions in their order: `24-48-96`, repeated ones `4x64`."""
-    runs = groupby(layer.out_channels for layer in model.modules() if isinstance(layer, nn.Conv2d))
-    lengths = [(len(list(same)), number) for number, same in runs]
-    return "-".join(f"{length}x{number}" if length > 1 else str(number) for length, number in lengths)
+    parts = []
+    for number, same in groupby(layer.out_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)):
+        length = len(list(same))
+        parts.append(f"{length}x{number}" if length > 1 else str(number))
+    return "-".join(parts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; return the exit code."""
+    """Run the command line; return the exit code."""
     parser = OneLineParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("script", type=Path, help="of models/; the options behind are the script's")
+    parser.add_argument("script", type=Path, help="of models/, followed by its options")
     own, rest = parser.parse_known_args(argv)
     try:
         compare(networks_of(own.script), rest)
@@ -105,39 +111,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compare(networks: dict[str, Callable[..., nn.Module]], arguments: Sequence[str]) -> None:
-    """Print the network of the options, and the dense ones of equal parameters and of equal multiply-adds.
+    """Print the network of the options, and the dense ones with equal parameters and with equal multiply-adds.
 
     Args:
         networks: of a script, constructors by name.
-        arguments: of the script; of them the network's own matter, --num-classes and --in-channels.
+        arguments: of the script: those of the network, --num-classes and --in-channels have an effect.
 
     Raises:
         UsageError, SystemExit: for options that the script refuses.
     """
-    parser = make_parser(networks, Recipe(lr=1e-3, epochs=1))
-    options = parse_arguments(parser, ["--count-only", *arguments])
+    options = parse_arguments(make_parser(networks, Recipe(lr=1e-3, epochs=1)), ["--count-only", *arguments])
     if options.stem:
         raise UsageError("--stem is not counted here")
-    network, shape = networks[options.network], {"in_channels": options.in_channels or 3}
-    shape |= {"num_classes": options.num_classes or 10}
+    network = networks[options.network]
+    shape = {"in_channels": options.in_channels or 3, "num_classes": options.num_classes or 10}
     macs = macs_of(shape["in_channels"])
     try:
         model = options.variant.build(network, width=options.width, **shape)
     except ValueError as error:
         raise UsageError(f"the network cannot be built: {error}") from None
-
-    def show(title, model, *more):
-        print(f"{title:28s}{count_parameters(model):12,} parameters {macs(model):16,} multiply-adds", *more)
-
-    show(f"{options.network}, {options.variant.label}", model)
+    line = "{:28s}{:12,} parameters {:16,} multiply-adds"
+    print(line.format(f"{options.network}, {options.variant.label}", count_parameters(model), macs(model)))
     for title, count in (("dense, equal parameters", count_parameters), ("dense, equal multiply-adds", macs)):
         width = width_for(network, count(model), count, **shape)
         thin = network(width=width, **shape)
-        show(title, thin, f"  --width {width:<8g} {channels(thin)}")
+        found = line.format(title, count_parameters(thin), macs(thin))
+        print(found, f"  --width {width:<8g} {channels(thin)}")
 
 
 def networks_of(script: Path) -> dict[str, Callable[..., nn.Module]]:
-    """Return the networks of a script of models/ by name, in its order: constructors of a width that none derives from.
+    """Return the networks of a script of models/ by name, in its order, without their base classes.
 
     Raises:
         UsageError: where there are none.
@@ -145,12 +148,15 @@ def networks_of(script: Path) -> dict[str, Callable[..., nn.Module]]:
     name = f"models.{script.stem}"
     if not script.is_file() or importlib.util.find_spec(name) is None:
         raise UsageError(f"there is no script {script} of models/")
-    own = [kind for kind in vars(importlib.import_module(name)).values() if getattr(kind, "__module__", "") == name]
-    networks = [kind for kind in own if inspect.isclass(kind) and "width" in inspect.signature(kind).parameters]
+    networks = []
+    for kind in vars(importlib.import_module(name)).values():
+        if inspect.isclass(kind) and kind.__module__ == name and "width" in inspect.signature(kind).parameters:
+            networks.append(kind)
     bases = {base for network in networks for base in network.__mro__[1:]}
-    if not set(networks) - bases:
+    found = {network.__name__: network for network in networks if network not in bases}
+    if not found:
         raise UsageError(f"{script} has no networks")
-    return {network.__name__: network for network in networks if network not in bases}
+    return found
 
 
 if __name__ == "__main__":

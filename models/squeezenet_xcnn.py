@@ -16,7 +16,7 @@ Expected counts for 3x32x32 images and 10 classes, FLOPs by the paper's conventi
     lowrank 10            465,354        79,391,616
 
 The table prints 0.49 M for the last, with the same FLOPs. `conv` makes the 3x3 convolutions of all eight fire modules;
-both figures would come out only with two of them and not with the stem left plain (experiments/table2_counts.py). The
+both figures would come out only with two of them and not with the stem left plain (experiments/table2/counts.py). The
 paper prints no recipe: initial weights, dropout and recipe below are this project's.
 """
 

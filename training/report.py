@@ -74,7 +74,7 @@ def _command():
         return shlex.join(["python", *sys.argv])
     path = path.relative_to(ROOT)
     is_script = path.parent.name == "models" or path.suffix != ".py"
-    called = [str(path)] if is_script else ["-m", ".".join(path.with_suffix("").parts)]
+    called = [str(path)] if is_script else ["-m", ".".join(path.with_suffix("").parts).removesuffix(".__main__")]
     return shlex.join(["python", *called, *arguments])
 
 

@@ -60,11 +60,10 @@ def test_every_call_adds_a_sitting(benchmark, task, monkeypatch, tmp_path):
     record = json.loads(output.read_text())
     first, second = (sitting["rows"] for sitting in record["sittings"])
     assert [row["contender"] for row in first] == [row["contender"] for row in second]
-    table = measuring.markdown(record, ["dense", first[1]["contender"]])
+    table = measuring.markdown(record)
     assert table[0] == f"| network | contender | {task} |"
-    assert table[2] == "| Base | dense | 1.00 (1.00 to 1.00) |"
     ratios = sorted(rows[1]["ratio"] for rows in (first, second))
-    assert f"({ratios[0]:.2f} to {ratios[1]:.2f}) |" in table[3]
+    assert table[2].endswith(f"({ratios[0]:.2f} to {ratios[1]:.2f}) |")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

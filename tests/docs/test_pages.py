@@ -1,18 +1,25 @@
-"""README and the pages of docs/: what they show runs, and what they point to is there."""
+"""README and the pages of docs/: their commands run, their links lead somewhere, and their numbers are measured."""
 
+import importlib
 import importlib.util
 import re
 import shlex
+import statistics
 
 import pytest
 
-from docs.tables import MARKED, PAGES, ROOT, TABLES, fill
-from experiments import sweep
+from docs.tables import PAGES, ROOT, SCRIPTS, TABLE, TABLES, VALUE, fill, measured
+from docs.values import fast_rows, runs_of, values
+from experiments.results import load
+from experiments.sweep import __main__ as sweep
+from experiments.sweep.table import summarise
 from tests.helpers.runs import EVERY_SCRIPT
 from training.options import make_parser, parse_arguments
 
 README, *DOCS = PAGES
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SETTINGS = {"Conv": "-t dense", "-Lr": "-t rank -r 1", "-LRr": "-t lowrank -r 10"}
+for_each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
 
 def blocks(page, language):
@@ -20,11 +27,11 @@ def blocks(page, language):
 
 
 def commands(page):
-    """Every command that a page shows, in a block or in a line, as its words from `python` or `torchrun` on."""
+    """Every command on a page, in a block or in a line, as its words from `python` or `torchrun` on."""
     inline = re.findall(r"`(python [^`]+)`", FENCED.sub("", page.read_text()).replace("\n", " "))
     lines = re.split(r"\n|&&", "\n".join(blocks(page, "sh")).replace("\\\n", " "))
     for line in [*lines, *inline]:
-        words = shlex.split(line, comments=True)
+        words = shlex.split(line.replace("$SLURM_ARRAY_TASK_ID", "1"), comments=True)
         starts = [index for index, word in enumerate(words) if word in ("python", "torchrun")]
         if starts:
             yield words[starts[0] :]
@@ -36,26 +43,21 @@ def anchors(page):
     return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
 
 
-for_each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-SHOWN = [(page.name, words) for page in PAGES for words in commands(page)]
-for_each_command = pytest.mark.parametrize(
-    "words", [words for _, words in SHOWN], ids=[f"{name}: {shlex.join(words)}" for name, words in SHOWN]
-)
-
-
-def test_readme_is_short_and_leads_to_every_page():
+def test_readme_is_short_and_links_every_page():
     text = README.read_text()
     assert len(text.splitlines()) <= 130
     assert all(f"]({page.relative_to(ROOT)})" in text for page in DOCS)
 
 
-def test_every_table_is_shown_once():
-    shown = [name for page in PAGES for _, name, _ in MARKED.findall(page.read_text())]
-    assert sorted(shown) == sorted(TABLES)
+def test_every_table_is_shown_once_and_every_value_at_least_once():
+    text = "\n".join(page.read_text() for page in PAGES)
+    assert sorted(name for _, name, _ in TABLE.findall(text)) == sorted(TABLES)
+    assert {name for _, name, _ in VALUE.findall(text)} == set(values())
+    assert not re.search("^ *<!-- value", text, re.MULTILINE)  # Markdown would end the paragraph there
 
 
 @for_each_page
-def test_tables_are_those_of_the_parser_and_of_the_results(page):
+def test_tables_and_values_are_those_of_the_parser_and_of_the_results(page):
     if page.name == "conversion.md":
         pytest.importorskip("onnxruntime")
     text = page.read_text()
@@ -73,7 +75,7 @@ def test_python_blocks_of_a_page_run_one_after_the_other(page, tmp_path, monkeyp
 
 
 @for_each_page
-def test_links_and_images_lead_to_what_is_there(page):
+def test_links_and_images_lead_to_files_and_headings(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         path, _, anchor = target.partition("#")
         if path.startswith("https:"):
@@ -83,21 +85,62 @@ def test_links_and_images_lead_to_what_is_there(page):
         assert not anchor or anchor in anchors(there), target
 
 
-@for_each_command
-def test_commands_name_what_is_there(words):
-    if words[:2] == ["python", "-m"]:
-        assert importlib.util.find_spec(words[2])
-    scripts = [word.partition(":")[0] for word in words if ".py" in word]
-    assert scripts or words[1] == "-m"
-    assert all((ROOT / script).is_file() for script in scripts)
+@for_each_page
+def test_commands_name_existing_files_and_options(page):
+    """Options are those of training scripts and of sweeps; their parsers end the process where they refuse one."""
+    for words in commands(page):
+        if words[:2] == ["python", "-m"]:
+            assert importlib.util.find_spec(words[2]), words
+        scripts = [word.partition(":")[0] for word in words if ".py" in word]
+        assert scripts or words[1] == "-m", words
+        assert all((ROOT / script).is_file() for script in scripts), words
+        trained = [script for script in scripts if re.fullmatch(r"models/\w+_xcnn.py", script) and script in words]
+        if words[:3] == ["python", "-m", "experiments.sweep"]:
+            sweep.parse(words[3:])
+        elif trained and words[1] != "-m":
+            networks, *recipes = EVERY_SCRIPT[trained[0].removeprefix("models/").removesuffix("_xcnn.py")]
+            parse_arguments(make_parser(networks, *recipes), words[words.index(trained[0]) + 1 :])
 
 
-@for_each_command
-def test_options_that_are_shown_exist(words):
-    """Those of training scripts and of sweeps; their parsers end the process where they refuse one."""
-    words = [word.replace("$SLURM_ARRAY_TASK_ID", "1") for word in words]
-    if words[:3] == ["python", "-m", "experiments.sweep"]:
-        sweep.parse(words[3:])
-    elif scripts := [word for word in words if re.fullmatch(r"models/\w+_xcnn.py", word)]:
-        networks, *recipes = EVERY_SCRIPT[scripts[0].removeprefix("models/").removesuffix("_xcnn.py")]
-        parse_arguments(make_parser(networks, *recipes), words[words.index(scripts[0]) + 1 :])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_accuracies_in_docstrings_of_scripts_are_the_measured_ones(name):
+    networks, *_ = EVERY_SCRIPT[name]
+    lines = importlib.import_module(f"models.{name}_xcnn").__doc__.splitlines()
+    for method, runs in measured(next(iter(networks))).items():
+        if method in SETTINGS:
+            shown = SETTINGS[method].replace("-t ", "").replace("-r ", "")
+            accuracy = statistics.fmean(run["report"]["test_accuracy"] for run in runs)
+            assert [line for line in lines if line.startswith(f"    {shown} ")][0].endswith(f" {accuracy:.2f} %")
+
+
+# ---- verdicts that the prose states ---------------------------------------------------------------------------------
+
+
+def test_with_the_short_recipe_full_rank_is_better_than_a_thinner_network_and_rank_10_is_not():
+    mean = {row["row"]: row["accuracy"][0] for row in fast_rows()}
+    assert mean["Base"] > mean["Base-L"] > mean["Base-Lr"] > mean["Base-thinner-parameters"] > mean["Base-LRr"]
+
+
+def test_on_other_networks_full_rank_is_not_better_than_a_thinner_network():
+    rows = summarise(runs_of("vgg11_fast resnet18_fast"))
+    mean = {(row["network"], row["setting"]): row["accuracy"][0] for row in rows}
+    for setting in ("-t rank -r 1", "-t rank -r 1 --reg-weight 0"):
+        assert mean["VGG11", setting] < mean["VGG11", "-t dense --width 0.73"] + 0.1 < mean["VGG11", "-t ghost"]
+        assert mean["ResNet18", setting] < mean["ResNet18", "-t dense --width 0.735"]
+
+
+def test_a_calibrated_budget_is_the_best_start():
+    start = {row["method"]: row["accuracies"][0] for row in load("compress_base")["rows"]}
+    for alpha in (0.25, 0.5):
+        budget = start[f"full rank, budget as alpha {alpha}, calibrated"]
+        assert budget > start[f"full rank, alpha {alpha}, calibrated"]
+
+
+def test_precisions_agree_within_the_noise_of_seeds():
+    accuracies = {}
+    for run in load("precision_digits")["runs"]:
+        accuracies.setdefault(run["setting"], []).append(run["report"]["test_accuracy"])
+    reference = accuracies["--no-amp"]
+    for found in accuracies.values():
+        noise = (statistics.variance(found) / len(found) + statistics.variance(reference) / len(reference)) ** 0.5
+        assert abs(statistics.mean(found) - statistics.mean(reference)) <= 2.5 * noise + 1e-9

@@ -4,9 +4,11 @@ import json
 
 import pytest
 
-from experiments import paper, table1
-from experiments.table1_accuracy import ROWS, compare, markdown, setting
-from experiments.table1_counts import NETWORKS
+from experiments import paper
+from experiments.paper import NETWORKS
+from experiments.table1 import __main__ as table1
+from experiments.table1.accuracy import ROWS, compare, setting
+from experiments.table1.counts import RESULT, count_rows, markdown
 from models.base_xcnn import Base
 from training.counting import count_parameters
 
@@ -65,45 +67,32 @@ def test_rows_that_are_one_network_are_one_run(tmp_path):
 def test_a_folder_of_images_is_called_by_its_name(tmp_path):
     root = tmp_path / "cifar10"
     (root / "train" / "cat").mkdir(parents=True)
-    images = f"--dataset imagefolder --data-root {root}"
-    for datasets in ("", " --datasets cifar10"):
-        (run,) = planned(tmp_path, f"--train --networks Base --rows dense{datasets}", images)
-        assert (run.name, run.dataset, run.settings["dataset"]) == (
-            "Base-dense-cifar10-seed0",
-            "cifar10",
-            "imagefolder",
-        )
-
-
-def test_recipe_and_epochs_reach_every_run(tmp_path):
-    runs = planned(tmp_path, "--train --networks Base --rows dense L --epochs 3 --recipe fast", "--lr 0.01")
-    assert [[run.settings[key] for key in ("recipe", "epochs", "lr")] for run in runs] == [["fast", 3, 0.01]] * 2
+    images = f"--dataset imagefolder --data-root {root} --lr 0.01"
+    (run,) = planned(tmp_path, "--train --networks Base --rows dense --recipe fast --epochs 3", images)
+    assert (run.name, run.dataset) == ("Base-dense-fast-cifar10-seed0", "cifar10")
+    expected = {"dataset": "imagefolder", "recipe": "fast", "epochs": 3, "lr": 0.01}
+    assert {key: run.settings[key] for key in expected} == expected
 
 
 @pytest.mark.parametrize(
-    "options, told",
+    "options, named",
     (
         ("--rows dense", "give --train or --table"),
         ("--train", "--name"),
         ("--table --name t", "has no run of these yet"),
         ("--train --name t --rows full", "--rows"),
-        ("--train --name t --networks VGG16", "--networks"),
-        ("--train --name t --recipe slow", "--recipe"),
-        ("--train --name t --datasets imagefolder", "--datasets"),
         ("--train --name t --datasets svhn -- --dataset mnist", "--datasets asks for svhn, but behind -- stands mnist"),
-        ("--train --name t -- --dataset imagefolder --data-root nowhere", "nowhere"),
-        ("--train --name t -- --output here", "--output"),
         ("--train --name t -- --lr 0", "--lr"),
     ),
 )
-def test_bad_input_is_refused_in_one_line(tmp_path, options, told, capsys):
+def test_bad_input_is_refused_in_one_line(tmp_path, options, named, capsys):
     places = ["--ckpt", str(tmp_path / "ckpt"), "--results", str(tmp_path / "results")]
     try:
         code = table1.main([*places, *options.split()])
     except SystemExit as stop:
         code = stop.code
     lines = capsys.readouterr().err.splitlines()
-    assert code == 2 and len(lines) == 1 and told in lines[0]
+    assert code == 2 and len(lines) == 1 and named in lines[0]
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------
@@ -126,12 +115,6 @@ def test_ours_stand_beside_the_papers_with_both_differences():
     assert other["paper_against"] == "-0.6"
 
 
-def test_rows_that_are_one_network_are_shown_by_one_run():
-    runs = [entry("AllConv", "dense", 85.0), entry("AllConv", "thinner-macs", 84.0)]
-    titles = {row["row"]: row["against_dense"] for row in compare(runs)}
-    assert titles == {"AllConv": None, "AllConv-thinner-parameters": -1, "AllConv-thinner-macs": -1}
-
-
 def test_data_sets_networks_and_rows_are_chosen_for_the_table(tmp_path, capsys):
     runs = [entry("Base", row, 80, dataset=dataset) for row in ("dense", "Lr") for dataset in ("cifar10", "svhn")]
     runs.append(entry("VGG11", "Lr", 70))
@@ -145,32 +128,10 @@ def test_data_sets_networks_and_rows_are_chosen_for_the_table(tmp_path, capsys):
         return [line.split(" | ")[:2] for line in lines[2:]]
 
     every = shown()
-    assert every == [
-        ["| Base", "cifar10"],
-        ["| Base-Lr", "cifar10"],
-        ["| VGG11-Lr", "cifar10"],
-        ["| Base", "svhn"],
-        ["| Base-Lr", "svhn"],
-    ]
+    assert [name for name, _ in every] == ["| Base", "| Base-Lr", "| VGG11-Lr", "| Base", "| Base-Lr"]
+    assert [dataset for _, dataset in every] == ["cifar10"] * 3 + ["svhn"] * 2
     assert shown("--datasets", "svhn", "--rows", "Lr") == every[4:]
     assert shown("--networks", "VGG11") == every[2:3]
-
-
-def test_each_recipe_has_a_table_of_its_own():
-    runs = [entry("Base", "dense", 80), entry("Base", "Lr", 70), entry("Base", "Lr", 75)]
-    for run, recipe in zip(runs, ("paper", "paper", "fast"), strict=True):
-        run["report"]["recipe"] = recipe
-    lines = [line for line in markdown(runs) if line.startswith(("| Base", "Ours"))]
-    assert [line.split(" | ")[4] for line in lines if line[0] == "|"] == ["80.00 %", "70.00 %", "75.00 %"]
-    assert [line.partition(",")[0] for line in lines if line[0] == "O"] == ["Ours: paper recipe", "Ours: fast recipe"]
-
-
-def test_a_run_without_a_data_set_is_of_the_one_that_its_name_tells(tmp_path, capsys):
-    run = entry("Base", "Lr", 80) | {"run": "base-rank1-cifar10-seed0", "dataset": None}
-    (tmp_path / "t.json").write_text(json.dumps({"note": "", "runs": [run]}))
-    assert table1.main(["--table", "--name", "t", "--results", str(tmp_path)]) == 0
-    printed = paper.accuracies("Base", "cifar10")["-Lr"]
-    assert f"| Base-Lr | cifar10 | 1,000 | 1,000 | 80.00 % | 81.00 % (7) |  | {printed} % |" in capsys.readouterr().out
 
 
 def test_a_small_table_is_trained_once(tmp_path, data, capfd):
@@ -182,3 +143,25 @@ def test_a_small_table_is_trained_once(tmp_path, data, capfd):
     assert f"| Base-Lr | {data.name} | " in out and "| Base-L |" not in out
     assert table1.main(command) == 0
     assert "2 runs, 2 done" in capfd.readouterr().out
+
+
+def test_table_1_comes_out_as_printed_but_for_five_explained_figures():
+    rows = count_rows()
+    figures = ("parameters", "flops")
+    verdicts = {(row["network"], figure): row[f"{figure}_verdict"] for row in rows for figure in figures}
+    assert len(verdicts) == 36
+    different = {figure: verdict for figure, verdict in verdicts.items() if verdict != "equal"}
+    assert set(different) == {
+        ("AllConv-Lr", "flops"),
+        ("AllConv-LRr", "flops"),
+        ("ResNet-18-Lr", "flops"),
+        ("ResNeXt-29-Lr", "parameters"),
+        ("MobileNetV2-LRr", "flops"),
+    }
+    assert not any("unexplained" in verdict or "NOT confirmed" in verdict for verdict in different.values())
+    assert json.loads(RESULT.read_text())["rows"] == rows
+    notes = [line for line in markdown(rows) if line.startswith("(")]
+    assert len(notes) == len(set(different.values())) and all(line[4:].strip() in different.values() for line in notes)
+    exact = {row["network"]: (row["parameters"], row["flops_paper"]) for row in rows}
+    assert exact["VGG11"] == (9_231_114, 170_568_694)
+    assert exact["VGG11-Lr"] == (4_922_282, 2_397_909_142)

@@ -1,13 +1,16 @@
-"""Table 2 of the paper: counted again, and filled with what sweeps have measured."""
+"""Table 2 of the paper: counted, and filled with the accuracies of sweeps."""
 
 import json
+from argparse import Namespace
 
 import pytest
 
-from experiments import table2, table2_accuracy, table2_speed
-from experiments.reading import every_run
-from experiments.table1_counts import markdown as counts_markdown
-from experiments.table2_counts import as_printed, count_rows, table
+from experiments.results import every_run
+from experiments.table1.counts import as_printed
+from experiments.table1.counts import markdown as counts_markdown
+from experiments.table2 import __main__ as table2
+from experiments.table2 import accuracy, speed
+from experiments.table2.counts import count_rows, table
 
 
 @pytest.fixture(scope="module")
@@ -16,9 +19,10 @@ def counted():
 
 
 def test_table_2_comes_out_as_printed_but_for_two_explained_figures(counted):
-    verdicts = {
-        (row["network"], figure): row[f"{figure}_verdict"] for row in counted for figure in ("parameters", "flops")
-    }
+    verdicts = {}
+    for row in counted:
+        for figure in ("parameters", "flops"):
+            verdicts[row["network"], figure] = row[f"{figure}_verdict"]
     printed = {place: verdict for place, verdict in verdicts.items() if verdict != "not in the paper's Table 2"}
     different = {place: verdict for place, verdict in printed.items() if verdict != "equal"}
     assert len(printed) == 12 and set(different) == {("SqueezeNet-LRr", "parameters"), ("VGG11-Basis", "flops")}
@@ -27,16 +31,9 @@ def test_table_2_comes_out_as_printed_but_for_two_explained_figures(counted):
     exact = {row["network"]: (row["parameters"], row["flops_paper"]) for row in counted}
     assert exact["SqueezeNet"] == (729_034, 68_637_696) and exact["SqueezeNet-LRr"] == (465_354, 79_391_616)
     assert exact["VGG11-OctConv"] == (9_233_802, 77_122_294) and exact["VGG11-Basis"] == (1_994_506, 105_761_782)
+    assert exact["VGG11, thinner"][0] == pytest.approx(exact["VGG11-LRr"][0], rel=0.01)
     assert sum("(1)" in line or "(2)" in line for line in counts_markdown(counted)) == 4
-
-
-def test_figures_are_rounded_as_the_paper_does():
     assert as_printed({"parameters": 1_994_506, "flops_paper": 105_761_782}) == {"parameters": "1.99", "flops": "0.106"}
-
-
-def test_the_thinner_network_has_the_parameters_of_rank_10(counted):
-    parameters = {row["network"]: row["parameters"] for row in counted}
-    assert abs(parameters["VGG11, thinner"] / parameters["VGG11-LRr"] - 1) < 0.01
 
 
 def test_the_result_file_holds_the_counts(counted):
@@ -54,37 +51,39 @@ def entry(accuracy, network="VGG11", type="dense", rank=None, epochs=4, seed=0, 
 
 
 @pytest.fixture
-def results(tmp_path):
-    """Write entries to result files and read them again."""
+def lines_of(tmp_path):
+    """Write entries to result files; returns the lines of the table."""
 
-    def results(*files):
+    def lines_of(*files):
         for number, entries in enumerate(files):
             (tmp_path / f"sweep{number}.json").write_text(json.dumps({"note": "", "runs": entries}))
-        return list(every_run(tmp_path))
+        return accuracy.markdown(list(every_run(tmp_path)))
 
-    return results
+    return lines_of
 
 
 def cells(lines):
-    """{row: what stands under CIFAR-10 and against plain}."""
+    """{row: cells of CIFAR-10 and of against plain}."""
     split = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ") and "---" not in line]
     return {name: tuple(cell.strip() for cell in rest[:2]) for name, *rest in split}
 
 
-def test_accuracies_are_read_from_all_sweeps(results):
+def test_accuracies_are_read_from_all_sweeps(lines_of):
     width = table()[-1].width
     first = [entry(90.0), entry(91.0, seed=1), entry(89.0, type="lowrank", rank=10)]
     second = [entry(88.0, type="octave"), entry(87.5, type="svd"), entry(87.0, width=width)]
-    shown = cells(table2_accuracy.markdown(results(first, second)))
+    lines = lines_of(first, second)
+    shown = cells(lines)
     assert shown["VGG11"] == ("90.50 ± 0.71", "")
     assert shown["VGG11-LRr"] == ("89.00", "-1.50")
     assert shown["VGG11-OctConv"] == ("88.00", "-2.50")
     assert shown["VGG11-SVD"] == ("87.50", "-3.00")
     assert shown["VGG11, thinner"] == ("87.00", "-3.50")
     assert shown["VGG11-Basis"] == shown["SqueezeNet"] == ("not measured", "")
+    assert "| VGG11-Basis | not measured |  | -0.1* | +0.2* | -0.2* |" in lines
 
 
-def test_other_data_alphas_and_widths_are_no_rows(results):
+def test_other_data_alphas_and_widths_are_no_rows(lines_of):
     others = [
         entry(99.0, dataset="svhn"),
         entry(98.0, type="rank", rank=1, alpha=0.25),
@@ -92,34 +91,24 @@ def test_other_data_alphas_and_widths_are_no_rows(results):
         entry(96.0, type="rank", rank=1, reg_weight=0.0),
         entry(95.0, width=0.5),
     ]
-    assert {cell for cell, _ in list(cells(table2_accuracy.markdown(results(others))).values())[1:]} == {"not measured"}
+    assert {cell for cell, _ in list(cells(lines_of(others)).values())[1:]} == {"not measured"}
 
 
-def test_rows_of_a_network_are_of_one_recipe_and_length_those_with_most_rows(results):
+def test_rows_of_a_network_are_of_one_recipe_and_length_those_with_most_rows(lines_of):
     long = [entry(93.0, epochs=250)]
     fast = [entry(90.0, recipe="fast"), entry(89.5, type="rank", rank=1, recipe="fast")]
     squeezed = [entry(80.0, "SqueezeNet", epochs=9), entry(79.0, "SqueezeNet", "lowrank", 10, epochs=9)]
-    lines = table2_accuracy.markdown(results(long, fast, squeezed))
+    lines = lines_of(long, fast, squeezed)
     shown = cells(lines)
     assert shown["VGG11"] == ("90.00", "") and shown["VGG11-Lr"] == ("89.50", "-0.50")
     assert shown["SqueezeNet-LRr"] == ("79.00", "-1.00")
-    caption = " ".join(lines)
-    assert "VGG11, CIFAR-10, fast recipe, 4 epochs" in caption
-    assert "SqueezeNet, CIFAR-10, the paper's recipe, 9 epochs" in caption
-
-
-def test_the_papers_accuracies_stand_beside_with_the_remarks(results):
-    lines = table2_accuracy.markdown(results())
-    assert "| VGG11 | not measured |  | 90.4 | 95.4 | 70.2 |" in lines
-    assert "| VGG11-Basis | not measured |  | -0.1* | +0.2* | -0.2* |" in lines
-    assert "| VGG11-Ghost | not measured |  | - | - | - |" in lines
-    assert "58.1" in lines[-1] and "70.4" in lines[-1]
+    assert "VGG11, CIFAR-10, fast recipe, 4 epochs" in " ".join(lines)
 
 
 # ---- speed and the command ------------------------------------------------------------------------------------------
 
 
-def test_speed_is_of_every_row_and_against_the_plain_network_of_its_own(monkeypatch):
+def test_every_row_is_timed_against_the_plain_network(monkeypatch):
     asked = []
 
     def compare(steps, seconds, device):
@@ -127,41 +116,37 @@ def test_speed_is_of_every_row_and_against_the_plain_network_of_its_own(monkeypa
         numbers = {"rounds": 3, "ratio_quartiles": [1, 3]}
         return {key: {"milliseconds": 50.0, "ratio": 1 if key == "dense" else 2, **numbers} for key in steps}
 
-    monkeypatch.setattr(table2_speed, "compare", compare)
-    monkeypatch.setattr(table2_speed, "make_step", lambda build, conv, task, options, compiled: (build, None, None))
-    speed = table2_speed.measure(1, "cpu")
+    monkeypatch.setattr(speed, "compare", compare)
+    monkeypatch.setattr(speed, "make_step", lambda build, conv, task, options, compiled: (build, None, None))
+    measured = speed.measure(1, "cpu")
     assert asked[0] == ["dense", "SqueezeNet-LRr"] and asked[-1][0] == "dense" and len(asked) == 2 * 3
-    assert {(row["network"], row["task"]) for row in speed["rows"]} == {
-        (row.name, task) for row in table() for task in ("train 50", "infer 50", "infer 1")
-    }
-    assert {row["images_per_second"] for row in speed["rows"] if row["task"] == "infer 1"} == {20.0}
-    assert "| VGG11-SVD | 50.00 (2.00) | 50.00 (2.00) | 50.00 (2.00) |" in table2_speed.markdown(speed)
+    assert {row["network"] for row in measured["rows"]} == {row.name for row in table()}
+    assert {row["images_per_second"] for row in measured["rows"] if row["task"] == "infer 1"} == {20.0}
+    assert "| VGG11-SVD | 50.00 (2.00) | 50.00 (2.00) | 50.00 (2.00) |" in speed.markdown(measured)
 
 
-@pytest.mark.parametrize("task", table2_speed.TASKS)
-@pytest.mark.parametrize("name", ["SqueezeNet-LRr", "VGG11-OctConv"])
-def test_a_timed_step_is_that_of_the_row(name, task, monkeypatch):
-    row = next(row for row in table() if row.name == name)
+@pytest.mark.parametrize("task", ("train 50", "infer 1"))
+def test_a_timed_step_is_that_of_the_row(task, monkeypatch):
+    row = next(row for row in table() if row.name == "VGG11-OctConv")
     small = row.variant.build(row.network, width=0.125)
     batches = []
     small.register_forward_pre_hook(lambda module, images: batches.append((len(images[0]), module.training)))
     monkeypatch.setattr(type(row), "build", lambda self: small)
-    table2_speed._step(row, task, table2_speed.Namespace(device="cpu", precision="float32", graphs=False))()
-    assert batches == [(table2_speed.TASKS[task], task == "train 50")]
+    speed._step(row, task, Namespace(device="cpu", precision="float32", graphs=False))()
+    assert batches == [(speed.TASKS[task], task == "train 50")]
 
 
-def test_the_command_counts_prints_and_keeps_measured_speeds(tmp_path, capsys, monkeypatch, counted):
+def test_the_command_counts_and_keeps_measured_speeds(tmp_path, capsys, monkeypatch, counted):
     monkeypatch.setattr(table2, "count_rows", lambda: counted)
-    speed = {"origin": {"device": "cpu", "threads": 2, "torch": "2"}, "precision": "float32"}
-    cell = {"network": "VGG11", "milliseconds": 7.0, "ratio": 1.0}
-    speed["rows"] = [cell | {"task": task} for task in table2_speed.TASKS]
+    times = {"origin": {"device": "cpu", "threads": 2, "torch": "2"}, "precision": "float32"}
+    times["rows"] = [{"network": "VGG11", "task": task, "milliseconds": 7.0, "ratio": 1.0} for task in speed.TASKS]
     output = tmp_path / "table2.json"
     assert table2.main(["--output", str(output)]) == 0
     assert "not measured (--speed)" in capsys.readouterr().out
-    output.write_text(json.dumps(json.loads(output.read_text()) | {"speed": speed}))
+    output.write_text(json.dumps(json.loads(output.read_text()) | {"speed": times}))
     assert table2.main(["--output", str(output)]) == 0
     record = json.loads(output.read_text())
-    assert record["speed"] == speed and record["rows"] == counted
+    assert record["speed"] == times and record["rows"] == counted
     assert "| VGG11 | 7.00 (1.00) | 7.00 (1.00) | 7.00 (1.00) |" in capsys.readouterr().out
     output.write_text("{")
     assert table2.main(["--output", str(output)]) == 2

@@ -1,0 +1,95 @@
+"""Draw the figures from the files in results/ alone: no checkpoint is read, no network trained.
+
+    python -m experiments.figures                              # all of them, to results/figures/ as .svg and .png
+    python -m experiments.figures table1 training_curves       # some
+    python -m experiments.figures accuracy_parameters --results base_cifar10
+    python -m experiments.figures --results-folder DIR         # from other results, to DIR/figures/
+
+A figure without results is left out, and a line names what is missing. Needs matplotlib (pip install matplotlib). Each
+figure is a file of this folder, whose docstring describes it.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.results import RESULTS, NoResults
+from linearconv_variants import OneLineParser
+from training.errors import EXPECTED, UsageError, report_failure
+from training.report import ROOT
+
+FIGURES = (
+    "operation",
+    "correlation",
+    "table1",
+    "training_curves",
+    "accuracy_parameters",
+    "compression",
+    "ablations",
+)
+
+
+def matplotlib_is_there() -> bool:
+    """Return True where matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def draw(names: Sequence[str], folder: Path, result: str | None = None) -> None:
+    """Draw figures to `<folder>/figures/`, and print for each the files, or why it is left out.
+
+    Args:
+        names: out of `FIGURES`.
+        folder: with the results.
+        result: the sweep that accuracy_parameters shows; its default is the figure's.
+
+    Raises:
+        UsageError: where matplotlib is missing, or a result cannot be read.
+    """
+    if not matplotlib_is_there():
+        raise UsageError("figures need matplotlib: pip install matplotlib")
+    from experiments.figures import style
+
+    (folder / "figures").mkdir(exist_ok=True)
+    for name in names:
+        figure = importlib.import_module(f"experiments.figures.{name}")
+        chosen = [result] if result and name == "accuracy_parameters" else []
+        try:
+            with style.styled():
+                written = style.save(figure.draw(folder, *chosen), folder / "figures" / name)
+        except NoResults as reason:
+            print(f"left out: {name}: {reason}")
+            continue
+        print("written:", *(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path for path in written))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    parser = OneLineParser(
+        prog="python -m experiments.figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help=f"of {', '.join(FIGURES)} (default: all)")
+    add("--results-folder", type=Path, default=RESULTS, metavar="DIR", help="with the results (default: results)")
+    add(
+        "--results",
+        metavar="NAME",
+        help="the sweep that accuracy_parameters shows (default: the fullest)",
+    )
+    options = parser.parse_args(argv)
+    if unknown := set(options.names) - set(FIGURES):
+        parser.error(f"there is no figure {', '.join(sorted(unknown))}: choose of {', '.join(FIGURES)}")
+    folder = options.results_folder.resolve()
+    try:
+        if not folder.is_dir():
+            raise UsageError(f"there is no folder {options.results_folder}")
+        draw(options.names or FIGURES, folder, Path(options.results).stem if options.results else None)
+    except EXPECTED as error:
+        return report_failure(error, "figures")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

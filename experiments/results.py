@@ -1,0 +1,157 @@
+"""Read results/: every run of every sweep, the name of its setting, and which runs compare.
+
+for run in every_run():
+    print(run["file"], run["method"], run["report"]["dataset"], run["report"]["test_accuracy"])
+"""
+
+import json
+import re
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from dataloaders import DATASETS
+from linearconv_variants import LINEARCONV_TYPES
+from training.errors import UsageError
+from training.report import ROOT
+
+RESULTS = ROOT / "results"
+CONDITIONS = ("architecture", "dataset", "recipe", "epochs")  # runs compare that have these in common
+PAPER_WEIGHT = 0.01  # of the regulariser
+OTHERS = {"octave": "octave", "basis": "filter basis", "ghost": "Ghost module", "svd": "SVD pair"}  # baselines by type
+REPORTED = re.compile(r"(-t|-r|-s|--alpha|--width|--reg-weight|--recipe) \S+")  # options that are in the report
+TITLES = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "svhn": "SVHN",
+    "mnist": "MNIST",
+    "fashionmnist": "Fashion-MNIST",
+}
+
+
+class NoResults(UsageError):
+    """A result has not been measured; str() names it."""
+
+
+def load(name: str, folder: Path = RESULTS) -> dict:
+    """Return the content of `<folder>/<name>.json`.
+
+    Raises:
+        NoResults: where the file does not exist.
+        UsageError: where it is not JSON.
+    """
+    path = folder / f"{name}.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise NoResults(f"there is no {path.name}") from None
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path} is not JSON: {error}") from None
+
+
+def every_run(folder: Path = RESULTS, pattern: str = "*") -> Iterator[dict]:
+    """Yield the entries of all runs of all sweeps, with three additions.
+
+    `file` is the result's name, `method` the text of :func:`method`. The report is completed: the default of `recipe`
+    is `"paper"`, and `dataset` of an imagefolder is the data set that the run, its file or the file's note names.
+
+    Args:
+        folder: of the result files.
+        pattern: for their names, as `ablation_*`.
+    """
+    for path in sorted(folder.glob(f"{pattern}.json")):
+        record = load(path.stem, folder)
+        for run in record.get("runs", ()) if isinstance(record, dict) else ():
+            if "report" not in run:  # of another kind of file
+                break
+            report = {"recipe": "paper"} | run["report"]
+            report["dataset"] = dataset_of(run, f"{path.stem} {record.get('note', '')}")
+            yield run | {"file": path.stem, "report": report, "method": method(run)}
+
+
+def dataset_of(run: dict, text: str = "") -> str:
+    """Return a run's data set; of an imagefolder the one that its result names.
+
+    Args:
+        run: of a result file.
+        text: that may name the set, beside the run's name.
+    """
+    dataset = run.get("dataset") or run["report"]["dataset"]
+    if dataset != "imagefolder":
+        return dataset
+    text = f"{run['run']} {text}".lower().replace("-", "")
+    named = [name for name in DATASETS if name != "imagefolder" and name in text]
+    return max(named, key=len, default="imagefolder")  # of cifar10 and cifar100 the longer one
+
+
+def method(run: dict) -> str:
+    """Return the name of a run's setting: `Conv`, `-L`, `-Lr`, `-LRr` as in the paper, any other by its values.
+
+    Other names are, for example, `Conv, width 0.75`, `rank 0.5 P`, `rank 4`, `sparse 0.25`, `-Lr, alpha 0.25`, and
+    `-Lr, regulariser 0.1` or `-Lr, --no-amp` where the sweep has varied more than the variant.
+    """
+    report, setting = run["report"], run["setting"]
+    kind, rank, weight = report["type"], report["rank"], report["reg_weight"]
+    names = {
+        "dense": "Conv",
+        "rank": ("-Lr" if weight else "-L") if rank == 1 else f"rank {rank} P",
+        "lowrank": "-LRr" if rank == 10 and weight else f"rank {rank}",
+        "sparse": f"sparse {report['sparsity']}",
+        **OTHERS,
+    }
+    parts = [names.get(kind, kind)]
+    if report["alpha"] != 0.5 and kind != "dense":
+        parts.append(f"alpha {report['alpha']:g}")
+    if report["width"] != 1:
+        parts.append(f"width {report['width']:g}")
+    if kind in LINEARCONV_TYPES:
+        if not weight and parts[0] != "-L":
+            parts.append("no regulariser")
+        if "--reg-weight" in setting and weight not in (0, PAPER_WEIGHT):
+            parts.append(f"regulariser {weight:g}")
+    if others := REPORTED.sub("", setting).strip():
+        parts.append(others)
+    return ", ".join(parts)
+
+
+def comparable(runs: Iterable[dict]) -> dict[tuple, list[dict]]:
+    """Return the runs of :func:`every_run` in groups that compare, by the values of `CONDITIONS`."""
+    groups = {}
+    for run in runs:
+        groups.setdefault(tuple(run["report"][key] for key in CONDITIONS), []).append(run)
+    return groups
+
+
+def by_method(runs: Iterable[dict]) -> dict[str, list[dict]]:
+    """Return runs by method, one per seed: a method's second run with a seed, from another file, is left out."""
+    methods = {}
+    for run in runs:
+        methods.setdefault(run["method"], {}).setdefault(run["report"]["seed"], run)
+    return {name: list(seeds.values()) for name, seeds in methods.items()}
+
+
+def describe(conditions: tuple, settings: Iterable[Sequence[dict]]) -> str:
+    """Return a group in words: `Base, CIFAR-10, the paper's recipe, 250 epochs, 1 seed`.
+
+    Args:
+        conditions: its key in :func:`comparable`.
+        settings: the runs of each of its settings.
+    """
+    network, dataset, recipe, epochs = conditions
+    counts = [len(runs) for runs in settings]
+    least, most = min(counts), max(counts)
+    seeds = f"{most} seed" if least == most else f"{least} to {most} seed"
+    whose = "the paper's recipe" if recipe == "paper" else f"{recipe} recipe"
+    plural = "s" if most > 1 else ""
+    return f"{network}, {TITLES.get(dataset, dataset)}, {whose}, {epochs} epochs, {seeds}{plural}"
+
+
+def mean_and_deviation(values: Iterable[float]) -> tuple[float, float | None]:
+    """Return mean and sample standard deviation (divided by n - 1); of one value the latter is None."""
+    values = list(values)
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def mean_over_seeds(runs: Iterable[dict], key: str = "test_accuracy") -> tuple[float, float | None]:
+    """Return :func:`mean_and_deviation` of a number in the reports of runs."""
+    return mean_and_deviation(run["report"][key] for run in runs)

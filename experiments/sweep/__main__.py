@@ -1,0 +1,92 @@
+"""A training script over lists of settings, data sets and seeds: accuracy against parameters and FLOPs.
+
+    python -m experiments.sweep models/base_xcnn.py --name base -t dense rank sparse -r 0.1 0.25 0.5 1 -s 0.25 0.5 0.75
+    python -m experiments.sweep ... --seeds 0 1 2 --datasets cifar10 svhn --alpha 0.25 0.5 --epochs 20
+    python -m experiments.sweep ... --vary reg-weight 0 0.001 0.01 --vary lr 1e-3 1e-4    # any option of the script
+    python -m experiments.sweep ... --jobs 4              # four runs side by side
+    python -m experiments.sweep ... --shard 2/8           # the 2nd of 8 shares, for a scheduler
+    python -m experiments.sweep ... --dry-run             # list the runs and their states
+    python -m experiments.sweep ... --table               # table and plot of the finished runs
+    python -m experiments.sweep ... --table --columns setting parameters accuracy against_dense best
+    python -m experiments.sweep ... -- --batch-size 100   # options behind -- go to every run
+
+Each run is a process of its own in ckpt/<name>/<run>/, with its output in output.txt there. When it ends, its settings,
+report and log are added to results/<name>.json. The same command again skips the runs in that file, also when ckpt/ is
+gone, and resumes interrupted ones. Several sweeps may share a name, as each run is locked. When all runs are done, a
+table of results/<name>.json is printed, and results/<name>.png is drawn.
+
+-s goes with sparse, -r with rank and lowrank; where both of these are asked for, shares up to 1 go to rank and numbers
+above 1 to lowrank. The default of -t is the types that the values belong to. A type without values takes the script's
+default. dense, the reference, has neither values nor alpha and runs once per data set, seed and combination of --vary.
+The other methods (octave, basis, ghost, svd) have no values; basis has no alpha.
+"""
+
+import sys
+from argparse import Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from baselines import HELP
+from dataloaders import DATASETS
+from experiments.command_line import split_arguments
+from experiments.sweep.command import add_sweep_options, carry_out, check_sweep_options
+from experiments.sweep.plan import plan
+from experiments.sweep.runner import Results
+from experiments.sweep.table import COLUMNS, USUAL_COLUMNS, markdown
+from linearconv_variants import OneLineParser, add_options
+from training.errors import EXPECTED, report_failure
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    options, extra = parse(sys.argv[1:] if argv is None else argv)
+    try:
+        return carry_out(plan(options, extra), options, partial(show, columns=options.columns))
+    except EXPECTED as error:
+        return report_failure(error, "sweep")
+
+
+def parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
+    """Return the sweep's own options, and the training options behind `--`.
+
+    Raises:
+        SystemExit: with code 2 after one line on stderr.
+    """
+    parser = OneLineParser(
+        prog="python -m experiments.sweep", description=__doc__, formatter_class=RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("script", type=Path, help="a training script of models/")
+    add_sweep_options(parser)
+    add_options(parser, several=True, others=HELP)
+    add("--datasets", choices=DATASETS, nargs="+", help="default: the script's choice")
+    add("--network", nargs="+", help="networks of the script's family; default: the first")
+    varied = "an option of the script, without --, and its values (a list in quotes); may come several times"
+    add("--vary", action="append", nargs="+", default=[], metavar=("OPTION", "VALUE"), help=varied)
+    shown = f"of the table (default: {' '.join(USUAL_COLUMNS)})"
+    add("--columns", choices=COLUMNS, nargs="+", default=USUAL_COLUMNS, help=shown)
+    own, extra = split_arguments(argv)
+    options = parser.parse_args(own)
+    if not options.script.is_file():
+        parser.error(f"there is no script {options.script}")
+    check_sweep_options(parser, options, extra)
+    return options, extra
+
+
+def show(results: Results, columns: Sequence[str]) -> None:
+    """Print the table and draw the plot of all runs in the result file."""
+    print("\n".join(markdown(results.runs, columns)))
+    path = results.path.with_suffix(".png")
+    try:
+        from experiments.sweep.plot import plot
+    except ImportError:
+        print(f"written: {results.path}\nno plot: matplotlib is not installed (pip install matplotlib)")
+        return
+    with results.locked():  # two shards may end at the same time
+        plot(results.runs, path)
+    print(f"written: {results.path}, {path.name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

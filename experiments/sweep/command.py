@@ -1,0 +1,122 @@
+"""The commands that run sweeps: the options that they share, and what happens from a plan to its results."""
+
+import os
+import re
+import sys
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from experiments.sweep.runner import Results, Run, Runner, cores, is_locked
+from linearconv_variants import OneLineParser
+from training.errors import UsageError
+from training.numbers import positive_int
+from training.report import ROOT
+
+CORES_PER_JOB = 4  # default on a CPU
+GIVEN_BY_SWEEP = {"--network", "--output", "--resume", "--count-only"}
+
+
+def add_sweep_options(parser: OneLineParser) -> None:
+    """Add the options of all commands that run sweeps."""
+    add = parser.add_argument
+    add("--name", help="of the sweep: its folder in ckpt/ and its files in results/")
+    add("--seeds", type=int, nargs="+")
+    add("--epochs", type=positive_int)
+    add("--note", help="description of the data, kept in the result")
+    add("--jobs", type=positive_int, help=f"runs side by side (default: one per GPU, or per {CORES_PER_JOB} cores)")
+    add("--shard", type=shard, default=(1, 1), metavar="I/N", help="run the I-th of N shares only")
+    add("--dry-run", action="store_true", help="list the runs and their states")
+    add("--table", action="store_true", help="run nothing: show the finished runs")
+    add("--ckpt", type=Path, default=ROOT / "ckpt", metavar="DIR", help="for the runs (default: ckpt)")
+    add("--results", type=Path, default=ROOT / "results", metavar="DIR", help="for the result (default: results)")
+
+
+def check_sweep_options(parser: OneLineParser, options: Namespace, extra: Sequence[str]) -> None:
+    """End the process, with one line on stderr and code 2, where the name or the training options are not allowed.
+
+    Args:
+        parser, options: of the command.
+        extra: training options for every run.
+    """
+    if not options.name:
+        parser.error("the following arguments are required: --name")
+    if not re.fullmatch(r"\w[\w.-]*", options.name):
+        parser.error(f"--name must be a plain file name, got {options.name!r}")
+    if taken := GIVEN_BY_SWEEP & {word.split("=")[0] for word in extra}:
+        parser.error(f"{' '.join(sorted(taken))} cannot stand behind --: the sweep gives each run its own")
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Return (i, n) of `i/n`, for argparse."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise ArgumentTypeError(f"must be i/n with 1 <= i <= n, got {text}")
+    return int(match[1]), int(match[2])
+
+
+def carry_out(every: Sequence[Run], options: Namespace, show: Callable[[Results], None]) -> int:
+    """List, run or show the runs of a plan, as the options ask.
+
+    Args:
+        every: the plan.
+        options: those of :func:`add_sweep_options`.
+        show: called with the results when all runs are done, or for --table.
+
+    Returns:
+        The exit code: 1 where runs have failed, 128 and more after a signal.
+
+    Raises:
+        UsageError: where folders or results hold runs of other settings, or there is nothing to show.
+    """
+    results = Results(options.results / f"{options.name}.json", options.ckpt / options.name / "results.lock", every)
+    states = {run.name: "done" if results.holds(run) else run.state() for run in every}
+    runs = every[options.shard[0] - 1 :: options.shard[1]]
+    if options.dry_run:
+        for run in runs:
+            print(f"{'running' if is_locked(run.lock) else states[run.name]:12s} {run.name:40s} {run.command}")
+        return 0
+    results.add([run for run in every if states[run.name] == "done"], options.note)
+    if not options.table:
+        if code := _run(runs, results, options.jobs, every[0].device):
+            return code
+        results.add([run for run in every if run.state() == "done"], options.note)  # shards that have just ended
+    missing = sum(not results.holds(run) for run in every)
+    if options.table and not results.runs:
+        raise UsageError("no run is done yet: leave out --table to start them")
+    if missing and not options.table:
+        print(f"{missing} runs of other shards are not done: the last shard to end makes the table")
+        return 0
+    if missing:
+        print(f"from {len(every) - missing} of {len(every)} runs:")
+    show(results)
+    return 0
+
+
+def _run(runs, results, jobs, device):
+    """Complete the runs; return the exit code."""
+    gpus = gpus_for(device)
+    if not jobs:
+        jobs = len(gpus) or (max(1, cores() // CORES_PER_JOB) if device == "cpu" else 1)
+    runner = Runner(runs, results, jobs, gpus)
+    print(f"{len(runs)} runs, {runner.ended} done; {jobs} at a time, threads of each: {runner.threads}", flush=True)
+    runner.go()
+    if runner.signals:
+        done = sum(results.holds(run) for run in runs)
+        print(f"interrupted: {done} of {len(runs)} runs are done; the same command resumes", file=sys.stderr)
+        return 128 + runner.signals[0]
+    if runner.failed:
+        print(f"{len(runner.failed)} of {len(runs)} runs failed: {', '.join(runner.failed)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def gpus_for(device: str) -> list[str]:
+    """Return the GPUs to spread runs over, as CUDA_VISIBLE_DEVICES names them; none where the device was chosen."""
+    if device != "cuda":
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return (visible.split(",") if visible else [str(index) for index in range(count)])[:count]

@@ -1,0 +1,242 @@
+"""The runs of a sweep: every setting for every data set, network and seed, each with a name of its own.
+
+A setting is a row of options, as a results table has rows: the variant first (-t -r -s --alpha), then the options that
+set it apart, as `-t rank -r 1 --reg-weight 0`. A sweep makes its rows from lists; :func:`plan_run` takes any.
+"""
+
+import itertools
+import re
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from experiments.command_line import shown_command
+from experiments.sweep.runner import Run
+from linearconv_variants import OneLineParser, Variant
+from training.errors import UsageError
+from training.options import dataset_label, make_parser, parse_arguments, run_name
+from training.recipes import SHORT
+from training.report import ROOT
+from training.settings import Recipe
+
+WITHOUT_EFFECT = (  # options that the result does not depend on
+    "count_only",
+    "data_root",
+    "device",
+    "download",
+    "in_channels",
+    "may_change",
+    "networks",
+    "num_classes",
+    "output",
+    "program",
+    "resume",
+    "save_every",
+    "tensorboard",
+    "variant",  # replaced by its fields
+)
+OF_VARIANT = ("-t", "-r", "-s", "--alpha")
+WITHOUT_ALPHA = ("dense", "basis")
+LISTED = {  # options for which a sweep has lists, and the names of those
+    "type": "type",
+    "rank": "rank",
+    "sparsity": "sparsity",
+    "alpha": "alpha",
+    "network": "network",
+    "seed": "seeds",
+    "dataset": "datasets",
+}
+
+
+def plan(options: Namespace, extra: Sequence[str]) -> list[Run]:
+    """Return the runs of a sweep, one seed after the other, so that every setting has a result early.
+
+    Args:
+        options: of the sweep.
+        extra: training options for every run.
+
+    Raises:
+        UsageError, SystemExit: for values that the training scripts refuse.
+    """
+    shared = list(extra)
+    if options.compute != "auto":
+        shared += ["--compute", options.compute]
+    if options.epochs:
+        shared += ["--epochs", str(options.epochs)]
+    rows = []
+    varied = _varied(options.vary, shared)
+    for variant in _variants(options):
+        alphas = [] if variant[1] in WITHOUT_ALPHA else options.alpha or []
+        for alpha in [["--alpha", shortest(alpha)] for alpha in alphas] or [[]]:
+            rows += [[*variant, *alpha, *others] for others in varied]
+    runs, folder = [], options.ckpt / options.name
+    choices = options.seeds or [None], options.datasets or [None], options.network or [None], rows
+    for seed, dataset, network, row in itertools.product(*choices):
+        runs.append(plan_run(options.script, folder, row, shared, network=network, dataset=dataset, seed=seed))
+    return unique(runs)
+
+
+def unique(runs: Iterable[Run]) -> list[Run]:
+    """Return the runs, repeated ones once.
+
+    Raises:
+        UsageError: where runs of different settings share a name.
+    """
+    named = {}
+    for run in runs:
+        if named.setdefault(run.name, run).settings != run.settings:
+            raise UsageError(f"two settings would share the name {run.name}: give rounder values")
+    return list(named.values())
+
+
+def plan_run(
+    script: Path,
+    folder: Path,
+    row: Sequence[str],
+    shared: Sequence[str] = (),
+    *,
+    network: str | None = None,
+    dataset: str | None = None,
+    seed: int | None = None,
+) -> Run:
+    """Return the run of one row, one data set and one seed.
+
+    Args:
+        script: of models/.
+        folder: of the sweep.
+        row: options that set the run apart from its neighbours, those of the variant first, each with its values.
+        shared: options that the runs have in common.
+        network, dataset, seed: the script's choice where left out.
+
+    Raises:
+        SystemExit: with one line on stderr for options that the script refuses.
+    """
+    arguments = [*shared, *row]
+    for option, value in (("--network", network), ("--dataset", dataset), ("--seed", seed)):
+        if value is not None:
+            arguments += [option, str(value)]
+    script = script.resolve()
+    shown = script.relative_to(ROOT).as_posix() if script.is_relative_to(ROOT) else script.name
+    parser = script_parser(network or script.stem.removesuffix("_xcnn"))
+    parser.prog = script.name
+    parsed = parse_arguments(parser, arguments)
+    settings = _settings(parsed, shown)
+    if not {"--amp", "--no-amp"} & set(arguments):
+        settings["amp"] = None  # the default is the machine's
+    variant, others = split_row(row)
+    name = run_name(parsed, parsed.dataset or "default")
+    for option, *values in others:
+        part = re.sub(r"[^\w.-]", "_", f"-{option[2:]}{'_'.join(values)}")
+        if f"{part}-" not in name:  # a run's name has some options already
+            name += part
+    varied = " ".join(word for words in others for word in words)
+    return Run(
+        name,
+        script=script,
+        setting=f"{_setting(parsed.variant)} {varied}".rstrip(),
+        varied=varied,
+        dataset=dataset_label(parsed, parsed.dataset),
+        arguments=arguments,
+        settings=settings,
+        defaults=_settings(parse_arguments(parser, [*variant, "--recipe", parsed.recipe]), shown),
+        folder=folder / name,
+        command=shown_command(["python", shown, *arguments], parsed.data_root),
+        device=parsed.device,
+    )
+
+
+def script_parser(network: str = "") -> OneLineParser:
+    """Return the parser of the options that all training scripts have, for those of one network."""
+    return make_parser({network: None}, Recipe(lr=1e-3, epochs=1))
+
+
+def split_row(row: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Return the options of a row's variant, and its others, each with its values, numbers in their shortest form."""
+    size, others = 0, []
+    while row[size : size + 1] and row[size] in OF_VARIANT:
+        size += 2
+    for word in row[size:]:
+        if word.startswith("--"):
+            others.append([word])
+        else:
+            try:
+                word = shortest(float(word))
+            except ValueError:
+                pass
+            others[-1].append(word)
+    return list(row[:size]), others
+
+
+def shortest(value: float) -> str:
+    """Return a number in its shortest form: 1 for 1.0."""
+    return str(int(value)) if value.is_integer() else repr(value)
+
+
+def _varied(given: Sequence[Sequence[str]], shared: Sequence[str]) -> list[list[str]]:
+    """Every combination of the values of --vary, as options of the script; without --vary an empty one."""
+    actions, lists = script_parser()._option_string_actions, {}
+    fixed = {word.split("=")[0] for word in shared}
+    for name, *values in given:
+        option = f"--{name}"
+        action = actions.get(option)
+        if problem := _why_not_varied(option, action, values, fixed):
+            raise UsageError(f"--vary {name}: {problem}")
+        lists.setdefault(option, []).extend([option, *value.split()] for value in values)
+    return [list(itertools.chain(*words)) for words in itertools.product(*lists.values())]
+
+
+def _why_not_varied(option, action, values, fixed):
+    """What is wrong with an option of --vary; an empty text where nothing is."""
+    if action is None:
+        return f"the training scripts have no option {option}"
+    if action.dest in LISTED:
+        return f"give a list to the sweep's own --{LISTED[action.dest]}"
+    if action.dest in ("help", *WITHOUT_EFFECT):
+        return f"results do not depend on {option}"
+    if action.nargs == 0:
+        return f"{option} is a switch without values; it can stand behind --"
+    if option in fixed:
+        return f"{option} is given for all runs already"
+    return "" if values else "give values"
+
+
+def _variants(options: Namespace) -> list[list[str]]:
+    """-t with -r or -s, for every type and every value that belongs to it."""
+    ranks, sparsities = options.rank or [], options.sparsity or []
+    shares, numbers = [rank for rank in ranks if rank <= 1], [rank for rank in ranks if not rank <= 1]
+    types = list(dict.fromkeys(options.type or ()))
+    if not types:
+        wanted = {"rank": shares, "lowrank": numbers, "sparse": sparsities}
+        types = [type for type, values in wanted.items() if values] or ["rank"]
+    if ranks and not {"rank", "lowrank"} & set(types):
+        raise UsageError(f"-r has no meaning with -t {' '.join(types)}: it belongs to lowrank and rank")
+    if sparsities and "sparse" not in types:
+        raise UsageError(f"-s has no meaning with -t {' '.join(types)}: it belongs to sparse")
+    if "rank" not in types or "lowrank" not in types:
+        shares = numbers = ranks
+    given = {"rank": ("-r", shares), "lowrank": ("-r", numbers), "sparse": ("-s", sparsities)}
+    variants = []
+    for type in types:
+        option, values = given.get(type, ("", ()))
+        variants += [["-t", type, option, shortest(value)] for value in values] or [["-t", type]]
+    return variants
+
+
+def _settings(options, script):
+    """All options that the result depends on, with the values that a short recipe has now."""
+    settings = {key: value for key, value in vars(options).items() if key not in WITHOUT_EFFECT}
+    if options.recipe in SHORT:
+        recipe = SHORT[options.recipe].changed_by(options)
+        settings |= vars(recipe)
+        settings["milestones"] = list(recipe.milestones)
+    return {**settings, **asdict(options.variant), "script": script}
+
+
+def _setting(variant: Variant) -> str:
+    alpha = variant.alpha if variant.alpha != 0.5 and variant.type not in WITHOUT_ALPHA else None
+    words = f"-t {variant.type}"
+    for option, value in (("-r", variant.rank), ("-s", variant.sparsity), ("--alpha", alpha)):
+        if value is not None:
+            words += f" {option} {value:g}"
+    return words

@@ -1,0 +1,322 @@
+"""Runs of a sweep, a few at a time and none of them twice, and the result file that they are added to.
+
+    results/<name>.json: {"note", "runs": [{"run", "setting", "varied", "dataset", "settings", "report", "log"}, ...]}
+
+A run is locked while its process lives. The operating system holds the lock, so that a killed process leaves none
+behind. A run in the result file with the same settings is done, also when its folder is gone; a setting that it lacks,
+because it is older than the option, counts as the default. Runs without settings are of earlier programs: tables show
+them, and they are never taken for a run that is asked for.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from training.checkpoints import holds_checkpoint
+from training.errors import UsageError
+from training.files import write_json
+from training.run_folder import REPORT, read_log
+
+SETTINGS, OUTPUT = "settings.json", "output.txt"  # files of a run, beside those that it writes itself
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+POLL = 0.1  # seconds
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of a training script.
+
+    Args:
+        name: of the run and its folder.
+        script: of models/.
+        setting: the variant and the other options that set the run apart from its neighbours.
+        varied: these other options alone.
+        dataset: its name; of an imagefolder the folder's name; None where the script chooses.
+        arguments: of the script.
+        settings: all options that the result depends on.
+        defaults: values of the settings that an older result does not have.
+        folder: for report, log and checkpoints.
+        command: the call without this machine's paths.
+        device: that the run asks for.
+    """
+
+    name: str
+    script: Path
+    setting: str
+    varied: str
+    dataset: str | None
+    arguments: list[str]
+    settings: dict[str, object]
+    defaults: dict[str, object]
+    folder: Path
+    command: str
+    device: str
+
+    @property
+    def lock(self) -> Path:
+        """The file that is locked during the run; outside the folder, so that the folder can be deleted."""
+        return self.folder.with_name(self.name + ".lock")
+
+    def state(self) -> str:
+        """Return the state of the folder: `"done"`, `"interrupted"` (there is a checkpoint) or `"to do"`.
+
+        Raises:
+            UsageError: where the folder holds another run.
+        """
+        state = "to do"
+        if (self.folder / REPORT).exists():
+            state = "done"
+        elif holds_checkpoint(self.folder):
+            state = "interrupted"
+        if (self.folder / SETTINGS).exists():
+            self.check(json.loads((self.folder / SETTINGS).read_text()), self.folder)
+        elif state != "to do":
+            raise UsageError(f"{self.folder} holds a run of no sweep: give another --name")
+        return state
+
+    def check(self, saved: dict[str, object], where: Path) -> None:
+        """Compare the settings with saved ones.
+
+        Raises:
+            UsageError: naming those that differ.
+        """
+        saved = self.defaults | saved
+        different = [key for key in self.settings if saved[key] != self.settings[key]]
+        if different:
+            changes = ", ".join(f"{key} {saved[key]} there, {self.settings[key]} here" for key in different)
+            raise UsageError(f"{where} holds a run of other settings ({changes}): give another --name")
+
+    def entry(self) -> dict[str, object]:
+        """Return the entry of a finished run in the result file."""
+        report = json.loads((self.folder / REPORT).read_text()) | {"command": self.command}
+        kept = {"run": self.name, "setting": self.setting, "varied": self.varied, "dataset": self.dataset}
+        return {**kept, "settings": self.settings, "report": report, "log": read_log(self.folder)}
+
+
+def take_lock(path: Path) -> TextIO | None:
+    """Return an open file that holds the lock until it is closed or its process dies; None where another has it."""
+    file = open(path, "w")  # noqa: SIM115  stays open
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+def is_locked(path: Path) -> bool:
+    """Return True while a process holds the lock."""
+    if not path.exists():
+        return False
+    lock = take_lock(path)
+    if lock:
+        lock.close()
+    return lock is None
+
+
+class Results:
+    """A result file, as last read or written.
+
+    Args:
+        path: of the file.
+        lock: a file that processes lock while they write.
+        plan: the runs of the sweep, whose order the file keeps.
+
+    Raises:
+        UsageError: where the file is not one of a sweep.
+    """
+
+    def __init__(self, path: Path, lock: Path, plan: Sequence[Run]) -> None:
+        self.path, self._lock = path, lock
+        self._order = {run.name: index for index, run in enumerate(plan)}
+        self._read()
+
+    def _read(self):
+        self._record = json.loads(self.path.read_text()) if self.path.exists() else {"note": "", "runs": []}
+        if not {"note", "runs"} <= set(self._record):
+            raise UsageError(f"{self.path} is not of a sweep: give another --name")
+
+    @property
+    def runs(self) -> list[dict]:
+        """The entries of all runs."""
+        return self._record["runs"]
+
+    def holds(self, run: Run) -> bool:
+        """Return True where the run is done.
+
+        Raises:
+            UsageError: where the file holds a run of that name and other settings.
+        """
+        for entry in self.runs:
+            if entry["run"] == run.name and "settings" in entry:
+                run.check(entry["settings"], self.path)
+                return True
+        return False
+
+    def add(self, done: Sequence[Run], note: str | None = None) -> None:
+        """Add finished runs; those in the file stay unchanged.
+
+        Args:
+            done: runs, each with its report in its folder or its entry in the file.
+            note: what the data are (default: the note in the file).
+        """
+        if all(self.holds(run) for run in done) and note in (None, self._record["note"]):
+            return
+        with self.locked():
+            self._read()
+            new = [run.entry() for run in done if not self.holds(run)]
+            names = {entry["run"] for entry in new}
+            runs = [entry for entry in self.runs if entry["run"] not in names] + new
+            runs.sort(key=lambda entry: self._order.get(entry["run"], -1))
+            self._record = {"note": self._record["note"] if note is None else note, "runs": runs}
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.path, self._record)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from writing the file, or what is made from it, within the context."""
+        self._lock.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._lock, "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+@dataclass
+class Job:
+    """A run with its process."""
+
+    run: Run
+    lock: TextIO
+    gpu: str | None
+    process: subprocess.Popen
+    began: float
+
+
+class Runner:
+    """Complete runs, several at a time.
+
+    The process of a run inherits its lock: if this process is killed, the run continues and is not started again.
+
+    Args:
+        runs: in the order in which they start.
+        results: knows which are done (`holds`), and takes those that end (`add`).
+        jobs: number of runs side by side.
+        gpus: to spread them over, as CUDA_VISIBLE_DEVICES names them.
+    """
+
+    def __init__(self, runs: Sequence[Run], results: Results, jobs: int, gpus: Sequence[str]) -> None:
+        self.runs, self.results, self.jobs, self.gpus = runs, results, jobs, gpus
+        self.threads = max(1, cores() // jobs)
+        if os.environ.get("OMP_NUM_THREADS", "").isdigit():
+            self.threads = min(self.threads, int(os.environ["OMP_NUM_THREADS"]) or 1)
+        self.todo = [run for run in runs if not results.holds(run)]
+        self.ended = len(runs) - len(self.todo)
+        self.running, self.failed, self.signals, self.waiting = [], [], [], set()
+
+    def go(self) -> None:
+        """Run until all have ended; after a signal, which is passed on to them, until the running ones have."""
+        handlers = {}
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                handlers[number] = signal.signal(number, self._on_signal)
+        passed_on = 0
+        try:
+            while self.running or (self.todo and not self.signals):
+                for job in list(self.running):
+                    if job.process.poll() is not None:
+                        self._end(job)
+                if not self.signals:
+                    self._start_what_fits()
+                elif passed_on < len(self.signals):
+                    for job in self.running:  # a second signal does not wait for them
+                        job.process.send_signal(signal.SIGKILL if passed_on else self.signals[0])
+                    passed_on = len(self.signals)
+                if self.running or self.todo:
+                    time.sleep(POLL)
+        finally:
+            for job in self.running:  # only after an error here
+                job.process.terminate()
+                job.process.wait()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number, frame):
+        self.signals.append(number)
+
+    def _start_what_fits(self):
+        for run in list(self.todo):
+            if len(self.running) >= self.jobs or self.signals:
+                return
+            run.lock.parent.mkdir(parents=True, exist_ok=True)
+            lock = take_lock(run.lock)
+            if lock is None:
+                if run.name not in self.waiting:
+                    self._say("wait", f"{run.name}: another process runs it")
+                self.waiting.add(run.name)
+                continue
+            self.todo.remove(run)
+            if run.state() == "done":
+                self.results.add([run])
+                self.ended += 1
+                self._say("done", f"{run.name}, by another process")
+                lock.close()
+            else:
+                self._start(run, lock)
+
+    def _start(self, run, lock):
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
+        gpu = None
+        if self.gpus:
+            busy = [job.gpu for job in self.running]
+            gpu = environment["CUDA_VISIBLE_DEVICES"] = min(self.gpus, key=busy.count)
+        run.folder.mkdir(exist_ok=True)
+        write_json(run.folder / SETTINGS, run.settings)
+        with open(run.folder / OUTPUT, "ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, run.script, *run.arguments, "--output", run.folder.resolve(), "--resume", "auto"],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                pass_fds=[lock.fileno()],
+                process_group=0,  # Ctrl-C reaches it once, through this process
+            )
+        self.running.append(Job(run, lock, gpu, process, time.monotonic()))
+        self._say("start", run.name)
+
+    def _end(self, job):
+        self.running.remove(job)
+        run, code = job.run, job.process.returncode
+        if code == 0 and run.state() == "done":
+            self.results.add([run])
+            self.ended += 1
+            accuracy = json.loads((run.folder / REPORT).read_text())["test_accuracy"]
+            minutes = (time.monotonic() - job.began) / 60
+            self._say("done", f"{run.name}, test accuracy {accuracy:.2f} %, {minutes:.1f} min")
+        elif self.signals:
+            self._say("stop", run.name)
+        else:
+            self.ended += 1
+            self.failed.append(run.name)
+            reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            lines = (run.folder / OUTPUT).read_text(errors="replace").split("\n")
+            last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+            self._say("FAIL", f"{run.name}, {reason}: {last}")
+        job.lock.close()
+
+    def _say(self, event, text):
+        print(f"[{self.ended}/{len(self.runs)}] {event:5s} {text}", flush=True)
+
+
+def cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

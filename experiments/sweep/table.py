@@ -1,0 +1,129 @@
+"""The table of a sweep: accuracy, parameters and FLOPs, over seeds.
+
+    python -m experiments.sweep ... --table
+
+Accuracy is that after the last epoch, not the best one, which would be chosen on the test images. Mean and sample
+standard deviation (divided by n - 1) are over the seeds of a setting.
+"""
+
+import statistics
+from collections.abc import Sequence
+
+from experiments.results import dataset_of, mean_and_deviation
+from training.markdown import markdown_table
+
+COUNTS = {
+    "parameters": "parameters",
+    "nonzero_parameters": "of them not pruned",
+    "flops_paper": "FLOPs, the paper's convention",
+    "macs_inference": "multiply-adds at inference",
+}
+COLUMNS = {  # title of each column
+    "dataset": "data",
+    "network": "network",
+    "setting": "setting",
+    **COUNTS,
+    "accuracy": "test accuracy",
+    "last_ten": "mean of the last ten epochs",
+    "best": "best (epoch)",
+    "against_dense": "against dense",
+    "correlation": "mean correlation of primary filters",
+    "seeds": "seeds",
+    "recipe": "recipe",
+    "epochs": "epochs",
+}
+CONDITIONS = ("dataset", "network", "recipe", "epochs")  # rows compare that have these in common
+USUAL_COLUMNS = ("dataset", "network", "setting", *COUNTS, "accuracy", "seeds")
+LEFT_ALIGNED = ("dataset", "network", "setting", "row")
+
+
+def summarise(runs: Sequence[dict]) -> list[dict]:
+    """Summarise the runs of a result file over seeds.
+
+    Returns:
+        A row per data set, network, setting, recipe and number of epochs, with the keys of `COLUMNS`. Accuracies are
+        (mean, deviation) in per cent; the deviation of a single seed is None. `last_ten` is None after fewer epochs,
+        `correlation` where it was not recorded. `against_dense` is the difference to the mean accuracy of the dense
+        network under the same conditions: with the same further options, else without any; else None.
+    """
+    groups = {}
+    for run in runs:
+        report = run["report"]
+        conditions = dataset_of(run), report["architecture"], report.get("recipe", "paper"), report["epochs"]
+        groups.setdefault((conditions, run["setting"]), []).append(run)
+    rows = []
+    for (conditions, setting), same in groups.items():
+        row = dict(zip(CONDITIONS, conditions, strict=True))
+        row["setting"] = setting
+        rows.append(row | _over_seeds(same))
+    dense = {}
+    for row in rows:
+        if row["type"] == "dense":
+            dense[_conditions(row), row["varied"]] = row
+    for row in rows:
+        plain, same = dense.get((_conditions(row), "")), dense.get((_conditions(row), row["varied"]))
+        reference = (plain or same) if row["type"] == "dense" else (same or plain)
+        row["against_dense"] = row["accuracy"][0] - reference["accuracy"][0] if reference else None
+    return sorted(rows, key=lambda row: (row["dataset"], row["network"]))  # settings stay in the sweep's order
+
+
+def _conditions(row):
+    return tuple(row[key] for key in CONDITIONS)
+
+
+def _over_seeds(runs):
+    """The values of the runs of one setting, which differ by their seed."""
+    reports, logs = [run["report"] for run in runs], [run["log"][-10:] for run in runs]
+    row = {key: reports[0][key] for key in ("type", "rank", "sparsity", "alpha")}
+    row |= {key: round(statistics.fmean(report[key] for report in reports)) for key in COUNTS}
+    row["varied"], row["seeds"] = runs[0].get("varied", ""), len(runs)
+    row["accuracy"] = mean_and_deviation(report["test_accuracy"] for report in reports)
+    row["best"] = mean_and_deviation(report["best_test_accuracy"] for report in reports)
+    row["best_epochs"] = sorted({report["best_epoch"] for report in reports})
+    row["last_ten"] = row["correlation"] = None
+    if all(len(log) == 10 for log in logs):
+        means = [statistics.fmean(record["test_accuracy"] for record in log) for log in logs]
+        row["last_ten"] = mean_and_deviation(means)
+    if all(log and "correlation" in log[-1] for log in logs):
+        row["correlation"] = f"{statistics.fmean(log[-1]['correlation'] for log in logs):.3f}"
+    return row
+
+
+def markdown(runs: Sequence[dict], columns: Sequence[str] = USUAL_COLUMNS) -> list[str]:
+    """Return the lines of the table of :func:`summarise`.
+
+    Args:
+        runs: of a result file.
+        columns: keys of `COLUMNS`; recipe and epochs are added where they differ.
+    """
+    rows = summarise(runs)
+    differing = [key for key in ("recipe", "epochs") if key not in columns and len({row[key] for row in rows}) > 1]
+    return table(rows, {key: COLUMNS[key] for key in (*columns, *differing)})
+
+
+def table(rows: Sequence[dict], columns: dict[str, str]) -> list[str]:
+    """Return the lines of a table of rows.
+
+    Args:
+        rows: values by column: None, a text, an integer, a difference (a float), or a mean with its deviation.
+        columns: titles by column, those of texts first.
+    """
+    cells = [[_cell(row, key) for key in columns] for row in rows]
+    return markdown_table(list(columns.values()), cells, left=sum(key in LEFT_ALIGNED for key in columns))
+
+
+def _cell(row, key):
+    value = row[key]
+    if value is None:
+        return ""
+    if key == "setting":
+        return f"`{value}`"
+    if isinstance(value, float):
+        return f"{value:+.2f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, str):
+        return value
+    mean, deviation = value
+    text = f"{mean:.2f} %" if deviation is None else f"{mean:.2f} ± {deviation:.2f} %"
+    return f"{text} ({', '.join(map(str, row['best_epochs']))})" if key == "best" else text

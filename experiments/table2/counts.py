@@ -1,0 +1,134 @@
+"""The rows of Table 2, LinearConv beside other methods on the same networks, and the counts of each.
+
+    python -m experiments.table2              # counts, accuracies and speeds
+
+Counts are of 3x32x32 images and 10 classes. Ten of the twelve printed figures are reproduced; the other two have a
+reason, which is tested. Four rows are not in the paper's table: Ghost, SVD, full rank, and a thinner plain network.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from itertools import compress, product
+
+import torch.nn as nn
+
+from baselines import Baseline
+from baselines.basis import BasisConv
+from experiments.table1.counts import as_printed, count
+from experiments.thinner import width_for
+from linearconv_variants import Variant
+from models.squeezenet_xcnn import SqueezeNet
+from models.vgg_xcnn import VGG11
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    Args:
+        name: as in the paper.
+        network: constructor.
+        variant: replaces its convolutions.
+        printed: parameters in M and FLOPs in B, as the paper prints them; empty where it has no such row.
+        accuracy: the paper's on CIFAR-10, SVHN and ImageNet in per cent; for other rows than the plain ones, the
+            differences to these.
+        width: multiplies the channels.
+        as_reported: whether the paper quotes the accuracies of the method's authors.
+    """
+
+    name: str
+    network: Callable[..., nn.Module]
+    variant: Variant
+    printed: tuple[str, ...] = ()
+    accuracy: tuple[float, ...] = ()
+    width: float = 1.0
+    as_reported: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """True for the network that the others are compared with."""
+        return self.variant.type == "dense" and self.width == 1
+
+    def build(self) -> nn.Module:
+        """Return the network with new weights."""
+        return self.variant.build(self.network, width=self.width)
+
+
+PLAIN, RANK10 = Variant("dense"), Variant("lowrank")
+SQUEEZENET_LRR = Row("SqueezeNet-LRr", SqueezeNet, RANK10, ("0.49", "0.079"), (-1.5, 0.2, -0.9))
+VGG11_LRR = Row("VGG11-LRr", VGG11, RANK10, ("4.65", "0.350"), (-0.6, 0.0, -0.3))
+
+
+@cache
+def table() -> tuple[Row, ...]:
+    """Return all rows. The last one is the plain VGG11 of the width with the parameters of VGG11-LRr."""
+    return (
+        Row("SqueezeNet", SqueezeNet, PLAIN, ("0.73", "0.069"), (83.8, 95.1, 71.4)),
+        SQUEEZENET_LRR,
+        Row("VGG11", VGG11, PLAIN, ("9.23", "0.171"), (90.4, 95.4, 70.2)),
+        Row("VGG11-OctConv", VGG11, Baseline("octave"), ("9.23", "0.077"), (-1.1, -0.5, -0.7)),
+        Row("VGG11-Basis", VGG11, Baseline("basis"), ("1.99", "0.101"), (-0.1, 0.2, -0.2), as_reported=True),
+        Row("VGG11-Ghost", VGG11, Baseline("ghost")),
+        Row("VGG11-SVD", VGG11, Baseline("svd")),
+        Row("VGG11-Lr", VGG11, Variant("rank")),
+        VGG11_LRR,
+        Row("VGG11, thinner", VGG11, PLAIN, width=width_for(VGG11, count(VGG11_LRR.build())["parameters"])),
+    )
+
+
+# ---- the two figures that differ: what gives the printed ones -------------------------------------------------------
+
+
+def basis_without_bias() -> str:
+    """Return why VGG11-Basis is printed with fewer FLOPs, and the count with that change."""
+    model = Baseline("basis").build(VGG11)
+    for layer in model.modules():
+        if isinstance(layer, BasisConv):
+            layer.basis.bias = None
+    return f"printed figure leaves out the bias of the shared filters (counted so: {as_printed(count(model))['flops']})"
+
+
+def choices_of_squeezenet() -> str:
+    """Return which choices of 3x3 convolutions, as LinearConv of rank 10, give both figures of SqueezeNet-LRr."""
+    dense, changes = SqueezeNet(), []
+    of_dense = count(dense)
+    for name, layer in dense.named_modules():
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
+            model = SqueezeNet()
+            model.set_submodule(name, RANK10.conv(layer.in_channels, layer.out_channels, 3, padding=1))
+            changes.append({key: value - of_dense[key] for key, value in count(model).items()})
+    fitting = 0
+    for choice in product((False, True), repeat=len(changes)):
+        chosen = list(compress(changes, choice))
+        counts = {key: value + sum(change[key] for change in chosen) for key, value in of_dense.items()}
+        fitting += tuple(as_printed(counts).values()) == SQUEEZENET_LRR.printed
+    choices = f"{fitting} of {2 ** len(changes)} choices of 3x3 convolutions"
+    return f"printed FLOPs have all eight expand convolutions; both figures come out with {choices}, not with that one"
+
+
+REASONS = {("SqueezeNet-LRr", "parameters"): choices_of_squeezenet, ("VGG11-Basis", "flops"): basis_without_bias}
+
+
+# ---- the counts -----------------------------------------------------------------------------------------------------
+
+
+def count_rows() -> list[dict]:
+    """Return the counts of each row, with the keys of the rows in table1/counts.py."""
+    rows = []
+    for row in table():
+        counts = count(row.build())
+        counted = {"network": row.name} | counts
+        for place, (figure, ours) in enumerate(as_printed(counts).items()):
+            printed, verdict = "-", "not in the paper's Table 2"
+            if row.printed:
+                printed = row.printed[place]
+                verdict = "equal" if ours == printed else _reason(row.name, figure)
+            counted |= {f"{figure}_ours": ours, f"{figure}_printed": printed, f"{figure}_verdict": verdict}
+        rows.append(counted)
+    return rows
+
+
+def _reason(name, figure):
+    explain = REASONS.get((name, figure))
+    return explain() if explain else "unexplained"
