@@ -17,8 +17,8 @@
 The first five come through torchvision: as they lie in `root`, else from their archives there, else from the network.
 MNIST and Fashion-MNIST are zero-padded from 28x28. `digits` is bundled with scikit-learn and needs no file. Every image
 is decoded once and kept in memory as uint8; an imagefolder that would take more than half of the free memory is
-streamed instead. It may lie in tars too, see images/tars.py. Whatever is wrong with the data is a `DataError`: one line
-that names the file or folder and says what to do.
+streamed instead. Whatever is wrong with the data is a `DataError`: one line that names the file or folder and says what
+to do.
 """
 
 import os

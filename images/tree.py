@@ -1,6 +1,6 @@
 """A tree of image files, one folder a class: listed, and read into memory.
 
-    root/train/<class>/*  and  root/test/<class>/*  (or root/val/<class>/* where there is no test); or tars, see tars.py
+    root/train/<class>/*  and  root/test/<class>/*  (or root/val/<class>/* where there is no test)
 
     train, test = read_tree(root, size=32)       # each (images uint8 (N, 3, size, size), labels int64 (N,))
 
@@ -23,7 +23,6 @@ from tqdm import tqdm
 from images.decoding import is_image, open_rgb, stored_bytes
 from images.info import DataError, Listing, Split, evenly_spaced
 from images.memory import physical_memory
-from images.tars import classes_of, list_tars, tars_in
 
 LAYOUT = "an imagefolder is train/<class>/* beside test/<class>/* (or val/<class>/*)"
 CHUNK = 64  # images a thread reads at a time
@@ -31,13 +30,11 @@ SMALL_FILE = 16 * 1024  # bytes; below it, decoding an image takes less time tha
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
-    """Return the classes of a split, the names of its folders, sorted, or the numbers in its tars.
+    """Return the classes of a split, the names of its folders, sorted.
 
     Raises:
         DataError: where there are none.
     """
-    if tars := tars_in(folder):
-        return classes_of(tars)
     if classes := tuple(path.name for path in _visible(folder, LAYOUT) if path.is_dir()):
         return classes
     raise DataError(f"no class folders in {folder}: {LAYOUT}")
@@ -64,8 +61,7 @@ def list_tree(root: Path, limit: int | None = None) -> tuple[Listing, Listing]:
 
     splits = []
     for folder in folders:
-        tars = tars_in(folder)
-        places, labels = list_tars(tars) if tars else _list_folders(folder, classes)
+        places, labels = _list_folders(folder, classes)
         kept = evenly_spaced(len(places), limit).numpy()
         splits.append((places[kept], labels[kept]))
     return tuple(splits)
