@@ -31,9 +31,8 @@ import torch.nn.functional as F
 
 from images.archives import read_published
 from images.batches import BatchLoader
-from images.info import DataError, DatasetInfo, channel_statistics, evenly_spaced, one_line
+from images.info import DataError, DatasetInfo, channel_statistics, evenly_spaced, fits, one_line
 from images.loader import Loader
-from images.memory import fits
 from images.stream import StreamLoader
 from images.tree import class_names, decoded_bytes, list_tree, read_images, read_tree
 

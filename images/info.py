@@ -1,16 +1,28 @@
-"""What all readers of a data set share: its description, its splits, and the error for data that cannot be used."""
+"""What all readers of a data set share: its description, decoding one image, the free memory, channel statistics.
 
+Pillow is imported by the functions that decode, so that a script that reads no image does not wait for the import.
+"""
+
+import os
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 Split = tuple[Tensor, Tensor]  # images uint8 (N, C, H, W), labels int64 (N,)
 
-# Places of images, see decoding.py, in one array, and labels int64 (N,). A million Python strings would take more, and
-# processes that are forked would copy them all by counting references to them.
+# Paths of images, in bytes, in one array, and labels int64 (N,). A million Python strings would take more memory, and
+# forked processes would copy all of them, because reading a string writes its reference count.
 Listing = tuple[np.ndarray, Tensor]
+
+MEMORY_SHARE = 0.5  # of the free memory that a set may take: building batches copies images, and the network needs room
 
 
 class DataError(Exception):
@@ -74,3 +86,64 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     mean = frequency @ value
     std = (frequency * (value - mean.unsqueeze(1)) ** 2).sum(1).sqrt().clamp(min=1 / 255)
     return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def is_image(name: str) -> bool:
+    """Return True for the name of a file that Pillow reads."""
+    from PIL import Image
+
+    suffix = os.path.splitext(name)[1].lower()
+    return Image.registered_extensions().get(suffix) in Image.OPEN
+
+
+def open_rgb(path: bytes) -> "Image":
+    """Return the image in a file, of any mode, decoded to RGB.
+
+    Raises:
+        DataError: naming the file, if it cannot be decoded.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(os.fsdecode(path)) as image:
+            if image.mode == "F":
+                raise ValueError("floating-point values have no fixed range; save it with 8 or 16 bits")
+            if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to white
+                image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+            return image.convert("RGB")
+    except Exception as error:  # damaged files raise nearly anything: OSError, SyntaxError, struct.error, ...
+        name = os.fsdecode(path)
+        raise DataError(f"cannot read the image {name} ({one_line(error)}): replace or remove it") from error
+
+
+def physical_memory() -> float:
+    """Return the bytes of the machine's memory; infinity where the system does not report them."""
+    with suppress(AttributeError, OSError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return float("inf")
+
+
+def available_memory() -> float:
+    """Return the bytes that a process can allocate now; where the system does not report them, `physical_memory`."""
+    limits = [physical_memory()]
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        limits.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
+    with suppress(OSError, StopIteration, ValueError):  # the limit of a container or a job; "max" is no number
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        group = next(line.removeprefix("0::/") for line in lines if line.startswith("0::/"))
+        limits.append(int(Path("/sys/fs/cgroup", group, "memory.max").read_text()))
+    return min(limits)
+
+
+def fits(needed: int, device: torch.device, copies: int = 1) -> bool:
+    """Return True where images are to be kept in memory: where they take at most half of the free memory.
+
+    Args:
+        needed: bytes of the images.
+        device: where they are kept; on the way to a GPU they are in the machine's memory too.
+        copies: processes on this machine, each of which keeps all images.
+    """
+    if device.type == "cuda" and needed > MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return False
+    return copies * needed <= MEMORY_SHARE * available_memory()

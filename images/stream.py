@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from images.decoding import open_rgb
-from images.info import DataError, no_torchvision, one_line
+from images.info import DataError, no_torchvision, one_line, open_rgb
 from images.loader import Loader
 
 MOST_WORKERS = 8  # unless more are asked for

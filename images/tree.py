@@ -20,9 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from images.decoding import is_image, open_rgb, stored_bytes
-from images.info import DataError, Listing, Split, evenly_spaced
-from images.memory import physical_memory
+from images.info import DataError, Listing, Split, evenly_spaced, is_image, open_rgb, physical_memory
 
 LAYOUT = "an imagefolder is train/<class>/* beside test/<class>/* (or val/<class>/*)"
 CHUNK = 64  # images a thread reads at a time
@@ -109,7 +107,8 @@ def read_images(places: np.ndarray, size: int, bar: tqdm | None = None) -> Tenso
 
     # Pillow lets go of the interpreter lock while it decodes, so threads share that work. Small files leave little to
     # share, and passing the lock to and fro would double the time.
-    sizes = [stored_bytes(place) for place in places[evenly_spaced(len(places), 100).numpy()]]
+    some = places[evenly_spaced(len(places), 100).numpy()]
+    sizes = [os.path.getsize(place) if os.path.exists(place) else 0 for place in some]
     threads = 1 if sum(sizes) < SMALL_FILE * len(sizes) else min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
         for done in pool.map(read, range(0, len(places), CHUNK)):

@@ -19,7 +19,7 @@ from dataloaders import (
     describe,
     kept_in_memory,
 )
-from images import memory
+from images import info as memory
 from tests.images.refusals import refused
 
 PUBLISHED = DATASETS[:5]

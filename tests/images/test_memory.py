@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from images import memory
-from images.memory import available_memory, fits, physical_memory
+from images import info as memory
+from images.info import available_memory, fits, physical_memory
 
 CPU = torch.device("cpu")
 
