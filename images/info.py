@@ -4,6 +4,7 @@ Pillow is imported by the functions that decode, so that a script that reads no 
 """
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,15 +31,29 @@ class DataError(Exception):
 
 
 @dataclass(frozen=True)
-class DatasetInfo:
-    """What a network has to know of a data set, whose images are `(in_channels, image_size, image_size)`."""
+class DataSet:
+    """A data set: how it is read, the shape of its images, and the augmentation in training.
 
-    name: str
-    classes: tuple[str, ...]  # their names, in the order of the labels
-    in_channels: int
-    image_size: int
-    mean: tuple[float, ...] | None  # per channel, of values scaled to 0 .. 1; None for an imagefolder before it is read
-    std: tuple[float, ...] | None
+    Args:
+        load: called with the folder of the data (a Path) and with False where nothing may be downloaded. It returns the
+            training and the test images, each as `(images, labels)`: uint8 (N, in_channels, image_size, image_size) and
+            int64 (N,). It raises `DataError` where they are not available. None for an imagefolder, see `tree.py`.
+        classes: names of the classes, in the order of the labels.
+        mean, std: for each channel, of values scaled to 0 .. 1; None: computed from the training images.
+        in_channels, image_size: of an image; height and width are equal.
+        crop: pixels of zero padding on each side of the training images, of which a window of the image's size is cut
+            out at random.
+        flip: whether training images are flipped left to right at random.
+    """
+
+    load: Callable[[Path, bool], tuple[Split, Split]] | None
+    classes: tuple[str, ...] = ()
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    in_channels: int = 3
+    image_size: int = 32
+    crop: int = 0
+    flip: bool = False
 
     @property
     def num_classes(self) -> int:
