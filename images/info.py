@@ -103,32 +103,33 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def is_image(name: str) -> bool:
-    """Return True for the name of a file that Pillow reads."""
-    from PIL import Image
+def decode(path: bytes, transform: Callable[["Image"], np.ndarray]) -> np.ndarray:
+    """Decode the image in a file, of any mode, to RGB, and return its transform.
 
-    suffix = os.path.splitext(name)[1].lower()
-    return Image.registered_extensions().get(suffix) in Image.OPEN
-
-
-def open_rgb(path: bytes) -> "Image":
-    """Return the image in a file, of any mode, decoded to RGB.
+    The orientation in EXIF data is ignored, as torchvision ignores it.
 
     Raises:
-        DataError: naming the file, if it cannot be decoded.
+        DataError: naming the file, if decoding or the transform fails.
     """
     from PIL import Image
 
     try:
         with Image.open(os.fsdecode(path)) as image:
-            if image.mode == "F":
-                raise ValueError("floating-point values have no fixed range; save it with 8 or 16 bits")
-            if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to white
-                image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-            return image.convert("RGB")
+            if image.mode[0] in "IF":  # more than 8 bits, which Pillow would clip to white
+                image = Image.fromarray(_eight_bits(np.asarray(image)))
+            return transform(image.convert("RGB"))
     except Exception as error:  # damaged files raise nearly anything: OSError, SyntaxError, struct.error, ...
         name = os.fsdecode(path)
         raise DataError(f"cannot read the image {name} ({one_line(error)}): replace or remove it") from error
+
+
+def _eight_bits(values):
+    """Grey values as uint8. The largest value decides whether they have 8, 12 or 16 bits: the file's mode does not."""
+    largest = values.max()
+    if not 0 <= values.min() <= largest < 2**16 or (values % 1).any():
+        raise ValueError("its values are not whole numbers of 16 bits; save it with 8 or 16 bits")
+    bits = next(bits for bits in (8, 12, 16) if largest < 2**bits)
+    return (values.astype(np.uint16) >> (bits - 8)).astype(np.uint8)
 
 
 def physical_memory() -> float:
