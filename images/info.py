@@ -1,16 +1,29 @@
-"""What all readers of a data set share: its description, its splits, and the error for data that cannot be used."""
+"""What all readers of a data set share: its description, decoding one image, the free memory, channel statistics.
 
+Pillow is imported by the functions that decode, so that a script that reads no image does not wait for the import.
+"""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 Split = tuple[Tensor, Tensor]  # images uint8 (N, C, H, W), labels int64 (N,)
 
-# Places of images, see decoding.py, in one array, and labels int64 (N,). A million Python strings would take more, and
-# processes that are forked would copy them all by counting references to them.
+# Paths of images, in bytes, in one array, and labels int64 (N,). A million Python strings would take more memory, and
+# forked processes would copy all of them, because reading a string writes its reference count.
 Listing = tuple[np.ndarray, Tensor]
+
+MEMORY_SHARE = 0.5  # of the free memory that a set may take: building batches copies images, and the network needs room
 
 
 class DataError(Exception):
@@ -18,15 +31,29 @@ class DataError(Exception):
 
 
 @dataclass(frozen=True)
-class DatasetInfo:
-    """What a network has to know of a data set, whose images are `(in_channels, image_size, image_size)`."""
+class DataSet:
+    """A data set: how it is read, the shape of its images, and the augmentation in training.
 
-    name: str
-    classes: tuple[str, ...]  # their names, in the order of the labels
-    in_channels: int
-    image_size: int
-    mean: tuple[float, ...] | None  # per channel, of values scaled to 0 .. 1; None for an imagefolder before it is read
-    std: tuple[float, ...] | None
+    Args:
+        load: called with the folder of the data (a Path) and with False where nothing may be downloaded. It returns the
+            training and the test images, each as `(images, labels)`: uint8 (N, in_channels, image_size, image_size) and
+            int64 (N,). It raises `DataError` where they are not available. None for an imagefolder, see `tree.py`.
+        classes: names of the classes, in the order of the labels.
+        mean, std: for each channel, of values scaled to 0 .. 1; None: computed from the training images.
+        in_channels, image_size: of an image; height and width are equal.
+        crop: pixels of zero padding on each side of the training images, of which a window of the image's size is cut
+            out at random.
+        flip: whether training images are flipped left to right at random.
+    """
+
+    load: Callable[[Path, bool], tuple[Split, Split]] | None
+    classes: tuple[str, ...] = ()
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    in_channels: int = 3
+    image_size: int = 32
+    crop: int = 0
+    flip: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -74,3 +101,65 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     mean = frequency @ value
     std = (frequency * (value - mean.unsqueeze(1)) ** 2).sum(1).sqrt().clamp(min=1 / 255)
     return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def decode(path: bytes, transform: Callable[["Image"], np.ndarray]) -> np.ndarray:
+    """Decode the image in a file, of any mode, to RGB, and return its transform.
+
+    The orientation in EXIF data is ignored, as torchvision ignores it.
+
+    Raises:
+        DataError: naming the file, if decoding or the transform fails.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(os.fsdecode(path)) as image:
+            if image.mode[0] in "IF":  # more than 8 bits, which Pillow would clip to white
+                image = Image.fromarray(_eight_bits(np.asarray(image)))
+            return transform(image.convert("RGB"))
+    except Exception as error:  # damaged files raise nearly anything: OSError, SyntaxError, struct.error, ...
+        name = os.fsdecode(path)
+        raise DataError(f"cannot read the image {name} ({one_line(error)}): replace or remove it") from error
+
+
+def _eight_bits(values):
+    """Grey values as uint8. The largest value decides whether they have 8, 12 or 16 bits: the file's mode does not."""
+    largest = values.max()
+    if not 0 <= values.min() <= largest < 2**16 or (values % 1).any():
+        raise ValueError("its values are not whole numbers of 16 bits; save it with 8 or 16 bits")
+    bits = next(bits for bits in (8, 12, 16) if largest < 2**bits)
+    return (values.astype(np.uint16) >> (bits - 8)).astype(np.uint8)
+
+
+def physical_memory() -> float:
+    """Return the bytes of the machine's memory; infinity where the system does not report them."""
+    with suppress(AttributeError, OSError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return float("inf")
+
+
+def available_memory() -> float:
+    """Return the bytes that a process can allocate now; where the system does not report them, `physical_memory`."""
+    limits = [physical_memory()]
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        limits.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
+    with suppress(OSError, StopIteration, ValueError):  # the limit of a container or a job; "max" is no number
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        group = next(line.removeprefix("0::/") for line in lines if line.startswith("0::/"))
+        limits.append(int(Path("/sys/fs/cgroup", group, "memory.max").read_text()))
+    return min(limits)
+
+
+def fits(needed: int, device: torch.device, copies: int = 1) -> bool:
+    """Return True where images are to be kept in memory: where they take at most half of the free memory.
+
+    Args:
+        needed: bytes of the images.
+        device: where they are kept; on the way to a GPU they are in the machine's memory too.
+        copies: processes on this machine, each of which keeps all images.
+    """
+    if device.type == "cuda" and needed > MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return False
+    return copies * needed <= MEMORY_SHARE * available_memory()

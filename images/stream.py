@@ -1,6 +1,6 @@
 """A set of images larger than memory: decoded anew in every pass, by worker processes, a few batches ahead.
 
-    train = StreamLoader(places, labels, mean, std, size=224, random_crop=True, shuffle=True, flip=True, batch_size=256)
+    train = StreamLoader(paths, labels, mean, std, size=224, random_crop=True, shuffle=True, flip=True, batch_size=256)
 
 What an image becomes is torchvision's usual recipe for large photographs. In training: `RandomResizedCrop(size)` and a
 flip. In a test: the shorter side is resized to `size * 256 / 224`, and the middle of `size` x `size` is cut out.
@@ -15,6 +15,7 @@ import signal
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from images.decoding import open_rgb
-from images.info import DataError, no_torchvision, one_line
+from images.info import DataError, decode, no_torchvision, one_line
 from images.loader import Loader
 
 MOST_WORKERS = 8  # unless more are asked for
+MAX_PIXELS = 2**27  # of a resized test image: 400 MB
 LEFT_TO_PARENT = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -40,7 +41,7 @@ class StreamLoader(Loader):
     """Batches of a set of images that lies on disk.
 
     Args:
-        places: (N,) of a `Listing`.
+        paths: (N,) of a `Listing`.
         labels: int64 (N,), on the device that the batches are to be on.
         mean, std, **options: of `Loader`.
         size: height and width of the images in a batch.
@@ -54,7 +55,7 @@ class StreamLoader(Loader):
 
     def __init__(
         self,
-        places: np.ndarray,
+        paths: np.ndarray,
         labels: Tensor,
         mean: Sequence[float],
         std: Sequence[float],
@@ -69,7 +70,7 @@ class StreamLoader(Loader):
         self.looked_after = self.workers == 0
         self.requests = []  # of the pass in hand: for each batch int64 (B, 3), index, whether flipped, and seed
         self.loader = DataLoader(
-            _Decoded(places, size, random_crop),
+            _Decoded(paths, size, random_crop),
             batch_size=None,  # a request is a batch already
             sampler=self.requests,
             num_workers=self.workers,
@@ -151,25 +152,34 @@ def _leave_signals_to_parent(_):
 class _Decoded(Dataset):
     """Images by request: uint8 (B, 3, size, size), channels last in memory; where one is damaged, the DataError."""
 
-    def __init__(self, places, size, random_crop):
+    def __init__(self, paths, size, random_crop):
         try:
             from torchvision.transforms import v2
         except Exception as error:
             raise no_torchvision("images that do not fit into memory are streamed", error, "--in-memory yes") from error
-        self.places, self.random_crop, self.flip = places, random_crop, v2.functional.horizontal_flip
-        middle = v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)])
+        self.paths, self.random_crop, self.flip = paths, random_crop, v2.functional.horizontal_flip
+        self.shorter_side = round(size * 256 / 224)  # of a test image, of which the middle is cut out
+        middle = v2.Compose([v2.Resize(self.shorter_side), v2.CenterCrop(size)])
         self.crop = v2.RandomResizedCrop(size) if random_crop else middle
 
     def __getitem__(self, request):
         try:
             with torch.random.fork_rng(devices=[]):
-                pixels = [np.asarray(self._image(*draws)) for draws in request.tolist()]
+                pixels = [self._image(*draws) for draws in request.tolist()]
         except DataError as error:  # raised here, its one line would reach the parent within a traceback
             return error
         return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
 
     def _image(self, index, flipped, seed):
+        """An image as uint8 (size, size, 3)."""
         if self.random_crop:
-            torch.default_generator.manual_seed(seed)  # the one that torchvision draws from
-        image = self.crop(open_rgb(self.places[index]))
-        return self.flip(image) if flipped else image
+            torch.default_generator.manual_seed(seed)  # torchvision draws from this generator
+        return decode(self.paths[index], partial(self._augmented, flipped=flipped))
+
+    def _augmented(self, image, flipped):
+        pixels = self.shorter_side**2 * max(image.size) / min(image.size)
+        if not self.random_crop and pixels > MAX_PIXELS:
+            width, height = image.size
+            raise ValueError(f"{width}x{height} pixels are too many once the shorter side is {self.shorter_side}")
+        image = self.crop(image)
+        return np.asarray(self.flip(image) if flipped else image)

@@ -1,18 +1,20 @@
 """A tree of image files, one folder a class: listed, and read into memory.
 
-    root/train/<class>/*  and  root/test/<class>/*  (or root/val/<class>/* where there is no test); or tars, see tars.py
+    root/train/<class>/**  and  root/test/<class>/**  (or root/val/<class>/** where test has no class folders)
 
     train, test = read_tree(root, size=32)       # each (images uint8 (N, 3, size, size), labels int64 (N,))
 
-Images may have any size, mode and format that Pillow reads. They become RGB and are resized to `size` x `size`
-(antialiased bilinear, whatever their aspect ratio). Hidden files and files that are not named like an image are passed
-over. Anything else amiss is a `DataError` that names it.
+Images may be in subfolders of a class, and may have any size and mode. They become RGB and are resized to `size` x
+`size` (antialiased bilinear; the aspect ratio is not kept). Regular files with an ending in `IMAGE_ENDINGS` are images;
+other files and hidden files are ignored. Any other fault is a `DataError` that names it.
 """
 
 import itertools
 import os
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,26 +22,27 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from images.decoding import is_image, open_rgb, stored_bytes
-from images.info import DataError, Listing, Split, evenly_spaced
-from images.memory import physical_memory
-from images.tars import classes_of, list_tars, tars_in
+from images.info import DataError, Listing, Split, decode, evenly_spaced, physical_memory
 
+# torchvision's IMG_EXTENSIONS, and further endings of files that hold an image and that Pillow decodes by itself
+IMAGE_ENDINGS = (
+    *(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"),
+    *(".jpe", ".jfif", ".gif", ".pbm", ".pnm", ".tga", ".jp2", ".avif"),
+)
 LAYOUT = "an imagefolder is train/<class>/* beside test/<class>/* (or val/<class>/*)"
 CHUNK = 64  # images a thread reads at a time
 SMALL_FILE = 16 * 1024  # bytes; below it, decoding an image takes less time than the Python around it
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
-    """Return the classes of a split, the names of its folders, sorted, or the numbers in its tars.
+    """Return the classes of a split, the names of its folders, sorted.
 
     Raises:
         DataError: where there are none.
     """
-    if tars := tars_in(folder):
-        return classes_of(tars)
-    if classes := tuple(path.name for path in _visible(folder, LAYOUT) if path.is_dir()):
-        return classes
+    subfolders, _ = _visible(folder)
+    if subfolders:
+        return tuple(entry.name for entry in subfolders)
     raise DataError(f"no class folders in {folder}: {LAYOUT}")
 
 
@@ -51,29 +54,26 @@ def list_tree(root: Path, limit: int | None = None) -> tuple[Listing, Listing]:
         limit: take this many of each split, evenly spaced over the sorted files.
 
     Returns:
-        `(places, labels)` of both splits.
+        `(paths, labels)` of both splits.
 
     Raises:
         DataError: for a split or class that is missing or empty, and for a class that is in the test images alone.
     """
-    folders = root / "train", root / ("test" if os.path.isdir(root / "test") else "val")
-    classes = class_names(folders[0])
-    if unknown := set(class_names(folders[1])) - set(classes):
-        alone = folders[1] / min(unknown)
-        raise DataError(f"the class {alone} is not in {folders[0]}: add it there or remove it here")
-
-    splits = []
-    for folder in folders:
-        tars = tars_in(folder)
-        places, labels = list_tars(tars) if tars else _list_folders(folder, classes)
-        kept = evenly_spaced(len(places), limit).numpy()
-        splits.append((places[kept], labels[kept]))
-    return tuple(splits)
+    train, test, val = (root / split for split in ("train", "test", "val"))
+    classes = class_names(train)
+    if val.is_dir() and not any((test / name).is_dir() for name in classes):
+        if test.is_dir():  # ImageNet's, whose images have no labels
+            warnings.warn(f"{test} has no class folders: the test images are those in {val}", stacklevel=2)
+        test = val
+    if unknown := set(class_names(test)) - set(classes):
+        alone = test / min(unknown)
+        raise DataError(f"the class {alone} is not in {train}: add it there or remove it here")
+    return _listed(train, classes, limit), _listed(test, classes, limit)
 
 
 def decoded_bytes(splits: Sequence[Listing], size: int) -> int:
     """Return what the images of listings take in memory at `size` x `size`."""
-    return sum(len(places) for places, _ in splits) * 3 * size * size
+    return sum(len(paths) for paths, _ in splits) * 3 * size * size
 
 
 def read_tree(root: Path, size: int, limit: int | None = None) -> tuple[Split, Split]:
@@ -95,58 +95,71 @@ def read_tree(root: Path, size: int, limit: int | None = None) -> tuple[Split, S
     if needed > present:
         taken = f"the images in {root} take {needed:.1f} GiB of {present:.1f} GiB of memory at {size}x{size}"
         raise DataError(f"{taken}: stream them (--in-memory no), or use a smaller image size or fewer images")
-    total = sum(len(places) for places, _ in splits)
+    total = sum(len(paths) for paths, _ in splits)
     with tqdm(total=total, desc="reading images", unit="image", disable=None) as bar:
-        train, test = ((read_images(places, size, bar), labels) for places, labels in splits)
+        train, test = ((read_images(paths, size, bar), labels) for paths, labels in splits)
     return train, test
 
 
-def read_images(places: np.ndarray, size: int, bar: tqdm | None = None) -> Tensor:
+def read_images(paths: np.ndarray, size: int, bar: tqdm | None = None) -> Tensor:
     """Return the images of a listing as uint8 (N, 3, size, size); a DataError names one that cannot be decoded."""
-    images = np.empty((len(places), 3, size, size), np.uint8)
+    images = np.empty((len(paths), 3, size, size), np.uint8)
 
     def read(start):
-        chunk = places[start : start + CHUNK]
-        for i, place in enumerate(chunk, start):
-            images[i] = _resized(place, size).transpose(2, 0, 1)
+        chunk = paths[start : start + CHUNK]
+        for i, path in enumerate(chunk, start):
+            images[i] = decode(path, partial(_resized, size=size)).transpose(2, 0, 1)
         return len(chunk)
 
-    # Pillow lets go of the interpreter lock while it decodes, so threads share that work. Small files leave little to
-    # share, and passing the lock to and fro would double the time.
-    sizes = [stored_bytes(place) for place in places[evenly_spaced(len(places), 100).numpy()]]
+    # Pillow releases the interpreter lock while it decodes, so threads share that work. Small files leave little to
+    # share, and handing over the lock would double the time.
+    some = paths[evenly_spaced(len(paths), 100).numpy()]
+    sizes = [os.path.getsize(path) if os.path.exists(path) else 0 for path in some]
     threads = 1 if sum(sizes) < SMALL_FILE * len(sizes) else min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
-        for done in pool.map(read, range(0, len(places), CHUNK)):
+        for done in pool.map(read, range(0, len(paths), CHUNK)):
             if bar is not None:
                 bar.update(done)
     return torch.from_numpy(images)
 
 
-def _visible(folder, cure):
-    """What a folder holds that is not hidden, sorted by name."""
+def _visible(folder):
+    """The subfolders and the other entries of a folder, without hidden ones, sorted by name."""
     try:
-        return [folder / name for name in sorted(os.listdir(folder)) if name[0] != "."]
+        with os.scandir(folder) as entries:
+            visible = sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
+        return [entry for entry in visible if entry.is_dir()], [entry for entry in visible if not entry.is_dir()]
     except OSError as error:
-        raise DataError(f"cannot read the folder {folder} ({error.strerror}): {cure}") from error
+        raise DataError(f"cannot read the folder {folder} ({error.strerror}): {LAYOUT}") from error
 
 
-def _list_folders(folder, classes):
+def _listed(folder, classes, limit):
+    """The listing of one split."""
     files = [_image_files(folder / name) for name in classes]
-    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor(list(map(len, files))))
-    return np.array(list(itertools.chain.from_iterable(files))), labels
+    for name, found in zip(classes, files, strict=True):
+        if not found:
+            raise DataError(f"no images in the class folder {folder / name}: add some, or remove the class everywhere")
+    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(found) for found in files]))
+    kept = evenly_spaced(len(labels), limit)
+    return np.array(list(itertools.chain.from_iterable(files)))[kept.numpy()], labels[kept]
 
 
 def _image_files(folder):
-    """The paths of a class's images, in bytes."""
-    inside = _visible(folder, "every class of the training images needs one")
-    if files := [os.fsencode(path) for path in inside if is_image(path.name)]:
-        return files
-    raise DataError(f"no images in the class folder {folder}: add some, or remove the class everywhere")
+    """The paths of the images in a folder, then of those in its subfolders, in bytes."""
+    subfolders, others = _visible(folder)
+    files = []
+    for entry in others:
+        if not entry.name.lower().endswith(IMAGE_ENDINGS):
+            continue
+        if entry.is_file() or not os.path.exists(entry.path):  # a dangling link is reported when it is read
+            files.append(os.fsencode(entry.path))
+    for subfolder in subfolders:
+        files += _image_files(subfolder.path)
+    return files
 
 
-def _resized(place, size):
-    """One image as uint8 (size, size, 3)."""
-    image = open_rgb(place)
+def _resized(image, size):
+    """An RGB image as uint8 (size, size, 3)."""
     if image.size != (size, size):
         from PIL.Image import Resampling
 

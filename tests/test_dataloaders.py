@@ -10,19 +10,9 @@ import torch
 from PIL import Image
 
 import dataloaders as module
-from dataloaders import (
-    DATASETS,
-    BatchLoader,
-    DatasetInfo,
-    StreamLoader,
-    dataloaders,
-    describe,
-    kept_in_memory,
-)
-from images import memory
+from dataloaders import DATASETS, BatchLoader, DataSet, StreamLoader, dataloaders, describe, kept_in_memory
+from images import info as info_module
 from tests.images.refusals import refused
-
-PUBLISHED = DATASETS[:5]
 
 
 @pytest.fixture
@@ -39,24 +29,18 @@ def tree(tmp_path):
 # ---- what is known without reading -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", DATASETS[:6])
-def test_describe_needs_no_data(name, monkeypatch):
-    real = builtins.__import__
-
-    def guarded(module, *args, **kwargs):
-        assert module.split(".")[0] not in ("torchvision", "sklearn")
-        return real(module, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", guarded)
-    info = describe(name, "/nowhere")
-    assert isinstance(info, DatasetInfo) and info.name == name and info.image_size == 32
-    assert info.num_classes == len(set(info.classes)) == (100 if name == "cifar100" else 10)
-    assert info.in_channels == len(info.mean) == len(info.std) == (1 if "mnist" in name else 3)
+def test_describe_needs_no_data(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    for name in DATASETS.keys() - {"imagefolder"}:
+        info = describe(name, "/nowhere")
+        assert info.num_classes == len(set(info.classes)) == (100 if name == "cifar100" else 10)
+        assert info.in_channels == len(info.mean) == len(info.std) == (1 if "mnist" in name else 3)
 
 
 def test_describe_lists_the_classes_of_an_imagefolder(tree):
     info = describe("imagefolder", tree, image_size=48)
-    assert info == DatasetInfo("imagefolder", ("ant", "bee", "cat"), 3, 48, None, None)
+    assert (info.classes, info.image_size, info.in_channels, info.mean) == (("ant", "bee", "cat"), 48, 3, None)
     refused(lambda: describe("imagefolder", tree / "nowhere"), tree / "nowhere" / "train")
     refused(lambda: describe("imagefolder", tree, image_size=0), "image size")
 
@@ -67,64 +51,73 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
 
 
 def test_the_recipe_is_the_published_one():
-    assert {name: (describe(name).mean, describe(name).std) for name in PUBLISHED} == {
-        "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-        "cifar100": ((0.5071, 0.4866, 0.4409), (0.2009, 0.1984, 0.2023)),
-        "svhn": ((0.4377, 0.4438, 0.4728), (0.1201, 0.1231, 0.1052)),
-        "mnist": ((0.1307,), (0.3015,)),
-        "fashionmnist": ((0.2860,), (0.3205,)),
+    recipe = {name: (info.crop, info.flip, info.mean, info.std) for name, info in DATASETS.items()}
+    assert {name: recipe[name] for name in ("cifar10", "cifar100", "svhn", "mnist", "fashionmnist")} == {
+        "cifar10": (4, True, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+        "cifar100": (4, True, (0.5071, 0.4866, 0.4409), (0.2009, 0.1984, 0.2023)),
+        "svhn": (4, False, (0.4377, 0.4438, 0.4728), (0.1201, 0.1231, 0.1052)),
+        "mnist": (0, False, (0.1307,), (0.3015,)),
+        "fashionmnist": (0, True, (0.2860,), (0.3205,)),
     }
 
 
-def test_class_names_are_those_of_torchvision():
-    datasets = pytest.importorskip("torchvision.datasets", exc_type=ImportError)
-    assert describe("fashionmnist").classes == tuple(datasets.FashionMNIST.classes)
+# ---- registered sets ---------------------------------------------------------------------------------------
 
 
-# ---- the published sets, whose files are read in tests/images/test_archives.py -----------------------------
-
-AUGMENTATION = {  # padding and flip
-    "cifar10": (4, True),
-    "cifar100": (4, True),
-    "svhn": (4, False),
-    "mnist": (0, False),
-    "fashionmnist": (0, True),
-}
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_a_published_set_is_augmented_as_the_recipe_says(name, tmp_path, monkeypatch):
+def stripes(root, download):
+    """`load` of a data set that is not 32x32 and has one channel."""
+    assert download is False
     splits = []
+    for count in (30, 10):
+        labels = torch.arange(count) % 2
+        images = torch.randint(256, (count, 1, 20, 20), dtype=torch.uint8) // (
+            1 + labels.to(torch.uint8)[:, None, None, None]
+        )
+        splits.append((images, labels))
+    return splits
 
-    def read(info, root, download):
-        assert (info, root, download) == (describe(name), tmp_path, False)
-        for count in (60, 20):
-            images = torch.randint(256, (count, info.in_channels, 32, 32), dtype=torch.uint8)
-            splits.append((images, torch.arange(count) % info.num_classes))
-        return splits
 
-    monkeypatch.setattr(module, "read_published", read)
-    info, train, test = dataloaders(name, str(tmp_path), download=False)
-    assert info == describe(name)
-    assert (train.padding, train.flip, train.shuffle) == (*AUGMENTATION[name], True)
+def test_a_data_set_of_any_size_is_one_line(monkeypatch, tmp_path):
+    line = DataSet(load=stripes, classes=("bright", "dark"), in_channels=1, image_size=20, crop=2, flip=True)
+    monkeypatch.setitem(DATASETS, "stripes", line)
+    info, train, test = dataloaders("stripes", str(tmp_path), download=False, batch_size=10, validation=5)
+    assert (info.num_classes, describe("stripes")) == (2, line)
+    assert (train.padding, train.flip, train.shuffle) == (2, True, True)
     assert (test.padding, test.flip, test.shuffle) == (0, False, False)
-    for loader, (images, labels) in zip((train, test), splits, strict=True):
-        assert torch.equal(loader.images, images) and torch.equal(loader.labels, labels)
+    assert (train.num_images, test.num_images) == (25, 5)
     images, labels = next(iter(train))
-    assert images.shape == (50, info.in_channels, 32, 32) and labels.shape == (50,)
+    assert images.shape == (10, 1, 20, 20) and labels.dtype == torch.int64
+    values = torch.cat([train.images, test.images]).double() / 255
+    assert info.mean == pytest.approx([values.mean().item()])  # computed, since the line has no mean
 
 
-@pytest.mark.parametrize("error", [ImportError, RuntimeError, OSError, AttributeError])
-def test_a_torchvision_that_does_not_fit_is_named_with_the_cure(tmp_path, monkeypatch, error):
+@pytest.mark.parametrize(
+    ("images", "labels", "named"),
+    [
+        (torch.zeros(4, 3, 20, 20, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), "(4, 3, 20, 20)"),
+        (torch.zeros(4, 1, 20, 20), torch.zeros(4, dtype=torch.int64), "torch.float32"),
+        (torch.zeros(4, 1, 20, 20, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64), "(3,)"),
+        (torch.zeros(4, 1, 20, 20, dtype=torch.uint8), torch.arange(4), "0 to 1"),
+    ],
+)
+def test_images_that_differ_from_their_registration_are_refused(monkeypatch, images, labels, named):
+    splits = (images, labels), (images, labels)
+    line = DataSet(load=lambda root, download: splits, classes=("bright", "dark"), in_channels=1, image_size=20)
+    monkeypatch.setitem(DATASETS, "stripes", line)
+    refused(lambda: dataloaders("stripes"), "stripes", named)
+
+
+def test_a_torchvision_that_does_not_fit_is_named_with_the_cure(tmp_path, monkeypatch):
     real = builtins.__import__
 
     def broken(module, *args, **kwargs):
         if module.startswith("torchvision"):
-            raise error("operator torchvision::nms\ndoes not exist")
+            raise RuntimeError("operator torchvision::nms\ndoes not exist")
         return real(module, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", broken)
     refused(lambda: dataloaders("cifar10", tmp_path), "torchvision::nms", torch.__version__, "digits")
+    refused(lambda: StreamLoader([], torch.zeros(0), [0], [1], size=8, batch_size=1), "--in-memory yes")
     dataloaders("digits")
 
 
@@ -137,13 +130,12 @@ def digits():
 
 
 def test_digits_have_a_stratified_split_that_is_always_the_same(digits):
-    info, train, test = digits
+    _, train, test = digits
     assert (train.num_images, test.num_images) == (1438, 359)
-    counts = [Counter(loader.labels.tolist()) for loader in (train, test)]
-    for label in range(info.num_classes):
-        assert counts[1][label] == pytest.approx((counts[0][label] + counts[1][label]) * 359 / 1797, abs=1)
-    _, _, other = dataloaders("digits", seed=5)
-    assert torch.equal(other.images, test.images)
+    counts = train.labels.bincount(), test.labels.bincount()
+    for train_count, test_count in zip(*counts, strict=True):
+        assert test_count == pytest.approx((train_count + test_count) * 359 / 1797, abs=1)
+    assert torch.equal(dataloaders("digits", seed=5)[2].images, test.images)
     assert test.labels[:12].tolist() == [6, 3, 2, 4, 0, 1, 8, 5, 7, 6, 6, 8]
 
 
@@ -165,12 +157,6 @@ def test_the_constants_of_the_digits_are_those_of_their_training_images(digits):
     values = train.images.double() / 255
     assert info.mean == pytest.approx(values.mean((0, 2, 3)).tolist(), abs=5e-5)
     assert info.std == pytest.approx(values.std((0, 2, 3), correction=0).tolist(), abs=5e-5)
-
-
-def test_digits_are_cropped_and_not_flipped(digits):
-    _, train, test = digits
-    assert (train.padding, train.flip, train.shuffle) == (4, False, True)
-    assert (test.padding, test.flip, test.shuffle) == (0, False, False)
 
 
 def test_digits_without_scikit_learn_name_the_cure(monkeypatch):
@@ -204,11 +190,11 @@ def test_options_reach_the_loaders(tree):
     assert next(iter(dataloaders("imagefolder", tree, **options)[1]))[0].shape == (4, 3, 16, 16)
 
 
-@pytest.mark.parametrize("name", ["digits", "imagefolder"])
-def test_a_limit_keeps_that_many_images(name, tree):
-    _, train, test = dataloaders(name, tree, limit=5)
-    assert train.num_images == len(train.labels) == test.num_images == len(test.labels) == 5
-    refused(lambda: dataloaders(name, tree, limit=0), "limit")
+@pytest.mark.parametrize("options", [{}, {"in_memory": "no", "workers": 0}])
+def test_a_limit_keeps_that_many_images(tree, options):
+    _, train, test = dataloaders("imagefolder", tree, limit=5, **options)
+    assert train.num_images == test.num_images == sum(len(labels) for _, labels in train) == 5
+    refused(lambda: dataloaders("imagefolder", tree, limit=0, **options), "limit")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -223,17 +209,15 @@ def test_images_are_kept_on_the_device(tree):
 def test_what_takes_more_than_half_of_the_free_memory_is_streamed(tree, monkeypatch):
     decoded = 15 * 3 * 24 * 24
     for available, copies, kept in ((2 * decoded, 1, True), (2 * decoded - 1, 1, False), (2 * decoded, 2, False)):
-        monkeypatch.setattr(memory, "available_memory", lambda available=available: available)
+        monkeypatch.setattr(info_module, "available_memory", lambda available=available: available)
         assert kept_in_memory("imagefolder", tree, image_size=24, copies=copies) == kept
         assert kept_in_memory("imagefolder", tree, image_size=24, in_memory="yes")
         assert not kept_in_memory("imagefolder", tree, image_size=24, in_memory="no")
         assert kept_in_memory("digits")
-    _, *streamed = dataloaders("imagefolder", tree, image_size=24, workers=0)
-    assert all(isinstance(loader, BatchLoader) for loader in streamed)
-    monkeypatch.setattr(memory, "available_memory", lambda: 2 * decoded - 1)
+    monkeypatch.setattr(info_module, "available_memory", lambda: 2 * decoded - 1)
     _, *streamed = dataloaders("imagefolder", tree, image_size=24, workers=0)
     assert all(isinstance(loader, StreamLoader) for loader in streamed)
-    assert kept_in_memory("imagefolder", tree, image_size=24, limit=4)
+    assert isinstance(dataloaders("imagefolder", tree, image_size=24, limit=4)[1], BatchLoader)
 
 
 def test_only_an_imagefolder_is_streamed():
@@ -259,13 +243,7 @@ def test_streamed_loaders_stand_for_those_in_memory(tree):
 def test_mean_and_std_of_a_streamed_set_are_those_of_evenly_spaced_images(tree, monkeypatch):
     monkeypatch.setattr(module, "SAMPLE", 4)
     info, _, _ = dataloaders("imagefolder", tree, image_size=24, in_memory="no", workers=0)
-    _, train, _ = dataloaders("imagefolder", tree, image_size=24)
-    values = train.images[[0, 2, 4, 6]].numpy() / 255  # of nine
+    _, kept, _ = dataloaders("imagefolder", tree, image_size=24)
+    values = kept.images[[0, 2, 4, 6]].numpy() / 255  # of nine
     assert info.mean == pytest.approx(values.mean((0, 2, 3)))
     assert info.std == pytest.approx(values.std((0, 2, 3)))
-
-
-def test_a_streamed_set_can_be_limited(tree):
-    for limit in (1, 5):
-        _, train, test = dataloaders("imagefolder", tree, limit=limit, in_memory="no", workers=0)
-        assert train.num_images == test.num_images == sum(len(labels) for _, labels in train) == limit

@@ -1,14 +1,118 @@
-"""Published sets from their files, their archives and the network: what comes out, and what is said of damaged ones."""
+"""Published sets from their files, their archives and the network, with tiny sets in the published layouts."""
 
+import gzip
+import hashlib
+import io
 import pickle
+import socket
+import struct
+import tarfile
+import urllib.error
 import urllib.request
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
-from images.archives import PUBLISHED
+from images.archives import TIMEOUT, published
 from tests.images.refusals import refused
-from tests.images.stand_ins import Network, StandIn, md5
+
+
+def md5(content):
+    return hashlib.md5(content).hexdigest()
+
+
+def cifar10(dataset, images, labels, patch):
+    files, listed = {}, [dataset.train_list[:1], dataset.test_list]
+    for names, pixels, classes in zip(listed, images, labels, strict=True):
+        path = f"{dataset.base_folder}/{names[0][0]}"
+        files[path] = pickle.dumps({"data": pixels.reshape(len(pixels), -1), "labels": classes.tolist()})
+        names[0] = [names[0][0], md5(files[path])]
+    meta = files[f"{dataset.base_folder}/{dataset.meta['filename']}"] = pickle.dumps({"label_names": []})
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    archives = {dataset.filename: buffer.getvalue()}
+    patch(train_list=listed[0], test_list=listed[1], meta=dataset.meta | {"md5": md5(meta)})
+    patch(tgz_md5=md5(buffer.getvalue()))
+    return files, archives, {dataset.url: buffer.getvalue()}
+
+
+def svhn(dataset, images, labels, patch):
+    files, listed, urls = {}, {}, {}
+    for split, pixels, classes in zip(("train", "test"), images, labels, strict=True):
+        buffer = io.BytesIO()
+        ten = np.where(classes == 0, 10, classes).astype(np.uint8)[:, None]  # SVHN calls the digit 0 ten
+        pytest.importorskip("scipy.io").savemat(buffer, {"X": pixels.transpose(2, 3, 1, 0), "y": ten})
+        url, name, _ = dataset.split_list[split]
+        files[name] = urls[url] = buffer.getvalue()
+        listed[split] = [url, name, md5(files[name])]
+    patch(split_list=listed)
+    return files, files, urls
+
+
+def mnist(dataset, images, labels, patch):
+    files, archives, resources = {}, {}, []
+    contents = []
+    for pixels, classes in zip(images, labels, strict=True):
+        contents.append(struct.pack(">4i", 2051, len(pixels), 28, 28) + pixels.tobytes())
+        contents.append(struct.pack(">2i", 2049, len(classes)) + classes.astype(np.uint8).tobytes())
+    for (name, _), content in zip(dataset.resources, contents, strict=True):
+        files[f"MNIST/raw/{name.removesuffix('.gz')}"] = content
+        packed = archives[f"MNIST/raw/{name}"] = gzip.compress(content, mtime=0)
+        resources.append((name, md5(packed)))
+    patch(resources=resources)
+    urls = {dataset.mirrors[0] + path.split("/")[-1]: content for path, content in archives.items()}
+    return files, archives, urls
+
+
+class TinySet:
+    """A tiny set of a published layout: `files` as unpacked, `archives` as downloaded, and their `urls`."""
+
+    def __init__(self, name, padding, write, monkeypatch):
+        dataset = getattr(pytest.importorskip("torchvision.datasets", exc_type=ImportError), name)
+        rng, shape = np.random.default_rng(0), (1, 28, 28) if padding else (3, 32, 32)
+        images = [rng.integers(0, 256, (count, *shape), np.uint8) for count in (20, 10)]
+        labels = [np.arange(count) * 7 % 10 for count in (20, 10)]
+
+        def patch(**values):
+            for attribute, value in values.items():
+                monkeypatch.setattr(dataset, attribute, value)
+
+        self.name, self.load, self.dataset = name, published(name, padding), dataset
+        self.files, self.archives, self.urls = write(dataset, images, labels, patch)
+        padded = [F.pad(torch.from_numpy(pixels), (padding,) * 4) for pixels in images]
+        self.splits = list(zip(padded, map(torch.from_numpy, labels), strict=True))
+
+    def assert_read(self, root, download):
+        for ours, theirs in zip(self.load(root, download), self.splits, strict=True):
+            assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1]) and ours[0].is_contiguous()
+
+
+def place(root, files):
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+
+
+class Network:
+    """Replaces `urlopen`: serves `pages`, answers 503 for all other addresses, and records the addresses."""
+
+    def __init__(self):
+        self.pages, self.asked = {}, []
+
+    def __call__(self, request):
+        assert socket.getdefaulttimeout() == TIMEOUT
+        self.asked.append(request.full_url)
+        if request.full_url not in self.pages:
+            raise urllib.error.HTTPError(request.full_url, 503, "Service\nUnavailable", {}, None)
+        page = io.BytesIO(self.pages[request.full_url])
+        page.url, page.length = request.full_url, len(self.pages[request.full_url])
+        return page
 
 
 @pytest.fixture(autouse=True)
@@ -18,165 +122,64 @@ def network(monkeypatch):
     return network
 
 
-@pytest.fixture
-def datasets():
-    try:
-        from torchvision import datasets
-    except (ImportError, RuntimeError, OSError) as error:
-        pytest.skip(f"torchvision cannot be imported: {error}")
-    return datasets
-
-
-@pytest.fixture(params=list(PUBLISHED))
-def published(request, datasets, monkeypatch):
-    return StandIn(request.param, datasets, monkeypatch)
+@pytest.fixture(params=[("CIFAR10", 0, cifar10), ("SVHN", 0, svhn), ("MNIST", 2, mnist)], ids=lambda param: param[0])
+def tiny(request, monkeypatch):
+    return TinySet(*request.param, monkeypatch)
 
 
 @pytest.fixture
-def stand_in(datasets, monkeypatch):
-    return lambda name: StandIn(name, datasets, monkeypatch)
+def tiny_mnist(monkeypatch):
+    return TinySet("MNIST", 2, mnist, monkeypatch)
 
 
-# ---- what is read -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("download", [False, True])
+@pytest.mark.parametrize("form", ["files", "archives"])
+def test_files_and_archives_are_read_without_the_network(tiny, tmp_path, network, form, download):
+    place(tmp_path, getattr(tiny, form))
+    tiny.assert_read(tmp_path, download)
+    assert not network.asked and socket.getdefaulttimeout() is None
 
 
-def assert_holds(published, splits):
-    for (images, labels), pixels, classes in zip(splits, published.images, published.labels, strict=True):
-        border = (32 - pixels.shape[-1]) // 2
-        padded = np.pad(pixels, ((0, 0), (0, 0), (border, border), (border, border)))
-        assert (images.numpy() == padded).all() and images.is_contiguous()
-        assert (labels.numpy() == classes).all()
+def test_a_missing_set_is_downloaded(tiny, tmp_path, network):
+    network.pages = tiny.urls
+    tiny.assert_read(tmp_path / "new" / "folder", download=True)
+    assert set(network.asked) == tiny.urls.keys()
 
 
-def test_a_set_is_read_as_it_lies_there(published, tmp_path, network):
-    published.lay(tmp_path, published.files)
-    for download in (False, True):
-        assert_holds(published, published.read(tmp_path, download))
-    assert not network.asked
-
-
-def test_an_archive_is_unpacked_without_the_network(published, tmp_path, network):
-    published.lay(tmp_path, published.archives)
-    assert_holds(published, published.read(tmp_path))
-    assert not network.asked
-
-
-def test_a_set_is_downloaded(published, tmp_path, network, capfd):
-    network.pages, root = published.urls, tmp_path / "new" / "folder"
-    assert_holds(published, published.read(root, download=True))
-    assert sorted(network.asked) == sorted(published.urls)
-    found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
-    assert found == published.files.keys() | published.archives.keys()
-    assert capfd.readouterr() == ("", "")  # away from a terminal
-
-
-def test_a_damaged_file_is_downloaded_again(published, tmp_path, network):
-    name, content = list(published.files.items())[-1]
-    published.lay(tmp_path, published.files | {name: content[: len(content) // 2]})
-    network.pages = published.urls
-    assert_holds(published, published.read(tmp_path, download=True))
-    assert set(network.asked) <= published.urls.keys()
-
-
-# ---- what is amiss --------------------------------------------------------------------------------------------
-
-
-def test_a_missing_set_names_the_files_to_bring(published, tmp_path, network):
-    root = tmp_path / "data"
-    for download in (False, True):
-        text = refused(lambda download=download: published.read(root, download), root, "missing")
-        assert ("no network" in text) == download
-        for name, content in published.archives.items():
-            assert name.split("/")[-1] in text and md5(content) in text
-        assert all(url in text for url in published.urls)
+def test_a_missing_set_names_the_files_and_their_address(tiny, tmp_path, network):
+    for download, reason in ((False, "not found"), (True, "503")):
+        line = refused(lambda download=download: tiny.load(tmp_path, download), tiny.name, tmp_path, reason)
+        for url in tiny.urls:
+            address, _, name = url.rpartition("/")
+            assert address in line and name in line
         assert bool(network.asked) == download
 
 
-def test_a_download_that_arrives_damaged_is_refused(published, tmp_path, network):
-    network.pages = {url: content[: len(content) // 2] for url, content in published.urls.items()}
-    url = list(published.urls)[0]
-    refused(lambda: published.read(tmp_path, download=True), f"{url} sends is damaged", "MD5")
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-    network.pages = published.urls
-    assert_holds(published, published.read(tmp_path, download=True))
+def test_an_interrupted_download_is_refused_and_repeated(tiny, tmp_path, network):
+    halves = {name: content[: len(content) // 2] for name, content in tiny.archives.items()}
+    place(tmp_path, halves)
+    refused(lambda: tiny.load(tmp_path, False), tiny.name)
+    network.pages = {url: content[: len(content) // 2] for url, content in tiny.urls.items()}
+    refused(lambda: tiny.load(tmp_path, True), tiny.name, "corrupted")
+    network.pages = tiny.urls
+    tiny.assert_read(tmp_path, download=True)
 
 
-def test_a_damaged_archive_is_named(published, tmp_path):
-    for name, content in published.archives.items():
-        published.lay(tmp_path, published.archives | {name: content[:-50]})
-        for download in (False, True):
-            named = f"damaged: {tmp_path / name}", md5(content)
-            text = refused(lambda download=download: published.read(tmp_path, download), *named)
-            assert not any(md5(other) in text for other in published.archives.values() if other != content)
-        for file in published.files:
-            (tmp_path / file).unlink(missing_ok=True)
+def test_a_damaged_file_is_refused_and_named_with_its_folder(tiny, tmp_path):
+    name, content = list(tiny.files.items())[0]
+    for damaged in (content[: len(content) // 3], b""):
+        place(tmp_path, tiny.files | {name: damaged})
+        refused(lambda: tiny.load(tmp_path, False), tiny.name, tmp_path, "damaged")
 
 
-def test_a_damaged_or_missing_file_is_refused_and_healed_by_its_archive(published, tmp_path):
-    for name, content in published.files.items():
-        for damaged in (content[: len(content) // 3], b"", None):
-            published.lay(tmp_path, published.files | {name: damaged or b""})
-            if damaged is None:
-                (tmp_path / name).unlink()
-            refused(lambda: published.read(tmp_path), published.name, tmp_path, "bring")
-        if name not in published.archives:  # an SVHN file is its own archive
-            published.lay(tmp_path, published.archives)
-            assert_holds(published, published.read(tmp_path))
-            for archive in published.archives:
-                (tmp_path / archive).unlink()
+def test_the_second_mirror_is_asked_where_the_first_one_answers_503(tiny_mnist, tmp_path, network):
+    first, second = tiny_mnist.dataset.mirrors[:2]
+    network.pages = {url.replace(first, second): content for url, content in tiny_mnist.urls.items()}
+    tiny_mnist.assert_read(tmp_path, download=True)
+    assert network.asked[0].startswith(first)
 
 
-@pytest.mark.parametrize("fault", ["few images", "few labels", "label out of range", "class missing"])
-def test_a_set_that_is_whole_but_wrong_is_refused(published, tmp_path, fault):
-    classes = published.info.num_classes
-    if fault == "few images":
-        published.images[0], published.labels[0] = published.images[0][:-5], published.labels[0][:-5]
-    elif fault == "few labels":
-        published.labels[1] = published.labels[1][:-1]
-    elif fault == "label out of range":
-        published.labels[0][3] = classes + 5
-    else:
-        published.labels[1][published.labels[1] == classes - 1] = 0
-    published.pack()
-    published.lay(tmp_path, published.files)
-    refused(lambda: published.read(tmp_path), published.name, tmp_path, "not as published")
-
-
-def test_files_of_the_right_size_and_wrong_content_are_refused(stand_in, tmp_path):
-    mnist = stand_in("mnist")
-    for i, (name, content) in enumerate(mnist.files.items()):
-        mnist.lay(tmp_path, mnist.files | {name: np.random.default_rng(i).bytes(len(content))})
-        refused(lambda: mnist.read(tmp_path), "mnist", tmp_path, "cannot be read")
-
-
-@pytest.mark.parametrize("content", [b"no pickle", pickle.dumps({"neither": "data"}), pickle.dumps([1])])
-def test_a_pickle_that_is_none_is_refused(stand_in, tmp_path, monkeypatch, content):
-    cifar = stand_in("cifar10")
-    cifar.lay(tmp_path, cifar.files | {"cifar-10-batches-py/test_batch": content})
-    monkeypatch.setattr(cifar.dataset, "test_list", [["test_batch", md5(content)]])
-    refused(lambda: cifar.read(tmp_path), "cifar10", tmp_path, "cannot be read")
-
-
-def test_a_folder_that_cannot_be_made_is_named(published, tmp_path, network):
-    (tmp_path / "file").write_bytes(b"in the way")
-    for root in (tmp_path / "file", tmp_path / "file" / "below"):
-        refused(lambda root=root: published.read(root), root)
-        refused(lambda root=root: published.read(root, download=True), root, "[Errno ")
-    assert not network.asked
-
-
-def test_a_file_that_may_not_be_read_is_named(stand_in, tmp_path, monkeypatch):
-    def forbidden(path, md5):
-        raise PermissionError(13, "Permission denied", str(path))
-
-    cifar = stand_in("cifar10")
-    cifar.lay(tmp_path, cifar.files)
-    monkeypatch.setattr("torchvision.datasets.utils.check_md5", forbidden)
-    first = tmp_path / "cifar-10-batches-py" / "data_batch_1"
-    refused(lambda: cifar.read(tmp_path), f"Permission denied: '{first}'")
-
-
-def test_an_archive_that_cannot_be_unpacked_is_named(stand_in, tmp_path):
-    cifar = stand_in("cifar10")
-    cifar.lay(tmp_path, cifar.archives | {"cifar-10-batches-py": b"a file in the way of the folder"})
-    refused(lambda: cifar.read(tmp_path), tmp_path, "Not a directory")
+def test_a_folder_that_cannot_be_made_is_named(tiny_mnist, tmp_path):
+    (tmp_path / "file").touch()
+    for download in (False, True):
+        refused(lambda download=download: tiny_mnist.load(tmp_path / "file", download), tmp_path / "file")

@@ -1,10 +1,15 @@
-"""What the readers share: evenly spaced indices, mean and standard deviation per channel."""
+"""What the readers share: evenly spaced indices, mean and standard deviation per channel, decoding, the free memory."""
+
+import os
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from images.info import channel_statistics, evenly_spaced
+from images import info
+from images.info import available_memory, channel_statistics, decode, evenly_spaced, fits, physical_memory
+from tests.images.refusals import refused
 
 
 @pytest.mark.parametrize(
@@ -14,9 +19,8 @@ def test_evenly_spaced_indices_reach_over_the_whole(total, limit, indices):
     assert evenly_spaced(total, limit).tolist() == indices
 
 
-@pytest.mark.parametrize("shape", [(50, 3, 8, 8), (5000, 1, 4, 4)])
-def test_mean_and_deviation_are_those_of_numpy(shape):
-    pixels = np.random.default_rng(0).integers(0, 200, shape, dtype=np.uint8)
+def test_mean_and_deviation_are_those_of_numpy():
+    pixels = np.random.default_rng(0).integers(0, 200, (5000, 3, 4, 4), dtype=np.uint8)
     mean, std = channel_statistics(torch.from_numpy(pixels))
     assert mean == pytest.approx(pixels.astype(np.float64).mean((0, 2, 3)) / 255, rel=1e-12)
     assert std == pytest.approx(pixels.astype(np.float64).std((0, 2, 3)) / 255, rel=1e-12)
@@ -24,3 +28,81 @@ def test_mean_and_deviation_are_those_of_numpy(shape):
 
 def test_a_constant_channel_has_a_deviation_to_divide_by():
     assert channel_statistics(torch.zeros(2, 1, 4, 4, dtype=torch.uint8)) == ((0.0,), (1 / 255,))
+
+
+def test_a_set_fits_into_half_of_the_free_memory(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(info, "available_memory", lambda: 1000)
+    assert fits(500, cpu) and not fits(501, cpu)
+    assert fits(250, cpu, copies=2) and not fits(251, cpu, copies=2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (600, 800))
+    assert fits(300, gpu) and not fits(301, gpu)
+    assert fits(250, gpu, copies=2) and not fits(251, gpu, copies=2)  # each process has its own GPU
+
+
+def test_the_memory_is_known_where_the_system_does_not_report_it(monkeypatch):
+    assert 2**20 < available_memory() <= physical_memory() < float("inf")
+
+    def refuse(*_, **__):
+        raise OSError
+
+    monkeypatch.setattr(info.Path, "read_text", refuse)
+    assert available_memory() == physical_memory()
+    monkeypatch.setattr(info.os, "sysconf", refuse)
+    assert available_memory() == float("inf")
+
+
+# ---- decoding ----------------------------------------------------------------------------------------------
+
+GREY = np.random.default_rng(0).integers(0, 256, (9, 12), dtype=np.uint8)
+GREY[0, :2] = 0, 255
+
+
+def decoded(path, image, **options):
+    """The RGB values that a saved image is decoded to, uint8 (H, W, 3)."""
+    image.save(path, **options)
+    return decode(os.fsencode(path), np.asarray)
+
+
+def test_every_mode_becomes_rgb(tmp_path):
+    colour = np.random.default_rng(1).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    opaque = np.dstack([colour, np.full((9, 12), 255, np.uint8)])
+    palette = Image.new("P", (12, 9), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    three = np.dstack([GREY] * 3)
+    cases = [(Image.fromarray(GREY), three), (Image.fromarray(GREY).convert("LA"), three)]
+    cases += [(Image.fromarray(colour), colour), (Image.fromarray(opaque), colour), (palette, (10, 20, 30))]
+    cases += [(Image.fromarray(GREY > 127), 255 * (three > 127))]
+    for image, expected in cases:
+        assert (decoded(tmp_path / "0.png", image) == expected).all(), image.mode
+
+
+@pytest.mark.parametrize(
+    ("dtype", "suffix"), [(np.uint16, "png"), (np.uint16, "tif"), (np.int32, "tif"), (np.float32, "tif")]
+)
+def test_the_range_of_the_values_decides_how_many_bits_they_have(tmp_path, dtype, suffix):
+    for factor in (1, 16, 257):  # 8, 12 and 16 bits
+        image = Image.fromarray((GREY * np.uint32(factor)).astype(dtype))
+        assert (decoded(tmp_path / f"0.{suffix}", image) == GREY[..., None]).all(), factor
+
+
+@pytest.mark.parametrize("values", [[[0.5, 0.2]], [[float("nan"), 1]], [[-1, 1]], [[0, 2**16]]])
+def test_values_without_a_fixed_range_are_refused(tmp_path, values):
+    image = Image.fromarray(np.array(values, np.float32))
+    refused(lambda: decoded(tmp_path / "0.tif", image), tmp_path / "0.tif", "8 or 16 bits")
+
+
+def test_the_orientation_is_that_of_torchvision(tmp_path):
+    load = pytest.importorskip("torchvision.datasets.folder", exc_type=ImportError).default_loader
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    ours = decoded(tmp_path / "0.png", Image.fromarray(GREY), exif=exif)
+    assert ours.shape == (9, 12, 3) and (ours == np.asarray(load(tmp_path / "0.png"))).all()
+
+
+def test_a_fault_of_the_transform_names_the_file(tmp_path):
+    def fail(image):
+        raise MemoryError
+
+    Image.fromarray(GREY).save(tmp_path / "0.png")
+    refused(lambda: decode(os.fsencode(tmp_path / "0.png"), fail), tmp_path / "0.png", "MemoryError")

@@ -1,6 +1,5 @@
 """Streamed images against Pillow and against themselves: workers, shards, broken passes, damaged files, signals."""
 
-import builtins
 import multiprocessing
 import os
 import resource
@@ -72,18 +71,17 @@ def test_two_epochs_are_the_same_for_any_number_of_workers(photographs):
     expected = raw_loader(photographs, **TRAINING)
     expected = one_pass(expected), one_pass(expected)
     assert not same(*expected)
-    for workers in (1, 2, 4):
+    for workers in (1, 2):
         loader = raw_loader(photographs, workers=workers, **TRAINING)
         assert all(same(one_pass(loader), batches) for batches in expected), workers
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_pass_can_begin_at_any_batch(photographs, workers):
-    loader = raw_loader(photographs, workers=workers, **TRAINING)
+def test_a_pass_can_begin_at_any_batch(photographs):
+    loader = raw_loader(photographs, **TRAINING)
     state = loader.state_dict()
     expected = one_pass(loader)
-    for skip in (1, 7, 18, 19, 25):
-        resumed = raw_loader(photographs, **TRAINING | {"seed": 99})
+    for skip, workers in ((1, 0), (7, 2), (19, 0), (25, 0)):
+        resumed = raw_loader(photographs, workers=workers, **TRAINING | {"seed": 99})
         resumed.load_state_dict(state)
         assert same(one_pass(resumed, skip), expected[skip:])
         assert torch.equal(resumed.generator.get_state(), loader.generator.get_state())
@@ -97,19 +95,16 @@ def test_a_pass_that_is_broken_off_counts_as_a_whole_one(photographs):
     assert same(one_pass(broken), one_pass(whole))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_the_global_generator_is_left_alone(photographs, workers):
+def test_the_global_generator_is_left_alone(photographs):
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    loader = raw_loader(photographs, workers=workers, **TRAINING)
-    first = one_pass(loader, 15)
+    first = one_pass(raw_loader(photographs, workers=1, **TRAINING), 15)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(8)
     assert same(first, one_pass(raw_loader(photographs, **TRAINING), 15))
 
 
-@pytest.mark.parametrize("size, batch_size", [(2, 16), (3, 7)])
-def test_the_shards_of_a_batch_are_the_batch(photographs, size, batch_size):
+def test_the_shards_of_a_batch_are_the_batch(photographs, size=3, batch_size=7):
     whole = one_pass(raw_loader(photographs, batch_size=size * batch_size, **TRAINING))
     shards = [
         one_pass(raw_loader(photographs, batch_size=batch_size, shard=(rank, size), **TRAINING)) for rank in range(size)
@@ -120,8 +115,7 @@ def test_the_shards_of_a_batch_are_the_batch(photographs, size, batch_size):
 
 def test_every_test_image_comes_once(photographs):
     files = [part[:13] for part in photographs]
-    loaders = [raw_loader(files, batch_size=2, shard=(rank, 4)) for rank in range(4)]
-    labels = [labels for loader in loaders for _, labels in loader]
+    labels = [labels for rank in range(4) for _, labels in raw_loader(files, batch_size=2, shard=(rank, 4))]
     assert sorted(torch.cat(labels).tolist()) == list(range(13))
 
 
@@ -162,22 +156,8 @@ def test_in_training_windows_of_all_sizes_and_places_are_cut_out_and_half_of_the
     assert 0.7 < (width / height).min() and (width / height).max() < 1.43
 
 
-def test_every_mode_becomes_rgb(tmp_path):
-    colour = Image.new("RGB", (13, 7), (200, 100, 50))
-    for mode in ("RGB", "RGBA"):
-        assert (one_image(tmp_path, colour.convert(mode)) == (200, 100, 50)).all()
-    grey = np.full((7, 13), 90)
-    for dtype, factor in ((np.uint8, 1), (np.uint16, 257)):
-        assert (one_image(tmp_path, Image.fromarray((grey * factor).astype(dtype))) == 90).all()
-    palette = Image.new("P", (13, 7), 1)
-    palette.putpalette([0, 0, 0, 10, 20, 30])
-    assert (one_image(tmp_path, palette) == (10, 20, 30)).all()
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_channels_last_changes_the_memory_format_alone(photographs, workers):
-    plain = raw_loader(photographs, **TRAINING)
-    last = raw_loader(photographs, channels_last=True, workers=workers, **TRAINING)
+def test_channels_last_changes_the_memory_format_alone(photographs):
+    plain, last = (raw_loader(photographs, channels_last=last, **TRAINING) for last in (False, True))
     for (images, _), (others, _) in zip(one_pass(plain, 16), one_pass(last, 16), strict=True):
         assert torch.equal(images, others) and images.is_contiguous()
         assert others.is_contiguous(memory_format=torch.channels_last)
@@ -197,14 +177,13 @@ def test_batches_are_on_the_device_of_the_labels(photographs):
 # ---- what goes wrong ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_image_is_named(photographs, tmp_path, workers):
-    paths, labels = (part[:40] for part in photographs)
+    paths, labels = (part[:20] for part in photographs)
     damaged = tmp_path / "damaged.png"
-    damaged.write_bytes(open(os.fsdecode(paths[5]), "rb").read()[:60])
-    paths = np.array([*paths[:30], os.fsencode(damaged), *paths[31:]])
-    line = refused(lambda: one_pass(raw_loader((paths, labels), workers=workers, **TRAINING)), damaged, "replace")
-    assert line.startswith("cannot read the image")
+    damaged.write_bytes(b"not an image")
+    paths = np.array([*paths[:10], os.fsencode(damaged), *paths[11:]])
+    refused(lambda: one_pass(raw_loader((paths, labels), workers=workers, **TRAINING)), "cannot read", damaged)
 
 
 def begun(loader):
@@ -220,25 +199,20 @@ def test_a_worker_that_dies_is_one_line(photographs):
     refused(lambda: list(batches), "has died", "--workers")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_workers_leave_signals_to_their_parent(photographs, number):
+def test_workers_leave_signals_to_their_parent(photographs):
     batches, first, workers = begun(raw_loader(photographs, workers=2, batch_size=4, **TRAINING))
     for worker in workers:
-        os.kill(worker.pid, number)
+        os.kill(worker.pid, signal.SIGINT)
+        os.kill(worker.pid, signal.SIGTERM)
     assert len(workers) == 2
     assert same([first, *batches], one_pass(raw_loader(photographs, batch_size=4, **TRAINING)))
 
 
-def test_a_torchvision_that_does_not_fit_is_named_with_the_cure(photographs, monkeypatch):
-    real = builtins.__import__
-
-    def broken(module, *args, **kwargs):
-        if module.startswith("torchvision"):
-            raise RuntimeError("operator torchvision::nms\ndoes not exist")
-        return real(module, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", broken)
-    refused(lambda: raw_loader(photographs), "torchvision::nms", torch.__version__, "--in-memory yes")
+def test_a_test_image_that_would_take_gigabytes_is_named(tmp_path):
+    image = Image.new("1", (60000, 1))
+    path = tmp_path / "image.png"
+    refused(lambda: one_image(tmp_path, image, 224), path, "60000x1")
+    assert one_image(tmp_path, image, 224, random_crop=True).shape == (224, 224, 3)
 
 
 def test_there_is_a_worker_for_each_usable_core_up_to_eight(photographs, monkeypatch):
@@ -255,6 +229,7 @@ def _growth(files, size, results):
     results.put((seen, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)))
 
 
+@pytest.mark.slow
 def test_a_pass_takes_far_less_memory_than_the_decoded_images(photographs):
     context, size = multiprocessing.get_context("spawn"), 320  # a forked process would wait for torch's threads
     results = context.SimpleQueue()
