@@ -7,6 +7,7 @@
 """
 
 import argparse
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -140,3 +141,24 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: object) -> None:
         self.exit(2, f"{self.prog}: {' '.join(str(message).split())} (--help lists the options)\n")
+
+
+def _number(kind, is_allowed, words):
+    """A type for argparse: a number of which `is_allowed` is true."""
+
+    def parse(text):
+        value = kind(text)
+        if not is_allowed(value):
+            raise argparse.ArgumentTypeError(f"must be {words}, got {text}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse's word for what is no number at all
+    return parse
+
+
+positive_int = _number(int, lambda value: value >= 1, "at least 1")
+positive_float = _number(float, lambda value: 0 < value < math.inf, "a positive number")
+non_negative_int = _number(int, lambda value: value >= 0, "at least 0")
+non_negative_float = _number(float, lambda value: 0 <= value < math.inf, "a number of at least 0")
+share = _number(float, lambda value: 0 <= value < 1, "in [0, 1)")
+positive_share = _number(float, lambda value: 0 < value <= 1, "in (0, 1]")

@@ -21,7 +21,7 @@ from benchmarks.measuring import compare
 from linearconv_convert import ConversionError, convert, export
 from linearconv_convert.exporting import onnx_runner
 from linearconv_variants import OneLineParser
-from training.files import write_json
+from training.checkpoints import write_json
 from training.report import ROOT, origin
 
 BATCHES = (1, 50)

@@ -21,11 +21,11 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
+from linearconv_features import MEASURED, NEVER, Costs, measured_as
 
 from benchmarks.contenders import IMAGE, NETWORKS, TASKS, VARIANTS
 from benchmarks.measuring import command_line, keep_freed_memory, measure
-from linearconv_features import MEASURED, NEVER, Costs, measured_as
-from training.files import write_json
+from training.checkpoints import write_json
 from training.report import ROOT, origin
 
 WAYS = ("filters", "features")

@@ -48,7 +48,7 @@ from corr_reg import corr_loss, l1_loss
 from linearconv import LinearConv
 from linearconv_sparse import schedule_pruning
 from training import counting
-from training.files import write_json
+from training.checkpoints import write_json
 from training.objective import REGULARISE_EVERY
 from training.report import ROOT, origin
 

@@ -18,9 +18,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from linearconv_variants import OneLineParser
-from training.files import write_json
-from training.numbers import positive_int
+from linearconv_variants import OneLineParser, positive_int
+from training.checkpoints import write_json
 from training.report import ROOT, origin
 
 IMPORT = "python -c 'import torch, numpy'"

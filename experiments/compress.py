@@ -33,18 +33,14 @@ from experiments.command_line import shown_command, split_arguments
 from experiments.compress_table import markdown, plot
 from experiments.compress_ways import BUDGETED, CALIBRATED, CONVERSIONS, FROM_SCRATCH, HALF, OTHERS, fit_quality
 from linearconv_convert import convert
-from linearconv_variants import OneLineParser, Variant
-from training.checkpoints import holds_checkpoint
+from linearconv_variants import OneLineParser, Variant, positive_int
+from training.checkpoints import holds_checkpoint, open_folder, write_json, write_log
 from training.counting import count_parameters
 from training.distributed import Group
 from training.errors import EXPECTED, report_failure
-from training.files import write_json
-from training.numbers import positive_int
 from training.options import make_parser, parse_arguments
-from training.recipes import recipe_for
+from training.recipe import Recipe, TrainingSettings, recipe_for
 from training.report import ROOT, origin
-from training.run_folder import open_folder, write_log
-from training.settings import Recipe, TrainingSettings
 from training.trainer import Trainer
 
 CALIBRATION_BATCHES = 20

@@ -40,11 +40,10 @@ from linearconv_convert.evidence import trace_macs
 from linearconv_convert.exporting import onnx_runner
 from linearconv_convert.inputs import example_call
 from linearconv_convert.surgery import layers_of
-from linearconv_variants import OneLineParser
+from linearconv_variants import OneLineParser, positive_float, positive_int
+from training.checkpoints import write_json
 from training.counting import count_parameters
 from training.errors import EXPECTED, UsageError, report_failure
-from training.files import write_json
-from training.numbers import positive_float, positive_int
 from training.report import ROOT, origin
 
 BUDGETS = {"tiny": 0.6, "full": 0.5}  # share of the parameters

@@ -12,9 +12,8 @@ import torch
 from experiments.sweep_results import Results
 from experiments.sweep_runner import Runner, cores
 from experiments.sweep_runs import Run, is_locked
-from linearconv_variants import OneLineParser
+from linearconv_variants import OneLineParser, positive_int
 from training.errors import UsageError
-from training.numbers import positive_int
 from training.report import ROOT
 
 CORES_PER_JOB = 4  # on a CPU, where --jobs is left out

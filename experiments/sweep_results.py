@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from experiments.sweep_runs import Run
+from training.checkpoints import write_json
 from training.errors import UsageError
-from training.files import write_json
 
 
 class Results:

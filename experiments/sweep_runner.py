@@ -12,8 +12,7 @@ from typing import TextIO
 
 from experiments.sweep_results import Results
 from experiments.sweep_runs import SETTINGS, Run, take_lock
-from training.files import write_json
-from training.run_folder import REPORT
+from training.checkpoints import REPORT, write_json
 
 OUTPUT = "output.txt"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

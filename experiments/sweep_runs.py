@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from training.checkpoints import holds_checkpoint
+from training.checkpoints import REPORT, holds_checkpoint, read_log
 from training.errors import UsageError
-from training.run_folder import REPORT, read_log
 
 SETTINGS = "settings.json"
 

@@ -27,10 +27,10 @@ from experiments.sweep_runs import Run
 from experiments.table1_accuracy import ROWS, setting
 from experiments.table1_counts import IMAGE, NETWORKS, RESULT, count_rows, markdown
 from linearconv_variants import OneLineParser
+from training.checkpoints import write_json
 from training.errors import EXPECTED, UsageError, report_failure
-from training.files import write_json
 from training.options import dataset_label, parse_arguments
-from training.recipes import RECIPES
+from training.recipe import RECIPES
 from training.report import ROOT, origin
 
 

@@ -15,9 +15,9 @@ from benchmarks.measuring import command_line
 from experiments import table1_counts, table2_accuracy, table2_speed
 from experiments.reading import NoResults, every_run, load
 from experiments.table2_counts import IMAGE, count_rows
+from linearconv_variants import positive_float
+from training.checkpoints import write_json
 from training.errors import EXPECTED, report_failure
-from training.files import write_json
-from training.numbers import positive_float
 from training.report import ROOT, origin
 
 RESULT = ROOT / "results" / "table2.json"

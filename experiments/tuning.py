@@ -26,15 +26,12 @@ import torch.nn.functional as F
 from experiments.command_line import split_arguments
 from experiments.compress import CALIBRATION_BATCHES, Study, begin_study, study_parser
 from linearconv_convert import convert
-from linearconv_variants import Variant
+from linearconv_variants import Variant, positive_float, positive_int
+from training.checkpoints import open_folder, write_json, write_log
 from training.distributed import Group
 from training.errors import EXPECTED, report_failure
-from training.files import write_json
-from training.numbers import positive_float, positive_int
-from training.recipes import FAST, TUNE
+from training.recipe import FAST, TUNE, Recipe, TrainingSettings
 from training.report import ROOT
-from training.run_folder import open_folder, write_log
-from training.settings import Recipe, TrainingSettings
 from training.trainer import Trainer
 
 STEPS = (1, 10, 100)

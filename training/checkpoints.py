@@ -1,20 +1,106 @@
-"""Checkpoints: the newest two and the best are kept, each written whole or not at all, a damaged one passed over."""
+"""What a run leaves in its folder: checkpoints, log and report; each file is written whole or not at all."""
 
 import io
+import json
+import os
 import random
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 
 from training.errors import UsageError
-from training.files import write_whole
 
 KEPT = 2  # newest checkpoints that stay
 PATTERN = "checkpoint-*.pt"
 BEST = "best.pt"
+REPORT = "report.json"
+LOG = "log.jsonl"
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write(file)` fill a binary file that appears at `path` complete or not at all.
+
+    Raises:
+        OSError: naming the file, where the disk or the folder does not take it; what stood there before stays.
+    """
+    temporary = path.with_name(path.name + ".part")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:  # of a full disk, which names no file
+        error.filename = error.filename or str(path)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: object) -> None:
+    """Write `data` as indented JSON."""
+    write_whole(path, lambda file: file.write((json.dumps(data, indent=2) + "\n").encode()))
+
+
+def open_folder(output: str | Path | None, default: Path, resume: str = "never") -> Path:
+    """Return the folder of a run, found or made, that can be written.
+
+    A folder that holds a run is never written over: the default folder of a new run gets a number, one that was asked
+    for is refused. Resuming looks at the newest of the numbered ones.
+
+    Args:
+        output: the folder that was asked for.
+        default: where the run goes otherwise.
+        resume: `"never"`: a new run; `"always"`: go on with one that must be there; `"auto"`: either.
+
+    Raises:
+        UsageError: where the folder is taken, missing (to resume), or cannot be written.
+    """
+    folder = Path(output) if output else default
+    if not output:
+        numbered = [default, *(default.with_name(f"{default.name}-{n}") for n in range(2, 1000))]
+        free = next(path for path in numbered if not holds_run(path))
+        folder = free if resume == "never" else numbered[max(0, numbered.index(free) - 1)]
+    if resume == "always" and not holds_run(folder):
+        raise UsageError(f"no checkpoint in {folder}: leave out --resume to start from the beginning")
+    if resume == "never" and holds_run(folder):
+        raise UsageError(f"{folder} holds a run already: give --resume to go on with it, or another --output")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "writable", lambda file: file.write(b"1"))
+        (folder / "writable").unlink()
+    except OSError as error:
+        reason = f"the output folder {folder} cannot be written ({error.strerror})"
+        raise UsageError(f"{reason}: give another --output") from None
+    return folder
+
+
+def holds_run(folder: Path) -> bool:
+    """Return True for a folder with a checkpoint or a log."""
+    return any(True for pattern in (PATTERN, LOG) for _ in folder.glob(pattern))
+
+
+def append_log(folder: Path, record: dict) -> None:
+    """Add a line to the log."""
+    with open(folder / LOG, "a") as file:
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_log(folder: Path, records: list[dict]) -> None:
+    """Write the log anew: a resumed run does again what the log may have of later epochs, or half of a line."""
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    write_whole(folder / LOG, lambda file: file.write(lines.encode()))
+
+
+def read_log(folder: Path) -> list[dict]:
+    """Return the records of the log, one per finished epoch."""
+    return [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
 
 
 def save(folder: Path, state: dict, best: bool = False) -> Path:

@@ -1,9 +1,12 @@
-"""How a run ends before its time: each reason with its exit code, and one line on stderr."""
+"""How a run ends early: each reason has an exit code and prints one line on stderr. Also, the signals that stop it."""
 
 import signal
 import sys
+import threading
 
 from dataloaders import DataError
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class RunError(Exception):
@@ -48,3 +51,25 @@ def report_failure(error: BaseException, program: str) -> int:
         text, code = "interrupted", 128 + signal.SIGINT
     print(f"{program}: {' '.join(text.split())}", file=sys.stderr)
     return code
+
+
+class StopSignals:
+    """While the context lasts, remember a first SIGINT or SIGTERM in `asked`; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+        self._before = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():  # others may not set handlers
+            self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number, _):
+        self.asked = number
+        for other in SIGNALS:
+            signal.signal(other, signal.SIG_DFL)

@@ -1,7 +1,7 @@
 """Where the networks of a script come from: its constructors, or another source with the interface of `Constructed`.
 
 main({"VGG11": VGG11}, RECIPE)        # constructors (conv, in_channels, num_classes, width) by name
-main(Library(), RECIPE)               # networks of torchvision and timm, converted: converted.py
+main(Library(), RECIPE)               # networks of torchvision and timm, converted: library.py
 """
 
 import argparse
@@ -17,11 +17,10 @@ from baselines import HELP as BASELINES_HELP
 from dataloaders import Loader
 from linearconv_convert.starting import STARTS, initialise
 from linearconv_sparse import SCHEDULES
-from linearconv_variants import add_options
+from linearconv_variants import add_options, positive_float
 from training.distributed import Group
 from training.errors import UsageError
-from training.numbers import positive_float
-from training.settings import Recipe
+from training.recipe import Recipe
 
 
 @dataclass(frozen=True)

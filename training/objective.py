@@ -14,7 +14,7 @@ from torch import Tensor
 from corr_reg import corr_loss, l1_loss
 from linearconv import LinearConv
 from training.distributed import Group
-from training.settings import Recipe
+from training.recipe import Recipe
 
 REGULARISE_EVERY = 10  # batches
 

@@ -14,11 +14,17 @@ import torch
 
 from baselines import method_of
 from dataloaders import DATASETS, IN_MEMORY
-from linearconv_variants import OneLineParser, Variant
+from linearconv_variants import (
+    OneLineParser,
+    Variant,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    share,
+)
 from training.networks import Constructed
-from training.numbers import non_negative_float, non_negative_int, positive_float, positive_int, share
-from training.recipes import RECIPES, SHORT
-from training.settings import CHOICES, Recipe
+from training.recipe import CHOICES, RECIPES, SHORT, Recipe
 
 CHANGEABLE = ("lr", "milestones", "batch_size", "reg_weight", "amp", "processes")
 

@@ -17,14 +17,13 @@ import torch.nn as nn
 
 from dataloaders import DataError, Loader, dataloaders, describe, kept_in_memory
 from linearconv import LinearConv
-from training import checkpoints, counting, report, run_folder
+from training import checkpoints, counting, report
+from training.checkpoints import write_json
 from training.distributed import join
 from training.errors import EXPECTED, UsageError, report_failure
-from training.files import write_json
 from training.networks import Constructed, Request, training_images
 from training.options import make_parser, parse_arguments, run_name
-from training.recipes import recipe_for
-from training.settings import Recipe, TrainingSettings
+from training.recipe import Recipe, TrainingSettings, recipe_for
 from training.trainer import Trainer
 
 
@@ -70,7 +69,7 @@ def _run(recipes, options, group):
         default = None
         if not options.output:
             default = Path("ckpt") / Path(options.program).stem / run_name(options, data().dataset)
-        return group.of_first(lambda: run_folder.open_folder(options.output, default, resume))
+        return group.of_first(lambda: checkpoints.open_folder(options.output, default, resume))
 
     def recorded():
         if resume == "never" or options.count_only:
@@ -90,7 +89,7 @@ def _run(recipes, options, group):
     if options.count_only:
         if options.output and group.is_first:
             counted = report.make_report(options, counts, num_classes, group.device) | built.settings
-            write_json(folder() / run_folder.REPORT, counted)
+            write_json(folder() / checkpoints.REPORT, counted)
         return
 
     dataset, recipe, in_memory, loaders = data()
@@ -98,7 +97,7 @@ def _run(recipes, options, group):
     for loader in loaders:
         loader.memory_format = torch.channels_last if channels_last else torch.contiguous_format
     if group.is_first and group.size > 1 and not options.output:
-        (folder() / run_folder.LOG).touch()  # takes the default folder's number, should torchrun start it again
+        (folder() / checkpoints.LOG).touch()  # takes the default folder's number, should torchrun start it again
     given = options.pick("network", "variant", "width", "seed", "amp", "validation")
     given |= {"num_classes": num_classes, "processes": group.size, "in_memory": in_memory}
     settings = TrainingSettings(recipe=recipe, dataset=dataset, of_network=built.settings, **given)
@@ -107,8 +106,8 @@ def _run(recipes, options, group):
     trainer = Trainer(model, loaders, settings, folder(), group, **given)
     if resume == "always" or group.of_first(lambda: checkpoints.holds_checkpoint(folder())):
         trainer.resume(options.may_change)
-    elif group.is_first and (folder() / run_folder.LOG).exists():  # of a run that ended before its first checkpoint
-        run_folder.write_log(folder(), [])
+    elif group.is_first and (folder() / checkpoints.LOG).exists():  # of a run that ended before its first checkpoint
+        checkpoints.write_log(folder(), [])
     progress = trainer.fit()
     flipped = trainer.evaluate_flipped()  # by all processes
     if group.is_first:
@@ -116,8 +115,8 @@ def _run(recipes, options, group):
         of_data = {"dataset": dataset, "in_memory": in_memory}
         trained = {**of_data, **vars(recipe), **progress.outcome(), **flipped}
         done = report.make_report(options, counts, num_classes, group.device) | built.settings | trained
-        write_json(folder() / run_folder.REPORT, done)
-        report.show_outcome(done, folder() / run_folder.REPORT)
+        write_json(folder() / checkpoints.REPORT, done)
+        report.show_outcome(done, folder() / checkpoints.REPORT)
 
 
 def _image_shape(options):

@@ -7,11 +7,13 @@ the regularisers of corr_reg.py.
 import platform
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn as nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -20,18 +22,75 @@ from dataloaders import Loader
 from linearconv import LinearConv
 from linearconv_convert.carrying import carry_over
 from linearconv_sparse import schedule_pruning
-from training import checkpoints, counting, report, run_folder
+from training import checkpoints, counting, report
 from training.distributed import Group
-from training.errors import NotFinite, Stopped, UsageError
+from training.errors import NotFinite, Stopped, StopSignals, UsageError
 from training.finite import FiniteCheck
 from training.objective import REGULARISE_EVERY, loss_of, regularisers
 from training.optimizers import FilterDecay, make_optimizer, set_learning_rate
-from training.progress import Progress
-from training.settings import TrainingSettings
-from training.stopping import StopSignals
+from training.recipe import TrainingSettings
 
 VERSIONS = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
 AGREE_EVERY = 10  # steps after which processes ask one another whether to save and stop
+
+
+@dataclass
+class Progress:
+    """Counters, sums and the log of a run. Times are in seconds, accuracies in per cent."""
+
+    epoch: int = 0  # finished ones
+    batch: int = 0  # finished ones of the epoch in hand
+    step: int = 0  # of the whole run
+    seconds: float = 0.0  # of finished epochs
+    train_seconds: float = 0.0  # of the epoch in hand
+    images_per_second: float = 0.0  # in training, of the last finished epoch
+    best: dict = field(default_factory=lambda: {"best_test_accuracy": -1.0, "best_epoch": 0})
+    last: dict = field(default_factory=dict)  # loss and accuracies of the last finished epoch
+    history: list[dict] = field(default_factory=list)  # the log, a record per epoch
+    loss_sum: Tensor = field(default_factory=lambda: torch.zeros(()))  # of the epoch in hand, on the device
+    correct: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.long))
+
+    def to(self, device: torch.device) -> "Progress":
+        """Move the sums to a device, so that no step waits for the host; return self."""
+        self.loss_sum, self.correct = self.loss_sum.to(device), self.correct.to(device)
+        return self
+
+    def clear_sums(self) -> None:
+        """Forget what was summed, in tensors of their own."""
+        self.loss_sum, self.correct = torch.zeros_like(self.loss_sum), torch.zeros_like(self.correct)
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Count a step: its mean loss (), logits (B, classes) and labels (B,)."""
+        self.batch += 1
+        self.loss_sum += loss.detach() * len(labels)
+        self.correct += (logits.detach().argmax(1) == labels).sum()
+
+    def finish_epoch(self, results: dict, details: dict, evaluation_seconds: float, num_images: int) -> bool:
+        """Count an epoch, append its record to the history, and return True where it is the best so far.
+
+        Args:
+            results: `train_loss`, `train_accuracy`, `test_accuracy`.
+            details: what else the record is to say.
+            evaluation_seconds: beside `train_seconds`.
+            num_images: that it has trained on.
+        """
+        self.epoch += 1
+        self.seconds += self.train_seconds + evaluation_seconds
+        self.images_per_second = num_images / self.train_seconds
+        self.last = results
+        is_best = results["test_accuracy"] > self.best["best_test_accuracy"]
+        if is_best:
+            self.best = {"best_test_accuracy": results["test_accuracy"], "best_epoch": self.epoch}
+        self.history.append({"epoch": self.epoch, **results, **self._times(), **details})
+        self.batch, self.train_seconds = 0, 0.0
+        return is_best
+
+    def outcome(self) -> dict[str, object]:
+        """Return what the report says of the training."""
+        return {**self.last, **self.best, **self._times()}
+
+    def _times(self):
+        return {"seconds": round(self.seconds, 3), "images_per_second": round(self.images_per_second, 1)}
 
 
 class Trainer:
@@ -148,7 +207,7 @@ class Trainer:
         is_best = progress.finish_epoch(results, details, evaluation_seconds, self.train_loader.num_images)
         record = progress.history[-1]
         if self.group.is_first:
-            run_folder.append_log(self.folder, record)
+            checkpoints.append_log(self.folder, record)
         self._save(is_best)
         report.show_epoch(record, self.recipe.epochs, train_seconds, self.events)
         (asked,) = self.group.any(self.stop.asked)
@@ -319,7 +378,7 @@ class Trainer:
         if len(state["random"]) == self.group.size:
             checkpoints.restore_random_state(state["random"][self.group.rank], self.device)
         if self.group.is_first:
-            run_folder.write_log(self.folder, progress.history)
+            checkpoints.write_log(self.folder, progress.history)
         within = f" and {progress.batch} batches of the next" if progress.batch else ""
         print(f"resuming after epoch {progress.epoch}{within} from {path}")
         if other := [f"{name} {was}" for name, was in state["versions"].items() if VERSIONS.get(name) != was]:

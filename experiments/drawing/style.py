@@ -14,7 +14,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from training.files import write_whole
+from training.checkpoints import write_whole
 
 WIDTH = 9.4  # inches: 900 pixels at 96 to the inch
 SMALL = 9  # points

@@ -2,7 +2,7 @@
 
 from docs.tables import load
 from tests.helpers.pages import TEXT
-from training.recipes import TUNE
+from training.recipe import TUNE
 
 
 def test_what_is_said_of_budgets_is_what_was_measured():

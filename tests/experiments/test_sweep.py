@@ -21,7 +21,7 @@ from experiments import sweep, sweep_command, sweep_plan
 from experiments.sweep_plan import plan
 from experiments.sweep_runs import take_lock
 from experiments.sweep_table import markdown, over_seeds
-from training.recipes import FAST
+from training.recipe import FAST
 from training.report import ROOT
 
 # Keeps a training script's contract without training: an epoch is a nap, and what happens is noted in events.txt.

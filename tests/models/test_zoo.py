@@ -17,9 +17,9 @@ from linearconv_convert.recorded import read_record
 from tests.helpers.runs import EVERY_SCRIPT, ROOT
 from tests.training.test_scripts import REPORT_KEYS
 from tests.training.test_survival import assert_same_run, at_step
-from training import converted
+from training import library
+from training.checkpoints import read_log
 from training.options import make_parser, parse_arguments
-from training.run_folder import read_log
 from training.trainer import Trainer
 
 NETWORK = "--network torchvision:squeezenet1_1"  # drops out at random
@@ -164,7 +164,7 @@ def test_a_run_that_is_stopped_ends_as_the_unbroken_one_and_converts_once(run, c
         with pytest.raises(SystemExit) as stop:
             run("zoo", options, "broken")
     assert stop.value.code == 143
-    monkeypatch.setattr(converted, "convert", None)  # the checkpoint says what came of it
+    monkeypatch.setattr(library, "convert", None)  # the checkpoint says what came of it
     assert_same_run(run("zoo", f"{options} --resume", "broken"), unbroken)
 
 

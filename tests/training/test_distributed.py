@@ -10,8 +10,8 @@ import torch
 
 from images.batches import BatchLoader
 from tests.helpers.runs import ROOT
+from training.checkpoints import read_log
 from training.distributed import Group
-from training.run_folder import read_log
 
 PLAIN = f"""
 import os, signal, sys

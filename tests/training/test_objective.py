@@ -8,8 +8,7 @@ from torchvision.models import get_model
 
 from training import trainer
 from training.objective import loss_of, soft_target_loss
-from training.recipes import TUNE, recipe_for
-from training.settings import Recipe
+from training.recipe import TUNE, Recipe, recipe_for
 from training.trainer import Trainer
 
 NETWORK = "--network torchvision:squeezenet1_1 --calibrate 12 --no-amp --epochs 2"

@@ -8,9 +8,8 @@ import torch
 from linearconv import LinearConv
 from linearconv_lowrank import LinearConvLowRank
 from tests.training.test_survival import assert_same_run
-from training import checkpoints, settings
-from training.recipes import FAST, recipe_for
-from training.settings import Recipe
+from training import checkpoints, recipe
+from training.recipe import FAST, Recipe, recipe_for
 from training.trainer import Trainer
 
 WHOLE = (  # everything that the paper's recipe has not
@@ -97,7 +96,7 @@ def test_a_checkpoint_of_before_the_options_is_one_of_their_defaults(run):
     folder = run("base", "-t rank --width 0.125 --epochs 1")
     state, path = checkpoints.load_newest(folder)
     rates = "warmup", "weight_decay", "label_smoothing", "bias_lr", "coefficient_lr", "average"
-    for name in (*settings.CHOICES, *rates, "validation"):
+    for name in (*recipe.CHOICES, *rates, "validation"):
         del state["settings"][name]
     del state["train_loader"]["passes"]
     for group in state["optimizer"]["param_groups"]:

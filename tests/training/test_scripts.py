@@ -13,8 +13,8 @@ import torch
 import training
 from models import base_xcnn
 from tests.helpers.runs import SCRIPTS
-from training import checkpoints, options, run_folder
-from training.run_folder import read_log
+from training import checkpoints, options
+from training.checkpoints import read_log
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIANTS = ("-t rank -r 1", "-t rank -r 0.25", "-t lowrank -r 10", "-t sparse -s 0.5", "-t dense")
@@ -60,7 +60,7 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(setting, run, monkeyp
     def save_and_pull_the_plug(folder, state, best=False):
         save(folder, state, best)
         if state["epoch"] == 1:
-            run_folder.append_log(folder, {"epoch": 2})  # the log may be ahead of what was saved
+            checkpoints.append_log(folder, {"epoch": 2})  # the log may be ahead of what was saved
             raise KeyboardInterrupt
 
     save = checkpoints.save
@@ -268,7 +268,7 @@ def test_resume_auto_begins_goes_on_and_ends(run, capsys):
 def test_resume_auto_begins_again_where_only_a_log_is_left(run):
     folder = run.folder("run")
     folder.mkdir()
-    run_folder.append_log(folder, {"epoch": 1, "of": "a run that ended before its first checkpoint"})
+    checkpoints.append_log(folder, {"epoch": 1, "of": "a run that ended before its first checkpoint"})
     run("base", "-t rank --width 0.125 --epochs 2 --resume auto")
     assert [record["epoch"] for record in read_log(folder)] == [1, 2] and "of" not in read_log(folder)[0]
 
@@ -290,10 +290,10 @@ def test_options_do_not_change_after_parsing():
 def test_runs_in_the_default_folder_are_numbered(tmp_path):
     default = tmp_path / "run"
     for expected in ("run", "run-2", "run-3"):
-        folder = run_folder.open_folder(None, default)
+        folder = checkpoints.open_folder(None, default)
         assert folder.name == expected
-        run_folder.append_log(folder, {"epoch": 1})
-        assert run_folder.open_folder(None, default, "always").name == expected
+        checkpoints.append_log(folder, {"epoch": 1})
+        assert checkpoints.open_folder(None, default, "always").name == expected
 
 
 def test_without_cifar10_the_digits_are_trained_on_and_said_so(tmp_path):

@@ -18,8 +18,7 @@ import torch
 import linearconv_sparse
 from tests.helpers.runs import ROOT
 from training import checkpoints
-from training.checkpoints import random_state, restore_random_state
-from training.run_folder import read_log
+from training.checkpoints import random_state, read_log, restore_random_state
 from training.trainer import Trainer
 
 SMALL = "--width 0.125 --epochs 3"

@@ -20,10 +20,9 @@ from linearconv_convert.leftovers import told_in_lines
 from linearconv_convert.networks import load_network, load_weights
 from linearconv_convert.recorded import convert_again, setting_of
 from linearconv_convert.surgery import ConversionError
-from linearconv_variants import add_options
+from linearconv_variants import add_options, non_negative_int, positive_float, positive_share
 from training.errors import UsageError
 from training.networks import Built, Request
-from training.numbers import non_negative_int, positive_float, positive_share
 
 CALIBRATE = 512  # images
 

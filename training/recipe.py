@@ -47,7 +47,7 @@ class Recipe:
         coefficient_lr: learning rate of what makes up A in LinearConv, as a multiple.
         average: epochs over which weights are averaged, exponentially, for evaluation; 0: the weights themselves.
         init: how LinearConv layers start, one of `linearconv_convert.starting.STARTS`; of a converted network "fit" or
-            "scratch", see converted.py.
+            "scratch", see library.py.
         stem: what convolves the images themselves: the variant, or nn.Conv2d whatever the variant is.
         dense_epochs: epochs in which the dense network is trained first, to be converted then (full-rank warm-up; Wang
             et al., "Pufferfish", MLSys 2021, arXiv 2103.03936).
@@ -101,6 +101,44 @@ class Recipe:
         drops = drops if self.schedule == "steps" else f", {self.schedule} to zero"
         name = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}[self.optimizer]
         return f"{name}, lr {self.lr:g}{drops}, {self.epochs} epochs, batch {self.batch_size}"
+
+
+FAST = Recipe(  # as far as it has been chosen, on training images that were held out: docs/accuracy.md
+    lr=1e-2,
+    epochs=30,
+    batch_size=125,
+    optimizer="adamw",
+    schedule="linear",
+    warmup=2,
+    weight_decay=0.02,
+    label_smoothing=0.1,
+    flip="alternating",
+)
+TUNE = Recipe(  # its rate as docs/zoo.md has it, its warm-up what keeps the first steps from undoing a conversion
+    lr=1e-4,
+    epochs=10,
+    batch_size=50,
+    reg_weight=0.0,
+    optimizer="adamw",
+    schedule="cosine",
+    warmup=0.5,
+    weight_decay=0.01,
+)
+SHORT = {"fast": FAST, "tune": TUNE}
+RECIPES = ("paper", *SHORT)
+
+
+def recipe_for(options: object, dataset: str | None, paper: Recipe, digits: Recipe | None = None) -> Recipe:
+    """Return the recipe that a command line asks for, with what it changes.
+
+    Args:
+        options: of the command line; `options.recipe` is one of `RECIPES`.
+        dataset: what is trained on.
+        paper: the architecture's.
+        digits: the architecture's for the bundled digits, where it has one.
+    """
+    own = digits if digits and dataset == "digits" else paper
+    return SHORT.get(options.recipe, own).changed_by(options)
 
 
 @dataclass(frozen=True)
