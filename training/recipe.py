@@ -1,91 +1,122 @@
-"""What decides the result of a run: how an architecture is trained, and which network is trained on which images."""
+"""What decides the result of a run: the recipe, which is the table of training options, and the other settings.
 
+    clip: float = option(0.0, non_negative_float, "largest norm of a step's gradient; 0: no limit", metavar="NORM")
+
+A new option is one such line in `Recipe`: the parser, --help, the page of options, report.json, the comparison with a
+checkpoint and --may-change are made from it.
+"""
+
+import argparse
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 
-from linearconv_variants import Variant
+from linearconv_variants import (
+    Variant,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    positive_share,
+    share,
+)
 from training.errors import UsageError
 
 LR_DROP = 0.1  # factor of the learning rate after a milestone
-OPTIMIZERS = ("adam", "adamw", "sgd")  # sgd: with Nesterov momentum 0.9
-SCHEDULES = ("steps", "linear", "cosine")  # of the learning rate: drops at milestones, or down to zero
-DECAYS = ("parameters", "filters")
-FLIPS = ("random", "alternating")
-STEMS = ("linearconv", "dense")
-CHOICES = {  # of the recipe's words
-    "optimizer": OPTIMIZERS,
-    "schedule": SCHEDULES,
-    "decay": DECAYS,
-    "flip": FLIPS,
-    "stem": STEMS,
-}
+
+
+def share_or_only(text: str) -> float:
+    """Return the share that a command line gives; "only" is 1."""
+    return 1.0 if text == "only" else positive_share(text)
+
+
+share_or_only.__name__ = "share"  # argparse names the type of a text that is no number
+
+
+def option(
+    default: object,
+    values: Callable[[str], object] | tuple[str, ...],
+    help: str,
+    *,
+    may_change: bool = False,
+    needs_teacher: bool = False,
+    **arguments: object,
+) -> object:
+    """Return a field of a dataclass that is an option of the command line too.
+
+    Args:
+        default: of the field; the parser's own default is None, so that the recipe decides.
+        values: a type for argparse, or the choices.
+        help: as --help prints it.
+        may_change: whether --may-change takes the option, for a resumed run.
+        needs_teacher: offered only by scripts whose networks are converted from a network that can teach them.
+        arguments: further arguments of `add_argument`.
+    """
+    kind = {"type": values} if callable(values) else {"choices": values}
+    metadata = {"may_change": may_change, "needs_teacher": needs_teacher}
+    return field(default=default, metadata=metadata | {"arguments": {"help": help, **kind, **arguments}})
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an architecture is trained. The defaults are the paper's: Adam, cross-entropy, regularisers every 10th batch.
+    """How a network is trained. The defaults are the paper's: Adam, cross-entropy, regularisers every 10th batch."""
 
-    Args:
-        lr: learning rate.
-        epochs: passes over the training images.
-        batch_size: images in a step of each process.
-        milestones: epochs after which the learning rate is multiplied by 0.1.
-        reg_weight: weight of the regularisers; 0 is the paper's "-L".
-        optimizer: one of `OPTIMIZERS`.
-        schedule: one of `SCHEDULES`; only "steps" heeds the milestones.
-        warmup: epochs in which the learning rate rises to its full value.
-        weight_decay: of matrices and filters, not of biases and norms; decoupled from the gradient with adamw, and
-            multiplied by the learning rate.
-        decay: what it is applied to in LinearConv layers: the "parameters", or the "filters" made of them, 1/2
-            weight_decay |W|^2 (Frobenius decay; Khodak et al., ICLR 2021).
-        label_smoothing: share of the target that all classes have together.
-        flip: of training images that may be flipped: at "random", or "alternating": at random in the first epoch, then
-            each image the other way round in every next one (Jordan, "94 % on CIFAR-10 in 3.29 seconds", 2024).
-        bias_lr: learning rate of BatchNorm biases, as a multiple.
-        coefficient_lr: learning rate of what makes up A in LinearConv, as a multiple.
-        average: epochs over which weights are averaged, exponentially, for evaluation; 0: the weights themselves.
-        init: how LinearConv layers start, one of `linearconv_convert.starting.STARTS`; of a converted network "fit" or
-            "scratch", see library.py.
-        stem: what convolves the images themselves: the variant, or nn.Conv2d whatever the variant is.
-        dense_epochs: epochs in which the dense network is trained first, to be converted then (full-rank warm-up; Wang
-            et al., "Pufferfish", MLSys 2021, arXiv 2103.03936).
-        clip: largest norm of a step's gradient, which is scaled down to it; 0: any.
-        distill: weight of a teacher's soft targets in the loss, the labels having the rest, see objective.py.
-        temperature: of the soft targets.
-    """
-
-    lr: float
-    epochs: int
-    batch_size: int = 50
-    milestones: tuple[int, ...] = ()
-    reg_weight: float = 0.01
-    optimizer: str = "adam"
-    schedule: str = "steps"
-    warmup: float = 0.0
-    weight_decay: float = 0.0
-    decay: str = "parameters"
-    label_smoothing: float = 0.0
-    flip: str = "random"
-    bias_lr: float = 1.0
-    coefficient_lr: float = 1.0
-    average: float = 0.0
-    init: str = "published"
-    stem: str = "linearconv"
-    dense_epochs: int = 0
-    clip: float = 0.0
-    distill: float = 0.0
-    temperature: float = 4.0
+    lr: float = option(MISSING, positive_float, "learning rate", may_change=True)
+    epochs: int = option(MISSING, positive_int, "passes over the training images")
+    batch_size: int = option(50, positive_int, "images per step of each process", may_change=True)
+    milestones: tuple[int, ...] = option(
+        (), positive_int, "epochs after which the rate drops to a tenth", nargs="*", metavar="EPOCH", may_change=True
+    )
+    reg_weight: float = option(
+        0.01, non_negative_float, "weight of the regularisers, every 10th batch; 0: the paper's '-L'", may_change=True
+    )
+    optimizer: str = option("adam", ("adam", "adamw", "sgd"), "sgd has Nesterov momentum 0.9")
+    schedule: str = option("steps", ("steps", "linear", "cosine"), "steps: drops at milestones; the others end at zero")
+    warmup: float = option(0.0, non_negative_float, "epochs in which the learning rate rises", metavar="EPOCHS")
+    weight_decay: float = option(0.0, non_negative_float, "of matrices and filters; decoupled with adamw")
+    decay: str = option(  # "filters" is Frobenius decay; Khodak et al., ICLR 2021
+        "parameters", ("parameters", "filters"), "what decays in LinearConv: its parameters, or the filters they build"
+    )
+    label_smoothing: float = option(0.0, share, "share of the target that all classes have together")
+    flip: str = option(  # "alternating": Jordan, "94 % on CIFAR-10 in 3.29 seconds", 2024
+        "random", ("random", "alternating"), "of training images: at random, or each image on every second epoch"
+    )
+    bias_lr: float = option(1.0, positive_float, "multiplies the learning rate of BatchNorm biases", metavar="FACTOR")
+    coefficient_lr: float = option(
+        1.0, positive_float, "multiplies that of LinearConv's coefficients", metavar="FACTOR"
+    )
+    average: float = option(
+        0.0,
+        non_negative_float,
+        "epochs over which weights are averaged for evaluation; 0: no average",
+        metavar="EPOCHS",
+    )
+    init: str = option("published", str, "initial weights of LinearConv layers")  # the networks have the choices
+    stem: str = option("linearconv", ("linearconv", "dense"), "first layer: the variant, or always nn.Conv2d")
+    dense_epochs: int = option(  # full-rank warm-up; Wang et al., "Pufferfish", MLSys 2021, arXiv 2103.03936
+        0, non_negative_int, "train the dense network in the first N epochs, then convert it", metavar="N"
+    )
+    clip: float = option(0.0, non_negative_float, "largest norm of a step's gradient; 0: no limit", metavar="NORM")
+    distill: float = option(
+        0.0,
+        share_or_only,
+        "share of the loss that is soft targets of the network before conversion (default: 0.5); only: all of it",
+        needs_teacher=True,
+        nargs="?",
+        const=0.5,
+        metavar="SHARE",
+    )
+    temperature: float = option(4.0, positive_float, "of the soft targets (default: 4)", needs_teacher=True)
 
     def changed_by(self, options: object) -> "Recipe":
-        """Return the recipe with those of its fields that the command line gives (the others are None there)."""
-        given = {field.name: getattr(options, field.name) for field in fields(self)}
+        """Return the recipe with the options that a command line gives; the others are None there."""
+        given = {setting.name: getattr(options, setting.name) for setting in fields(self)}
         recipe = replace(self, **{name: value for name, value in given.items() if value is not None})
         return replace(recipe, milestones=tuple(sorted(recipe.milestones)))
 
     def lr_at(self, epochs: float) -> float:
-        """Return the learning rate after so many epochs, whole or not."""
+        """Return the learning rate after a number of epochs, whole or not."""
         rising = min(1.0, epochs / self.warmup) if self.warmup else 1.0
         done = max(0.0, epochs - self.warmup) / max(self.epochs - self.warmup, 1e-9)
         if self.schedule == "linear":
@@ -103,7 +134,25 @@ class Recipe:
         return f"{name}, lr {self.lr:g}{drops}, {self.epochs} epochs, batch {self.batch_size}"
 
 
-FAST = Recipe(  # as far as it has been chosen, on training images that were held out: docs/accuracy.md
+def add_recipe_options(group: argparse._ArgumentGroup, starts: Sequence[str], has_teacher: bool) -> None:
+    """Add an option for each field of :class:`Recipe` to a parser's group.
+
+    Args:
+        group: takes the options.
+        starts: choices of --init.
+        has_teacher: whether the script's networks have a teacher.
+    """
+    for setting in fields(Recipe):
+        arguments = dict(setting.metadata["arguments"])
+        if setting.name == "init":
+            arguments["choices"] = starts
+        if has_teacher or not setting.metadata["needs_teacher"]:
+            group.add_argument(f"--{setting.name.replace('_', '-')}", **arguments)
+        else:
+            group.set_defaults(**{setting.name: None})
+
+
+FAST = Recipe(  # for random weights; chosen on held-out training images: docs/accuracy.md
     lr=1e-2,
     epochs=30,
     batch_size=125,
@@ -114,7 +163,7 @@ FAST = Recipe(  # as far as it has been chosen, on training images that were hel
     label_smoothing=0.1,
     flip="alternating",
 )
-TUNE = Recipe(  # its rate as docs/zoo.md has it, its warm-up what keeps the first steps from undoing a conversion
+TUNE = Recipe(  # for trained weights: docs/zoo.md; the warm-up keeps the first steps from undoing a conversion
     lr=1e-4,
     epochs=10,
     batch_size=50,
@@ -129,13 +178,13 @@ RECIPES = ("paper", *SHORT)
 
 
 def recipe_for(options: object, dataset: str | None, paper: Recipe, digits: Recipe | None = None) -> Recipe:
-    """Return the recipe that a command line asks for, with what it changes.
+    """Return the recipe that a command line names, changed by its options.
 
     Args:
         options: of the command line; `options.recipe` is one of `RECIPES`.
-        dataset: what is trained on.
-        paper: the architecture's.
-        digits: the architecture's for the bundled digits, where it has one.
+        dataset: name of the data set.
+        paper: recipe of the architecture.
+        digits: recipe of the architecture for the bundled digits, if it has one.
     """
     own = digits if digits and dataset == "digits" else paper
     return SHORT.get(options.recipe, own).changed_by(options)
@@ -143,7 +192,7 @@ def recipe_for(options: object, dataset: str | None, paper: Recipe, digits: Reci
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What a checkpoint says of the run that it is of, so that it is resumed with the same settings only."""
+    """What decides the result of a run. Checkpoints hold it, so that a run is resumed with the same settings only."""
 
     network: str
     variant: Variant
@@ -152,33 +201,33 @@ class TrainingSettings:
     num_classes: int
     width: float = 1.0
     seed: int = 0
-    amp: bool = False
-    processes: int = 1
+    amp: bool = field(default=False, metadata={"may_change": True})
+    processes: int = field(default=1, metadata={"may_change": True})
     validation: int = 0
-    in_memory: bool = True  # streamed images are augmented otherwise
-    of_network: dict[str, object] = field(default_factory=dict)  # what else decides, of networks with options of theirs
+    in_memory: bool = True  # streamed images are augmented in another way
+    of_network: dict[str, object] = field(default_factory=dict)  # options of the networks' own
 
     def state_dict(self) -> dict[str, object]:
         """Return the settings in one flat dictionary of plain values, as checkpoints hold it.
 
-        Left out is what may change in a run that goes on: how the layers are evaluated, and the number of epochs where
+        It leaves out what a resumed run may always change: how the layers are evaluated, and the number of epochs if
         the learning rate does not depend on it.
         """
         state = asdict(self)
         state |= state.pop("variant") | state.pop("recipe")
         state |= state.pop("of_network")
-        del state["compute"]
+        state.pop("compute", None)
         if self.recipe.schedule == "steps":
             del state["epochs"]
         return state | {"milestones": list(self.recipe.milestones)}
 
     def check(self, saved: dict[str, object], path: Path, may_change: Sequence[str] = ()) -> list[str]:
-        """Return the names of the settings that differ from those that a checkpoint has saved.
+        """Return the names of the settings that differ from those in a checkpoint.
 
-        A setting that the checkpoint does not know was at its default.
+        A setting that the checkpoint does not have was at its default.
 
         Args:
-            saved: what :meth:`state_dict` returned for that run.
+            saved: the return value of :meth:`state_dict` for that run.
             path: of the checkpoint.
             may_change: settings that may differ.
 
@@ -192,3 +241,11 @@ class TrainingSettings:
             changes = ", ".join(f"{name} {saved.get(name)} there, {state[name]} here" for name in refused)
             raise UsageError(f"{path} is a checkpoint of another run ({changes}): resume with its options")
         return different
+
+
+CHANGEABLE = tuple(
+    setting.name
+    for kind in (Recipe, TrainingSettings)
+    for setting in fields(kind)
+    if setting.metadata.get("may_change")
+)

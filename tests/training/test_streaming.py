@@ -82,7 +82,7 @@ def test_a_signal_to_all_processes_of_a_run_ends_it_in_one_line_and_saved(data, 
     os.killpg(process.pid, number)
     _, lines = process.communicate(timeout=300)
     assert process.returncode == 128 + number
-    assert len(lines.splitlines()) == 1 and "--resume goes on" in lines
+    assert len(lines.splitlines()) == 1 and "continue with --resume" in lines
     with pytest.raises(ProcessLookupError):  # no worker has been left behind
         os.killpg(process.pid, 0)
 

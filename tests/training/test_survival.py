@@ -96,7 +96,7 @@ def test_a_signal_ends_the_run_after_the_step_and_the_resumed_run_is_the_same(
     with monkeypatch.context() as patch:
         at_step(step, lambda trainer: os.kill(os.getpid(), number), patch)
         found, line = ended(capsys, run, script, f"{options} {SMALL}", "broken")
-    assert found == code and signal.Signals(number).name in line and "--resume goes on" in line
+    assert found == code and signal.Signals(number).name in line and "continue with --resume" in line
     newest = max(run.folder("broken").glob("checkpoint-*.pt"), key=lambda path: path.stat().st_mtime_ns)
     assert newest.stem == f"checkpoint-{step // 4:04d}" + (f"-{step % 4:06d}" if step % 4 else "")
     broken = run(script, f"{options} {SMALL} --resume", "broken")
@@ -317,7 +317,7 @@ def test_a_checkpoint_of_other_versions_is_used_and_said_so(run, capsys):
     state = torch.load(path, weights_only=True)
     torch.save(state | {"versions": state["versions"] | {"torch": "1.4.0"}}, path)
     run("base", "-t rank --width 0.125 --epochs 2 --resume")
-    assert "written by torch 1.4.0: the run goes on, but not bit for bit" in capsys.readouterr().out
+    assert "written by torch 1.4.0: the resumed run is not bit for bit" in capsys.readouterr().out
 
 
 def test_every_random_generator_is_restored():
