@@ -149,7 +149,7 @@ def add_options(
         types: types to choose from; default: all variants and `dense`.
         several: let -t, -r, -s and --alpha take lists, with None as their default, for sweeps.
         others: further types, {name: meaning}.
-        usual_ranks: what the help says about the default of -r.
+        usual_ranks: replaces the default of -r in the help.
     """
     meanings = {name: entry.help for name, entry in VARIANTS.items()} | {"dense": "the plain network"}
     meanings = {name: meanings[name] for name in types or meanings} | (others or {})

@@ -67,7 +67,7 @@ class Library:
         if options.temperature and not options.distill:
             raise ValueError("--temperature goes with --distill")
         if options.budget is None and options.of != "parameters":
-            raise ValueError("--of says what --budget means: give one")
+            raise ValueError("--of needs a --budget")
         if variant.type == "dense" and options.budget is not None:
             raise ValueError("--budget is for what is converted: -t dense is not")
         if options.budget is not None:

@@ -103,7 +103,7 @@ def make_parser(
     add_recipe_options(group, networks.starts, networks.has_teacher)
 
     add = parser.add_argument_group("training").add_argument
-    add("--seed", type=int, default=0, help="of initialisation, shuffling and augmentation (default: 0)")
+    add("--seed", type=int, default=0, help="seed of initialisation, shuffling and augmentation (default: 0)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N (default: cuda)")
     switch = argparse.BooleanOptionalAction
     add("--channels-last", action=switch, default=True, help="memory format of images and feature maps (default: on)")
@@ -116,7 +116,11 @@ def make_parser(
     add("--count-only", action="store_true", help="print parameters and FLOPs and stop; no data is read")
     add("--num-classes", type=positive_int, help="for --count-only; otherwise the data decides (default: 10)")
     add("--in-channels", type=positive_int, help="for --count-only; otherwise the data decides (default: 3)")
-    add("--output", metavar="DIR", help="for report.json, log.jsonl, checkpoints (default: ckpt/<script>/<run name>)")
+    add(
+        "--output",
+        metavar="DIR",
+        help="folder of report.json, log.jsonl, checkpoints (default: ckpt/<script>/<run name>)",
+    )
     resume = "resume from the newest undamaged checkpoint in the output folder; auto: if there is none, begin"
     add("--resume", nargs="?", choices=("always", "auto"), const="always", default="never", help=resume)
     differing = f"with --resume, options that may differ from the checkpoint's: {', '.join(CHANGEABLE)}"

@@ -1,4 +1,4 @@
-"""What decides the result of a run: the recipe, which is the table of training options, and the other settings.
+"""The recipe of a run, which is the table of training options, and the settings that a checkpoint is compared with.
 
     clip: float = option(0.0, non_negative_float, "largest norm of a step's gradient; 0: no limit", metavar="NORM")
 
@@ -74,17 +74,17 @@ class Recipe:
     optimizer: str = option("adam", ("adam", "adamw", "sgd"), "sgd has Nesterov momentum 0.9")
     schedule: str = option("steps", ("steps", "linear", "cosine"), "steps: drops at milestones; the others end at zero")
     warmup: float = option(0.0, non_negative_float, "epochs in which the learning rate rises", metavar="EPOCHS")
-    weight_decay: float = option(0.0, non_negative_float, "of matrices and filters; decoupled with adamw")
+    weight_decay: float = option(0.0, non_negative_float, "weight decay of matrices and filters; decoupled with adamw")
     decay: str = option(  # "filters" is Frobenius decay; Khodak et al., ICLR 2021
         "parameters", ("parameters", "filters"), "what decays in LinearConv: its parameters, or the filters they build"
     )
     label_smoothing: float = option(0.0, share, "share of the target that all classes have together")
     flip: str = option(  # "alternating": Jordan, "94 % on CIFAR-10 in 3.29 seconds", 2024
-        "random", ("random", "alternating"), "of training images: at random, or each image on every second epoch"
+        "random", ("random", "alternating"), "flips of training images: at random, or each image in every second epoch"
     )
     bias_lr: float = option(1.0, positive_float, "multiplies the learning rate of BatchNorm biases", metavar="FACTOR")
     coefficient_lr: float = option(
-        1.0, positive_float, "multiplies that of LinearConv's coefficients", metavar="FACTOR"
+        1.0, positive_float, "multiplies the learning rate of LinearConv's coefficients", metavar="FACTOR"
     )
     average: float = option(
         0.0,
@@ -107,7 +107,7 @@ class Recipe:
         const=0.5,
         metavar="SHARE",
     )
-    temperature: float = option(4.0, positive_float, "of the soft targets (default: 4)", needs_teacher=True)
+    temperature: float = option(4.0, positive_float, "temperature of the soft targets (default: 4)", needs_teacher=True)
 
     def changed_by(self, options: object) -> "Recipe":
         """Return the recipe with the options that a command line gives; the others are None there."""
@@ -192,7 +192,7 @@ def recipe_for(options: object, dataset: str | None, paper: Recipe, digits: Reci
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What decides the result of a run. Checkpoints hold it, so that a run is resumed with the same settings only."""
+    """All settings that decide the result of a run; a run is resumed from a checkpoint with equal settings only."""
 
     network: str
     variant: Variant
