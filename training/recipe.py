@@ -243,9 +243,10 @@ class TrainingSettings:
         return different
 
 
-CHANGEABLE = tuple(
-    setting.name
-    for kind in (Recipe, TrainingSettings)
-    for setting in fields(kind)
-    if setting.metadata.get("may_change")
-)
+def changeable(*kinds: type) -> tuple[str, ...]:
+    """Return the names of the fields of dataclasses that --may-change takes."""
+    settings = [setting for kind in kinds for setting in fields(kind)]
+    return tuple(setting.name for setting in settings if setting.metadata.get("may_change"))
+
+
+CHANGEABLE = changeable(Recipe, TrainingSettings)
