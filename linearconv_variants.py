@@ -1,13 +1,14 @@
-"""The variants of LinearConv by name: what -t, -r, -s, --alpha and --compute stand for, in every command line.
+"""The registry of LinearConv's variants, and the options -t, -r, -s, --alpha and --compute of every command line.
 
     Variant("lowrank", rank=10).conv(64, 128, 3, padding=1)          # a layer
-    add_options(parser); Variant.of(parser.parse_args()).conv        # a factory, called as nn.Conv2d is
+    add_options(parser); Variant.of(parser.parse_args()).conv        # a factory, called like nn.Conv2d
 
-`rank` is LinearConv, below -r 1 LinearConvRankRatio; `lowrank`, `sparse` are what they say; `dense` is nn.Conv2d.
+A new variant is a layer class in a file of its own and an entry in `VARIANTS`. The type `dense` is nn.Conv2d.
 """
 
 import argparse
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,46 +19,90 @@ from linearconv_lowrank import LinearConvLowRank
 from linearconv_rankratio import LinearConvRankRatio
 from linearconv_sparse import LinearConvSparse
 
-LINEARCONV_TYPES = ("rank", "lowrank", "sparse")
-TYPES = (*LINEARCONV_TYPES, "dense")
-DEFAULT_RANK = {"rank": 1.0, "lowrank": 10}
-DEFAULT_SPARSITY = 0.25
+
+@dataclass(frozen=True)
+class VariantType:
+    """An entry of the registry: how the layer of a variant is built, and what command lines print about it."""
+
+    layer: Callable[..., LinearConv]  # called with the arguments of nn.Conv2d, alpha, compute and `arguments`
+    help: str
+    title: str  # a format of the fields of Variant
+    arguments: dict[str, str]  # {argument of the layer: field of Variant}; the first field is the variant's setting
+    default: float  # value of the setting; an int makes the setting an integer
+    values: str  # values that the setting takes
+
+    @property
+    def setting(self) -> str:
+        """The field of Variant, and option, that sets the variant: "rank" or "sparsity"."""
+        return next(iter(self.arguments.values()))
+
+
+def full_or_ratio(*args: object, rank: float, **kwargs: object) -> LinearConv:
+    """Return a layer of full rank for `rank=1`, and a LinearConvRankRatio below."""
+    return LinearConv(*args, **kwargs) if rank == 1 else LinearConvRankRatio(*args, rank=rank, **kwargs)
+
+
+VARIANTS = {
+    "rank": VariantType(
+        full_or_ratio,
+        help="LinearConv, A of rank -r as a share (1: vanilla full rank)",
+        title="rank {rank:g} of the primary filters",
+        arguments={"rank": "rank"},
+        default=1.0,
+        values="share in (0, 1]",
+    ),
+    "lowrank": VariantType(
+        LinearConvLowRank, "constant rank -r", "rank {rank}", {"rank": "rank"}, default=10, values="integer"
+    ),
+    "sparse": VariantType(
+        LinearConvSparse,
+        help="A pruned to -s",
+        title="pruned to {sparsity:.0%}",
+        arguments={"sparsity": "sparsity", "schedule": "pruning"},
+        default=0.25,
+        values="share of coefficients to prune in [0, 1)",
+    ),
+}
+LINEARCONV_TYPES = VARIANTS.keys()  # a view, which contains later entries too
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A variant and its setting; a rank or sparsity that is left out becomes the default of its type.
+    """A variant with its setting. A rank or sparsity of None becomes the default of the type that has one.
 
     Raises:
-        ValueError: for a setting that does not belong to the type or is out of its range; one line says which.
+        ValueError: for a setting that does not belong to the type or is out of its range.
     """
 
-    type: str = "rank"  # one of TYPES
-    rank: float | None = None  # rank: share of the primary filters in (0, 1], 1 is full rank; lowrank: an integer
-    sparsity: float | None = None  # sparse: share of the coefficients to prune, in [0, 1)
+    type: str = "rank"  # a name in VARIANTS, or "dense"
+    rank: float | None = None
+    sparsity: float | None = None
     alpha: float = 0.5  # share of primary filters, in (0, 1]
     compute: str = "auto"  # how the layer is evaluated, one of linearconv.COMPUTE_MODES
-    pruning: str = "gradual"  # sparse: the controller, one of linearconv_sparse.SCHEDULES
+    pruning: str = "gradual"  # controller of sparse layers, one of linearconv_sparse.SCHEDULES
 
     def __post_init__(self) -> None:
-        if self.type not in TYPES:
-            raise ValueError(f"type must be one of {', '.join(TYPES)}, got {self.type!r}")
-        for name, owners in (("rank", ("rank", "lowrank")), ("sparsity", ("sparse",))):
+        types = (*VARIANTS, "dense")
+        if self.type not in types:
+            raise ValueError(f"type must be one of {', '.join(types)}, got {self.type!r}")
+        for name in ("rank", "sparsity"):
+            owners = [owner for owner, entry in VARIANTS.items() if entry.setting == name]
             if getattr(self, name) is not None and self.type not in owners:
-                belongs = f"it belongs to {' and '.join(owners)}"
-                raise ValueError(f"{name} has no meaning with type {self.type}: {belongs}")
-        if self.rank is None:
-            object.__setattr__(self, "rank", DEFAULT_RANK.get(self.type))
-        elif self.type == "lowrank" and float(self.rank).is_integer():  # the command line's numbers are floats
-            object.__setattr__(self, "rank", int(self.rank))
-        if self.sparsity is None and self.type == "sparse":
-            object.__setattr__(self, "sparsity", DEFAULT_SPARSITY)
+                raise ValueError(f"{name} has no meaning with type {self.type}: it belongs to {' and '.join(owners)}")
         LinearConv(1, 1, 1, device="meta", alpha=self.alpha, compute=self.compute)  # the layers check their settings
-        self.conv(1, 1, 1, device="meta")
+        if self.type != "dense":
+            entry = VARIANTS[self.type]
+            value = getattr(self, entry.setting)
+            if value is None:
+                value = entry.default
+            elif isinstance(entry.default, int) and float(value).is_integer():  # command lines give floats
+                value = int(value)
+            object.__setattr__(self, entry.setting, value)
+            self.conv(1, 1, 1, device="meta")
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> "Variant":
-        """Return the variant that the options of :func:`add_options` ask for.
+        """Return the variant given by the options of :func:`add_options`.
 
         Raises:
             ValueError: as the class does.
@@ -68,16 +113,11 @@ class Variant:
     @property
     def conv(self) -> Callable[..., nn.Module]:
         """The layer with its setting, to be called with the arguments of nn.Conv2d."""
-        shared = {"alpha": self.alpha, "compute": self.compute}
         if self.type == "dense":
             return nn.Conv2d
-        if self.type == "sparse":
-            return partial(LinearConvSparse, sparsity=self.sparsity, schedule=self.pruning, **shared)
-        if self.type == "lowrank":
-            return partial(LinearConvLowRank, rank=self.rank, **shared)
-        if self.rank == 1:
-            return partial(LinearConv, **shared)
-        return partial(LinearConvRankRatio, rank=self.rank, **shared)
+        entry = VARIANTS[self.type]
+        settings = {argument: getattr(self, field) for argument, field in entry.arguments.items()}
+        return partial(entry.layer, alpha=self.alpha, compute=self.compute, **settings)
 
     def build(self, network: Callable[..., nn.Module], **arguments: object) -> nn.Module:
         """Return a network with this layer for its convolutions: `network(conv=self.conv, **arguments)`."""
@@ -85,53 +125,46 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """Type and setting in a word, for the names of runs: `rank0.5`, `lowrank10`, `sparse0.25`, `dense`."""
-        setting = self.sparsity if self.type == "sparse" else self.rank
-        return self.type if setting is None else f"{self.type}{setting:g}"
+        """Type and setting for the names of runs: `rank0.5`, `lowrank10`, `sparse0.25`, `dense`."""
+        return "dense" if self.type == "dense" else f"{self.type}{getattr(self, VARIANTS[self.type].setting):g}"
 
     def __str__(self) -> str:
         if self.type == "dense":
             return "dense (nn.Conv2d)"
-        if self.type == "sparse":
-            setting = f"pruned to {self.sparsity:.0%}"
-        elif self.type == "lowrank":
-            setting = f"rank {self.rank}"
-        else:
-            setting = "full rank" if self.rank == 1 else f"rank {self.rank:g} of the primary filters"
-        return f"LinearConv, {setting}, alpha {self.alpha:g}"
+        title = "full rank" if self.label == "rank1" else VARIANTS[self.type].title.format(**vars(self))
+        return f"LinearConv, {title}, alpha {self.alpha:g}"
 
 
 def add_options(
     parser: argparse.ArgumentParser,
-    types: tuple[str, ...] = TYPES,
+    types: Iterable[str] | None = None,
     several: bool = False,
     others: dict[str, str] | None = None,
-    usual_ranks: str = "default: {rank:g}, {lowrank}".format(**DEFAULT_RANK),
+    usual_ranks: str = "",
 ) -> None:
     """Add -t, -r, -s, --alpha and --compute to a parser.
 
     Args:
         parser: of a command line, or a group of it.
-        types: those to choose from.
-        several: let -t, -r, -s and --alpha take lists, which are None where left out, as a sweep does.
-        others: types beside those of this file, {name: what it is}.
-        usual_ranks: what the help says of a rank that is left out.
+        types: types to choose from; default: all variants and `dense`.
+        several: let -t, -r, -s and --alpha take lists, with None as their default, for sweeps.
+        others: further types, {name: meaning}.
+        usual_ranks: replaces the default of -r in the help.
     """
-    meanings = {
-        "rank": "rank: LinearConv, A of rank -r as a share (1: vanilla full rank)",
-        "lowrank": "lowrank: constant rank -r",
-        "sparse": "sparse: A pruned to -s",
-        "dense": "dense: the plain network",
-    } | (others or {})
-    types = (*types, *(others or {}))
+    meanings = {name: entry.help for name, entry in VARIANTS.items()} | {"dense": "the plain network"}
+    meanings = {name: meanings[name] for name in types or meanings} | (others or {})
     lists = {"nargs": "+"} if several else {}
-    usual = {} if several else {"default": "rank"}
     add = parser.add_argument
-    add("-t", "--type", choices=types, help="; ".join(meanings[name] for name in types), **usual, **lists)
-    add("-r", "--rank", type=float, help=f"share in (0, 1] for rank, integer for lowrank ({usual_ranks})", **lists)
-    add("-s", "--sparsity", type=float, help="share of coefficients to prune, 0 <= s < 1 (default: 0.25)", **lists)
-    usual = {} if several else {"default": 0.5}
-    add("--alpha", type=float, help="share of primary filters, in (0, 1] (default: 0.5)", **usual, **lists)
+    help = "; ".join(f"{name}: {meaning}" for name, meaning in meanings.items())
+    add("-t", "--type", choices=tuple(meanings), default=None if several else "rank", help=help, **lists)
+    for option, setting in (("-r", "rank"), ("-s", "sparsity")):
+        owners = {name: entry for name, entry in VARIANTS.items() if entry.setting == setting}
+        values = ", ".join(f"{entry.values} for {name}" for name, entry in owners.items())
+        usual = f"default: {', '.join(f'{entry.default:g}' for entry in owners.values())}"
+        usual = usual_ranks if usual_ranks and setting == "rank" else usual
+        add(option, f"--{setting}", type=float, help=f"{values} ({usual})", **lists)
+    alpha = "share of primary filters, in (0, 1] (default: 0.5)"
+    add("--alpha", type=float, default=None if several else 0.5, help=alpha, **lists)
     add("--compute", choices=COMPUTE_MODES, default="auto", help="how LinearConv is evaluated (default: auto)")
 
 
@@ -140,3 +173,25 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: object) -> None:
         self.exit(2, f"{self.prog}: {' '.join(str(message).split())} (--help lists the options)\n")
+
+
+# ---- numbers of a command line, as types for argparse ---------------------------------------------------------------
+
+
+def _number(kind, is_allowed, allowed):
+    def parse(text):
+        value = kind(text)
+        if not is_allowed(value):
+            raise argparse.ArgumentTypeError(f"must be {allowed}, got {text}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names the type of a text that is no number
+    return parse
+
+
+positive_int = _number(int, lambda value: value >= 1, "at least 1")
+positive_float = _number(float, lambda value: 0 < value < math.inf, "a positive number")
+non_negative_int = _number(int, lambda value: value >= 0, "at least 0")
+non_negative_float = _number(float, lambda value: 0 <= value < math.inf, "a number of at least 0")
+share = _number(float, lambda value: 0 <= value < 1, "in [0, 1)")
+positive_share = _number(float, lambda value: 0 < value <= 1, "in (0, 1]")

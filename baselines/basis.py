@@ -1,12 +1,12 @@
-"""Learned filter basis: all groups of input channels share one small set of filters, and a 1x1 convolution combines.
+"""Learned filter basis: all groups of input channels share a small set of filters; a 1x1 convolution combines the maps.
 
 Li, Gu, Van Gool & Timofte, "Learning Filter Basis for Convolutional Neural Network Compression", ICCV 2019
 (arXiv 1908.08932).
 
     BasisConv(nn.Conv2d(256, 512, 3, padding=1))        # 2 groups of 128 channels, 128 filters; 256 maps to 512
 
-Of the C F kh kw weights of a convolution S B kh kw + (C / S) B F are left, with B filters of depth S. As published,
-BatchNorm and ReLU stand between the two factors: no convolution is equal to the whole.
+It has S B kh kw + (C / S) B F weights instead of C F kh kw, with B filters of depth S. As published, BatchNorm and ReLU
+are between the two factors, so that no single convolution is equivalent.
 """
 
 import torch.nn as nn
@@ -47,5 +47,5 @@ class BasisConv(nn.Module):
 
 
 def to_basis(plain: nn.Conv2d) -> nn.Module:
-    """Return a :class:`BasisConv` in a convolution's place, or itself where no groups of 128 channels come out."""
+    """Return a :class:`BasisConv` for a convolution, or the convolution if it has no whole groups of 128 channels."""
     return plain if plain.in_channels % BASIS_SIZE else BasisConv(plain)

@@ -1,9 +1,10 @@
-"""How a method takes the place of nn.Conv2d: built from a plain convolution, where it suits and saves weights.
+"""Layers of a method in the place of nn.Conv2d: built from a plain convolution, if they apply and save weights.
 
-partial(drop_in, to_basis)(256, 512, 3, padding=1)      # called as nn.Conv2d is
+partial(drop_in, to_basis)(256, 512, 3, padding=1)      # called like nn.Conv2d
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch.nn as nn
 
@@ -13,11 +14,11 @@ GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
 def drop_in(make: Callable[[nn.Conv2d], nn.Module], *arguments: object, **keywords: object) -> nn.Module:
     """Return `make(plain)` for the plain convolution of these arguments, or `plain` itself.
 
-    It stays where it has groups, which no method here cuts further, and where the method would have no fewer weights:
-    in thin layers, and for some methods in 1x1 ones.
+    A convolution stays plain if it has groups, which no method here divides further, or if the method would not have
+    fewer weights: thin layers, and with some methods 1x1 convolutions.
 
     Args:
-        make: the method, a function of an nn.Conv2d that may return that.
+        make: the method, a function of an nn.Conv2d that may return its argument.
         arguments, keywords: of nn.Conv2d.
     """
     plain = nn.Conv2d(*arguments, **keywords)
@@ -25,8 +26,34 @@ def drop_in(make: Callable[[nn.Conv2d], nn.Module], *arguments: object, **keywor
     return made if _weights(made) < _weights(plain) else plain
 
 
+def build_with_layers(
+    network: Callable[..., nn.Module],
+    name: str,
+    layer_type: type[nn.Module],
+    make: Callable[[nn.Conv2d], nn.Module],
+    **arguments: object,
+) -> nn.Module:
+    """Return a network whose convolutions are built by :func:`drop_in`.
+
+    Args:
+        network: constructor with the argument `conv`.
+        name: of the method, for the message.
+        layer_type: of the method's layers.
+        make: the method.
+        arguments: further arguments of the constructor.
+
+    Raises:
+        ValueError: if every convolution stays plain.
+    """
+    model = network(conv=partial(drop_in, make), **arguments)
+    if not any(isinstance(layer, layer_type) for layer in model.modules()):
+        layers = "all are grouped, or too thin or too small for it"
+        raise ValueError(f"{name} goes with no convolution of this {type(model).__name__}: {layers}")
+    return model
+
+
 def _weights(module):
-    """Elements of all convolutions' weights: biases and BatchNorm change little."""
+    """Return the number of weights of all convolutions: biases and BatchNorm change little."""
     return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Conv2d))
 
 
@@ -34,9 +61,9 @@ def like(plain: nn.Conv2d, in_channels: int, out_channels: int, bias: bool | Non
     """Return a convolution of the geometry, device and dtype of `plain`, with torch's default initial weights.
 
     Args:
-        plain: the model.
-        in_channels, out_channels: of the new one.
-        bias: left out, as `plain` has it.
+        plain: the convolution to copy these from.
+        in_channels, out_channels: of the new convolution.
+        bias: default: that of `plain`.
     """
     geometry = {name: getattr(plain, name) for name in GEOMETRY}
     bias = plain.bias is not None if bias is None else bias

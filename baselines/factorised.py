@@ -1,8 +1,8 @@
-"""Two convolutions in the place of one, to r channels and by 1x1 to F: the form in which a truncated SVD is kept.
+"""Two convolutions in the place of one, to r channels and by 1x1 to F: the form of a truncated SVD.
 
     FactorisedConv(nn.Conv2d(64, 128, 3, padding=1), alpha=0.5)       # to 58 channels by 3x3, to 128 by 1x1
 
-The usual factorised layer. Above rank 1 it gets no more weights than full-rank LinearConv of the same alpha has,
+The usual factorised layer. Above rank 1 it has at most as many weights as full-rank LinearConv with the same alpha,
 r (K + F) <= P K + (F - P) P with K = C kh kw and P = max(1, int(alpha * F)): its rank r is lower than LinearConv's P.
 """
 

@@ -1,12 +1,12 @@
-"""Ghost module: a convolution makes part of the feature maps, a cheap depthwise one derives the others from them.
+"""Ghost module: a convolution computes part of the feature maps, a depthwise convolution the others from these.
 
 Han et al., "GhostNet: More Features from Cheap Operations", CVPR 2020 (arXiv 1911.11907).
 
     GhostConv(nn.Conv2d(64, 128, 3, padding=1))         # 64 intrinsic maps, and a ghost of each by 3x3 filters
 
-Intrinsic maps are to it what primary filters are to LinearConv, with a filter of their own in place of a combination.
-Neither convolution has a bias, as published, and nothing stands between them, as in the paper's formula: the network's
-BatchNorm and ReLU follow on all maps, where the published code has some behind the intrinsic ones already.
+Intrinsic maps correspond to LinearConv's primary filters, but each ghost is a filter of one map, not a combination of
+all. Neither convolution has a bias, as published, and no layer is between them, as in the paper's formula: BatchNorm
+and ReLU of the network follow on all maps; the published code has additional ones after the intrinsic maps.
 """
 
 import torch
@@ -45,5 +45,5 @@ class GhostConv(nn.Module):
 
 
 def to_ghost(plain: nn.Conv2d, alpha: float = 0.5) -> nn.Module:
-    """Return a :class:`GhostConv` in a convolution's place, or itself where no channel is left for a ghost."""
+    """Return a :class:`GhostConv` for a convolution, or the convolution if no channel is left for a ghost."""
     return plain if max(1, int(alpha * plain.out_channels)) == plain.out_channels else GhostConv(plain, alpha)

@@ -1,4 +1,4 @@
-"""Octave convolution: a share of the channels lives at half the resolution, and what crosses over is resampled.
+"""Octave convolution: a share of the channels has half the resolution; maps are resampled between the two parts.
 
 Chen et al., "Drop an Octave: Reducing Spatial Redundancy in Convolutional Neural Networks with Octave Convolution",
 ICCV 2019 (arXiv 1904.05049).
@@ -19,7 +19,7 @@ from torch import Tensor
 from baselines.drop_in import factory, like
 
 Pair = tuple[Tensor, Tensor | None]  # (N, C - c, H, W) and (N, c, H // 2, W // 2), None where c is 0
-CHAIN = nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d  # what can be made to pass pairs on
+CHAIN = nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d  # layers that can be changed to pass on pairs
 
 
 class OctaveConv(nn.Module):
@@ -77,11 +77,11 @@ class EachPart(nn.Module):
 
 
 def to_octave(network: nn.Module, alpha: float = 0.5) -> nn.Module:
-    """Make all convolutions of a network octave ones, in place, with new weights, and return it.
+    """Replace all convolutions of a network by octave convolutions, in place, with new weights, and return it.
 
     Args:
-        network: one whose convolutions stand in one nn.Sequential, nested or not, with BatchNorm2d, ReLU and
-            max-pooling alone, as those of Base and VGG11 do.
+        network: its convolutions are in one nn.Sequential, nested or not, with BatchNorm2d, ReLU and
+            max-pooling alone, as in Base and VGG11.
         alpha: share of the channels at half resolution, `int(alpha * channels)` of them, in (0, 1). The images have
             none, nor has the output of the last convolution.
 
@@ -105,7 +105,7 @@ def to_octave(network: nn.Module, alpha: float = 0.5) -> nn.Module:
 
 
 def _trunk(network):
-    """The Sequential with all convolutions, in which nothing stands that cannot pass pairs on."""
+    """Return the Sequential with all convolutions, if all of its layers can pass on pairs."""
     convs = {module for module in network.modules() if isinstance(module, nn.Conv2d)}
     for trunk in network.modules():
         inside = set(trunk.modules())
@@ -117,7 +117,7 @@ def _trunk(network):
 
 
 def _from_first_to_last_convolution(trunk):
-    """[(name, layer)] in the order in which a Sequential runs them."""
+    """Return [(name, layer)] in the order of execution."""
     named = trunk.named_modules(remove_duplicate=False)
     layers = [(name, layer) for name, layer in named if not isinstance(layer, nn.Sequential)]
     convs = [place for place, (_, layer) in enumerate(layers) if isinstance(layer, nn.Conv2d)]
@@ -125,6 +125,6 @@ def _from_first_to_last_convolution(trunk):
 
 
 def _norm(layer, channels, **placed):
-    """A BatchNorm2d like another one, for so many channels."""
+    """Return a BatchNorm2d with the settings of `layer` for another number of channels."""
     names = "eps", "momentum", "affine", "track_running_stats"
     return nn.BatchNorm2d(channels, **{name: getattr(layer, name) for name in names}, **placed)

@@ -23,7 +23,7 @@ import torch.nn as nn
 import linearconv
 from benchmarks.contenders import IMAGE, NETWORKS, TASKS, TRAINING, VARIANTS
 from benchmarks.measuring import command_line, keep_freed_memory, measure
-from training.files import write_json
+from training.checkpoints import write_json
 from training.report import ROOT, origin
 
 WAYS = ("filters", "features")

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from linearconv_variants import OneLineParser
-from training.files import write_json
+from training.checkpoints import write_json
 from training.markdown import markdown_table
 from training.report import origin
 

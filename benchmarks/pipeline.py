@@ -31,8 +31,8 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.measuring import command_line
 from dataloaders import BatchLoader, StreamLoader, describe
 from images.tree import list_tree
-from training.files import write_json
-from training.numbers import positive_int
+from linearconv_variants import positive_int
+from training.checkpoints import write_json
 from training.report import ROOT, origin
 
 BATCH = 50

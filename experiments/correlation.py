@@ -23,14 +23,11 @@ from torch import Tensor
 from corr_reg import filter_correlation
 from experiments.results import RESULTS
 from linearconv import LinearConv
-from linearconv_variants import OneLineParser, Variant
+from linearconv_variants import OneLineParser, Variant, positive_int
 from models.base_xcnn import Base
-from training.checkpoints import holds_checkpoint, load_newest
+from training.checkpoints import REPORT, holds_checkpoint, load_newest, write_json
 from training.errors import EXPECTED, UsageError, report_failure
-from training.files import write_json
-from training.numbers import positive_int
 from training.report import origin
-from training.run_folder import REPORT
 
 RESULT = RESULTS / "correlation_base.json"
 OF_REPORT = ("test_accuracy", "torch", "device", "git_commit")

@@ -25,7 +25,7 @@ from linearconv_variants import OneLineParser
 from training.counting import count_parameters, macs_inference
 from training.errors import EXPECTED, UsageError, report_failure
 from training.options import make_parser, parse_arguments
-from training.settings import Recipe
+from training.recipe import Recipe
 
 STEP = 2.0**-24  # widths closer than this give one network
 SIDE = 32  # of the images, in pixels

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from any folder
 
 from training import Recipe, main
-from training.converted import Library
+from training.library import Library
 
 RECIPE = Recipe(
     lr=0.1,

@@ -40,7 +40,7 @@ def test_a_variant_makes_its_layer(variant, kind, setting, label, words):
         (dict(type="sparse", sparsity=1), "[0, 1)"),
         (dict(type="sparse", rank=10), "rank has no meaning with type sparse: it belongs to rank and lowrank"),
         (dict(type="dense", sparsity=0.5), "sparsity has no meaning with type dense: it belongs to sparse"),
-        (dict(type="dense", alpha=0), "alpha must lie in (0, 1]"),
+        (dict(type="dense", alpha=0), "alpha must be in (0, 1]"),
         (dict(compute="fast"), "compute must be one of"),
         (dict(type="sparse", pruning="never"), "schedule must be one of"),
     ],

@@ -3,7 +3,7 @@
 A script holds its network and how it is trained, and ends with `main({"VGG11": VGG11}, RECIPE, DIGITS_RECIPE)`.
 """
 
+from training.recipe import Recipe
 from training.run import main
-from training.settings import Recipe
 
 __all__ = ["Recipe", "main"]

@@ -1,35 +1,121 @@
-"""Checkpoints: the newest two and the best are kept, each written whole or not at all, a damaged one passed over."""
+"""The files of a run: checkpoints, log and report. Each file is written completely or not at all."""
 
 import io
+import json
+import os
 import random
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 
 from training.errors import UsageError
-from training.files import write_whole
 
-KEPT = 2  # newest checkpoints that stay
+KEPT = 2  # newest checkpoints
 PATTERN = "checkpoint-*.pt"
 BEST = "best.pt"
+REPORT = "report.json"
+LOG = "log.jsonl"
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write(file)` fill a binary file that is renamed to `path` when it is complete and on the disk.
+
+    Raises:
+        OSError: naming the file, if it cannot be written; an earlier file at `path` is unchanged.
+    """
+    temporary = path.with_name(path.name + ".part")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:  # the error of a full disk names no file
+        error.filename = error.filename or str(path)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: object) -> None:
+    """Write `data` as indented JSON."""
+    write_whole(path, lambda file: file.write((json.dumps(data, indent=2) + "\n").encode()))
+
+
+def open_folder(output: str | Path | None, default: Path, resume: str = "never") -> Path:
+    """Return the folder of a run, created if it does not exist.
+
+    No run is written over: the default folder of a new run gets a number, and an `output` that holds a run is an error.
+    Resuming takes the newest of the numbered folders.
+
+    Args:
+        output: the folder given by the user, if any.
+        default: the folder otherwise.
+        resume: `"never"`: a new run; `"always"`: an existing run; `"auto"`: either.
+
+    Raises:
+        UsageError: if the folder holds another run, has no run to resume, or cannot be written.
+    """
+    folder = Path(output) if output else default
+    if not output:
+        numbered = [default, *(default.with_name(f"{default.name}-{n}") for n in range(2, 1000))]
+        free = next(path for path in numbered if not holds_run(path))
+        folder = free if resume == "never" else numbered[max(0, numbered.index(free) - 1)]
+    if resume == "always" and not holds_run(folder):
+        raise UsageError(f"no checkpoint in {folder}: leave out --resume to start from the beginning")
+    if resume == "never" and holds_run(folder):
+        raise UsageError(f"{folder} holds a run already: give --resume to continue it, or another --output")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "writable", lambda file: file.write(b"1"))
+        (folder / "writable").unlink()
+    except OSError as error:
+        reason = f"the output folder {folder} cannot be written ({error.strerror})"
+        raise UsageError(f"{reason}: give another --output") from None
+    return folder
+
+
+def holds_run(folder: Path) -> bool:
+    """Return True for a folder with a checkpoint or a log."""
+    return any(True for pattern in (PATTERN, LOG) for _ in folder.glob(pattern))
+
+
+def append_log(folder: Path, record: dict) -> None:
+    """Add a line to the log."""
+    with open(folder / LOG, "a") as file:
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_log(folder: Path, records: list[dict]) -> None:
+    """Write the whole log: before a resumed run repeats them, later epochs and incomplete lines are removed."""
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    write_whole(folder / LOG, lambda file: file.write(lines.encode()))
+
+
+def read_log(folder: Path) -> list[dict]:
+    """Return the records of the log, one per finished epoch."""
+    return [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
 
 
 def save(folder: Path, state: dict, best: bool = False) -> Path:
     """Write the checkpoint after `state["epoch"]` epochs and `state["batch"]` batches of the next one; return its path.
 
-    All but the newest are dropped; with `best`, a copy of it is kept.
+    Older checkpoints than the newest two are deleted; with `best`, a copy is saved.
 
     Raises:
-        OSError: where the folder or the disk does not take it; the checkpoints before it stay as they are.
+        OSError: if it cannot be written; the checkpoints before it are unchanged.
     """
     within = f"-{state['batch']:06d}" if state["batch"] else ""
     path = folder / f"checkpoint-{state['epoch']:04d}{within}.pt"
     buffer = io.BytesIO()
-    torch.save(state, buffer)  # in memory first: on a full disk torch itself would not say what is wrong
-    for file_path in (folder / BEST, path) if best else (path,):  # killed in between, a run does that epoch again
+    torch.save(state, buffer)  # in memory first: torch's own error on a full disk does not name the reason
+    for file_path in (folder / BEST, path) if best else (path,):  # a run killed in between repeats that epoch
         write_whole(file_path, lambda file: file.write(buffer.getbuffer()))
     for old in _newest_first(folder)[KEPT:]:
         old.unlink()
@@ -37,10 +123,10 @@ def save(folder: Path, state: dict, best: bool = False) -> Path:
 
 
 def load_newest(folder: Path, warn: Callable[[str], object] = print) -> tuple[dict, Path]:
-    """Return the newest state in `folder` that can be read, on the CPU, and its path; `warn` of damaged ones before it.
+    """Return the newest readable state in `folder`, on the CPU, and its path; `warn` about damaged newer ones.
 
     Raises:
-        UsageError: where there is none.
+        UsageError: if there is none.
     """
     for path in _newest_first(folder):
         try:
@@ -49,7 +135,7 @@ def load_newest(folder: Path, warn: Callable[[str], object] = print) -> tuple[di
             return state, path
         except Exception as error:  # a damaged zip or pickle fails in many ways
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            warn(f"{path} is damaged ({reason[:80]}): trying the one before")
+            warn(f"{path} is damaged ({reason[:80]}): trying the checkpoint before it")
     raise UsageError(f"no usable checkpoint in {folder}: leave out --resume to start from the beginning")
 
 
@@ -74,7 +160,7 @@ def random_state(device: torch.device) -> dict:
 
 
 def restore_random_state(state: dict, device: torch.device) -> None:
-    """Put every random generator where :func:`random_state` found it."""
+    """Restore the states returned by :func:`random_state`."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))  # earlier checkpoints have lists
     kind, keys, *rest = state["numpy"]
@@ -85,5 +171,5 @@ def restore_random_state(state: dict, device: torch.device) -> None:
 
 
 def _newest_first(folder):
-    """The checkpoints by the numbers in their names: epoch, or epoch and batch."""
+    """Return the checkpoints sorted by the numbers in their names: epoch, or epoch and batch."""
     return sorted(folder.glob(PATTERN), key=lambda path: list(map(int, re.findall(r"\d+", path.stem))), reverse=True)

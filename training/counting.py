@@ -1,4 +1,4 @@
-"""What a network costs: parameters, FLOPs in two conventions, multiply-adds at inference. Three rules, never mixed up.
+"""Parameters, FLOPs in two conventions, and multiply-adds at inference of a network.
 
     flops_paper     the paper's convention (thop 0.0.22 rules, filter generation included): Table 1's column
     flops           what today's thop reports; a LinearConv layer counts the multiply-adds of its forward pass

@@ -1,9 +1,9 @@
-"""Several processes that train one network, as torchrun starts them: one for each GPU, or for parts of a CPU.
+"""Several processes that train one network, started by torchrun: one for each GPU, or for parts of a CPU.
 
     torchrun --nproc-per-node 2 models/vgg_xcnn.py -t rank -r 1 --batch-size 25
 
-Each process takes its part of every batch; gradients are averaged (DistributedDataParallel), so that N processes of
-batch B do what one process of batch N B does.
+Each process takes its part of every batch and gradients are averaged (DistributedDataParallel), so that N processes of
+batch B train like one process of batch N B.
 """
 
 import os
@@ -17,16 +17,16 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch import Tensor
 
-PATIENCE = timedelta(minutes=10)  # that processes have with one another, and the others while the first one downloads
+TIMEOUT = timedelta(minutes=10)  # of communication; it includes the time in which rank 0 downloads data
 
 
 class Group:
-    """The processes of a run, or one alone.
+    """The processes of a run. The default is a single one.
 
     Args:
-        rank, size: which process this is, of how many.
+        rank, size: rank of this process, and number of processes.
         device: of this process.
-        restarts: how often torchrun has started this run again.
+        restarts: number of times that torchrun has restarted the run.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, device: str = "cpu", restarts: int = 0) -> None:
@@ -34,8 +34,8 @@ class Group:
         self.device = torch.device(device)
 
     @property
-    def is_first(self) -> bool:
-        """True in the one process that writes files and speaks."""
+    def is_rank0(self) -> bool:
+        """True in the process that writes files and prints."""
         return self.rank == 0
 
     def sum(self, *tensors: Tensor) -> Sequence[Tensor]:
@@ -48,7 +48,7 @@ class Group:
         return sums
 
     def any(self, *flags: int | None) -> Sequence[int | None]:
-        """Return for each flag the largest of all processes'; None counts as 0."""
+        """Return for each flag its maximum over all processes; None counts as 0."""
         if self.size == 1:
             return flags
         largest = torch.tensor([int(flag or 0) for flag in flags], device=self.device)
@@ -56,29 +56,29 @@ class Group:
         return largest.tolist()
 
     def gather(self, thing: Any) -> list:
-        """Return a list of every process's `thing`."""
+        """Return the list of all processes' `thing`."""
         things = [thing] * self.size
         if self.size > 1:
             dist.all_gather_object(things, thing)
         return things
 
-    def of_first(self, make: Callable[[], Any]) -> Any:
-        """Return in all processes what `make()` returns in the first one."""
-        things = [make() if self.is_first else None]
+    def broadcast_from_rank0(self, make: Callable[[], Any]) -> Any:
+        """Call `make()` on rank 0 and return its result in all processes."""
+        things = [make() if self.is_rank0 else None]
         if self.size > 1:
             dist.broadcast_object_list(things, src=0)
         return things[0]
 
-    def first_before_others(self, make: Callable[[], Any]) -> Any:
-        """Return `make()`, called in the first process before the others: what it downloads, they find."""
+    def on_rank0_first(self, make: Callable[[], Any]) -> Any:
+        """Return `make()`, called on rank 0 before the other processes, which find the files that it downloads."""
         if self.size == 1:
             return make()
-        made = make() if self.is_first else None
+        made = make() if self.is_rank0 else None
         dist.barrier()
-        return made if self.is_first else make()
+        return made if self.is_rank0 else make()
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Return the model with its gradients averaged over the processes."""
+        """Return the model wrapped so that gradients are averaged over the processes."""
         if self.size == 1:
             return model
         for parameter in model.parameters():
@@ -90,17 +90,17 @@ class Group:
 
 @contextmanager
 def join(device: str) -> Iterator[Group]:
-    """Join the processes that torchrun has started, for as long as the context lasts, and yield this one's group.
+    """Join the processes that torchrun has started while the context lasts, and yield their group.
 
     Args:
-        device: that the command line asks for; of several processes each gets its own GPU.
+        device: given on the command line; with "cuda", each of several processes gets its own GPU.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield Group(device=device)
         return
-    # DistributedDataParallel imports this module, whose functions keep what is the world group by then as a default:
-    # its threads would outlive the group, and abort the process where they meet the interpreter's end.
+    # DistributedDataParallel imports this module, whose functions keep the world group at that time as a default: its
+    # threads would outlive the group, and abort the process when the interpreter ends.
     import torch.distributed.nn  # noqa: F401
 
     on_gpu = torch.device(device).type == "cuda"
@@ -108,11 +108,11 @@ def join(device: str) -> Iterator[Group]:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    store, rank, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
-    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":  # one machine; on several each counts its restarts by itself
-        # Processes started again must not find in torchrun's store where those before them could be reached.
+    store, rank, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":  # one machine; of several, each counts its own restarts
+        # Restarted processes must not find the addresses of their predecessors in torchrun's store.
         store = dist.PrefixStore(f"start_{restarts}", store)
-    dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     try:
         yield Group(rank, size, device, restarts)
     finally:

@@ -1,33 +1,36 @@
-"""How a run ends before its time: each reason with its exit code, and one line on stderr."""
+"""How a run ends early: each reason has an exit code and prints one line on stderr. Also, the signals that stop it."""
 
 import signal
 import sys
+import threading
 
 from dataloaders import DataError
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class RunError(Exception):
-    """A reason to end a run; str() is one line that says what is wrong and what to do."""
+    """A reason to end a run; its text is one line that says what is wrong and what to do."""
 
     code = 2
 
 
 class UsageError(RunError):
-    """What the user asked for cannot be done."""
+    """The options cannot be carried out."""
 
 
 class NotFinite(RunError):
-    """A loss or gradient is infinite or not a number; str() names where and which layers."""
+    """A loss or gradient is infinite or not a number; the text names the step and the layers."""
 
     code = 3
 
 
 class Stopped(RunError):
-    """The run was asked to stop by a signal and has saved where it stands.
+    """The run was stopped by a signal, and has saved a checkpoint.
 
     Args:
         number: of the signal; the exit code is 128 more.
-        where: what has been saved.
+        where: the checkpoint, for the message.
     """
 
     def __init__(self, number: int, where: str) -> None:
@@ -35,7 +38,7 @@ class Stopped(RunError):
         self.code = 128 + number
 
 
-EXPECTED = (RunError, DataError, OSError, KeyboardInterrupt)  # any other exception is a mistake in the code
+EXPECTED = (RunError, DataError, OSError, KeyboardInterrupt)  # any other exception is a bug
 
 
 def report_failure(error: BaseException, program: str) -> int:
@@ -44,7 +47,29 @@ def report_failure(error: BaseException, program: str) -> int:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         text = f"{where}{error.strerror or error}"
-    elif isinstance(error, KeyboardInterrupt):  # before training began or after its end
+    elif isinstance(error, KeyboardInterrupt):  # before or after training
         text, code = "interrupted", 128 + signal.SIGINT
     print(f"{program}: {' '.join(text.split())}", file=sys.stderr)
     return code
+
+
+class StopSignals:
+    """While the context lasts, note a first SIGINT or SIGTERM in `asked`; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+        self._before = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():  # other threads may not set handlers
+            self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number, _):
+        self.asked = number
+        for other in SIGNALS:
+            signal.signal(other, signal.SIG_DFL)

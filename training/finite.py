@@ -1,4 +1,4 @@
-"""Numbers that go wrong: losses and gradients that are infinite or not a number change no weight."""
+"""The check for losses and gradients that are infinite or not a number, which must not change weights."""
 
 import math
 
@@ -6,18 +6,18 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-CHECK_EVERY = 10  # steps, on devices that a step is not to wait for
+CHECK_EVERY = 10  # steps, on devices that run asynchronously
 
 
 class FiniteCheck:
     """Check losses and gradients before each step of an optimizer.
 
-    On a CPU every step is checked at once. On other devices a flag stays there and is read every 10 steps, so that no
-    step waits for the host; from the first bad step on the optimizer takes none.
+    On a CPU every step is checked. On other devices a flag is kept there and read every 10 steps, so that no step waits
+    for the host; after the first bad step the optimizer skips all steps.
 
     Args:
         model: the network.
-        optimizer: a fused one, which skips a step where its `found_inf` is 1.
+        optimizer: a fused one, which skips a step if its `found_inf` is 1.
         device: of both.
     """
 
@@ -28,7 +28,7 @@ class FiniteCheck:
         self.checked = 0
 
     def check(self, loss: Tensor) -> bool:
-        """Check a loss () and the gradients that it has left; return False where a bad number is known of."""
+        """Check a loss () and the gradients of its backward pass; return False if a bad number has been found."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)).float()) + loss.detach()
         if self.every == 1:
@@ -39,7 +39,7 @@ class FiniteCheck:
         return self.checked % self.every != 0 or self.all_finite()
 
     def all_finite(self) -> bool:
-        """Return False where a step since the start had bad numbers; waits for the device."""
+        """Return False if any step so far had bad numbers; waits for the device."""
         return not self.bad_steps.item()
 
     def bad_layers(self) -> list[str]:

@@ -1,69 +1,53 @@
-"""Where the networks of a script come from: its constructors, or another source with the interface of `Constructed`.
+"""The networks of a script: constructors that take their convolution as an argument.
 
 main({"VGG11": VGG11}, RECIPE)        # constructors (conv, in_channels, num_classes, width) by name
-main(Library(), RECIPE)               # networks of torchvision and timm, converted: converted.py
+main(Library(), RECIPE)               # networks of torchvision and timm, converted: library.py
 """
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
-import torch
 import torch.nn as nn
-from torch import Tensor
 
 from baselines import HELP as BASELINES_HELP
-from dataloaders import Loader
 from linearconv_convert.starting import STARTS, initialise
 from linearconv_sparse import SCHEDULES
-from linearconv_variants import add_options
+from linearconv_variants import add_options, positive_float
 from training.distributed import Group
 from training.errors import UsageError
-from training.numbers import positive_float
-from training.settings import Recipe
+from training.recipe import Recipe
+
+Shape = tuple[int, int, int]  # (channels, height, width) of one image
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a network is to be, and what there is to build it from."""
-
-    options: argparse.Namespace
-    recipe: Recipe
-    input_size: tuple[int, int, int]  # (channels, height, width) of one image
-    num_classes: int
-    group: Group
-    images: Callable[[int], list[Tensor]]  # so many training images, as the first epoch will show them; reads the data
-    recorded: Callable[[], dict | None]  # the record in the checkpoint that the run goes on from; None where it begins
-
-
-@dataclass(frozen=True)
-class Built:
-    """A network to be trained, and what belongs to it."""
+@dataclass
+class Network:
+    """A network with its dense counterpart, and with the record that a checkpoint needs to build it again."""
 
     model: nn.Module
-    dense: nn.Module  # the same with nn.Conv2d
-    title: str  # network and variant in words
-    teacher: nn.Module | None = None  # gives soft targets
-    settings: dict[str, object] = field(default_factory=dict)  # what decides the result beside options that all have
-    record: dict[str, object] | None = None  # what it is built from again; kept in checkpoints
+    dense: nn.Module  # the same network with nn.Conv2d
+    record: dict[str, object] | None = None
 
 
-class Constructed:
-    """Networks that take their convolution as an argument.
+class Networks:
+    """The networks of an architecture.
 
     Args:
         networks: constructors (conv, in_channels, num_classes, width) by name, the default first.
     """
 
-    starts = STARTS  # values of --init
-    defaults: dict[str, object] = {"distill": None, "temperature": None}  # of options; there is no teacher
+    starts = STARTS  # choices of --init
+    defaults: dict[str, object] = {}  # of options
+    is_converted = False  # True for networks that have a method `convert`, see library.py
+    has_teacher = False
 
     def __init__(self, networks: dict[str, Callable[..., nn.Module]]) -> None:
         self.networks = networks
 
     def add_options(self, group: argparse._ArgumentGroup) -> None:
-        """Add the options that say which network."""
+        """Add the options that choose the network."""
         add_options(group, others=BASELINES_HELP)
         add = group.add_argument
         add("--pruning", choices=SCHEDULES, default="gradual", help="controller of the sparse type (default: gradual)")
@@ -72,23 +56,33 @@ class Constructed:
         add("--network", choices=names, default=names[0], help="which network of this family (default: the first)")
 
     def check(self, options: argparse.Namespace) -> None:
-        """Raise a ValueError for options that do not go together."""
+        """Raise a ValueError for options that exclude each other."""
 
     def label(self, options: argparse.Namespace) -> list[str]:
-        """Return what distinguishes a network from others, as parts of a name."""
+        """Return the parts of a run's name that distinguish the network from others."""
         variant = options.variant
         width = [f"width{options.width:g}"] if options.width != 1 else []
         alpha = [f"alpha{variant.alpha:g}"] if variant.alpha != 0.5 and variant.type != "dense" else []
         return [options.network, *width, variant.label, *alpha]
 
-    def build(self, request: Request) -> Built:
+    def title(self, options: argparse.Namespace) -> str:
+        """Return a description of network and variant."""
+        return f"{options.network}: {options.variant}"
+
+    def settings(self, options: argparse.Namespace) -> dict[str, object]:
+        """Return the settings that decide the result beside those of every network."""
+        return {}
+
+    def build(
+        self, options: argparse.Namespace, recipe: Recipe, input_size: Shape, num_classes: int, group: Group
+    ) -> Network:
         """Return the network with its initial weights.
 
         Raises:
-            UsageError: where it cannot be built.
+            UsageError: if it cannot be built.
         """
-        options, recipe, network = request.options, request.recipe, self.networks[request.options.network]
-        shape = {"in_channels": request.input_size[0], "num_classes": request.num_classes, "width": options.width}
+        network = self.networks[options.network]
+        shape = {"in_channels": input_size[0], "num_classes": num_classes, "width": options.width}
         try:
             build = partial(_with_dense_stem, network) if recipe.stem == "dense" else network
             model = options.variant.build(build, **shape)
@@ -97,27 +91,11 @@ class Constructed:
             raise UsageError(f"the network cannot be built: {error}") from None
         if recipe.init != "published":
             initialise(model, recipe.init)
-        return Built(model, dense, f"{options.network}: {options.variant}")
-
-
-def training_images(loader: Loader, count: int) -> list[Tensor]:
-    """Return images that a training loader's next pass will begin with, in batches of 64; the loader stays as it is.
-
-    Args:
-        loader: of training images.
-        count: of images; all, where there are fewer.
-    """
-    state, images = loader.state_dict(), []
-    for batch, _ in loader:
-        images.append(batch)
-        if sum(map(len, images)) >= count:
-            break
-    loader.load_state_dict(state)
-    return list(torch.cat(images)[:count].split(64))
+        return Network(model, dense)
 
 
 def _with_dense_stem(network, conv=nn.Conv2d, *, in_channels, **arguments):
-    """The network with nn.Conv2d for what convolves the images themselves."""
+    """Return the network with nn.Conv2d for the layers that convolve the input images."""
 
     def layer(channels, *rest, **more):
         return (nn.Conv2d if channels == in_channels else conv)(channels, *rest, **more)

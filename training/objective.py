@@ -1,8 +1,8 @@
-"""What a training step minimises: a loss of the network's logits, and now and then the regularisers of corr_reg.py.
+"""What a training step minimises: a loss of the network's logits, and every 10th step the regularisers of corr_reg.py.
 
     loss = (1 - d) CE(labels, s) + d T^2 KL(softmax(t / T) || softmax(s / T)),    s, t: logits of network and teacher
 
-d is `--distill`, 0 where there is no teacher. Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network",
+d is `--distill`, 0 without a teacher. Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network",
 2015 (arXiv 1503.02531). T^2 keeps the gradients of the second term as large as they are at T = 1.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from corr_reg import corr_loss, l1_loss
 from linearconv import LinearConv
 from training.distributed import Group
-from training.settings import Recipe
+from training.recipe import Recipe
 
 REGULARISE_EVERY = 10  # batches
 
@@ -25,8 +25,8 @@ def loss_of(logits: Tensor, images: Tensor, labels: Tensor, recipe: Recipe, teac
     Args:
         logits: of the network, (B, classes).
         images, labels: of the batch, (B, C, H, W) and (B,).
-        recipe: its label smoothing, share of soft targets and temperature.
-        teacher: gives soft targets, where the recipe has a share of them.
+        recipe: label smoothing, share of soft targets and temperature.
+        teacher: gives the soft targets of recipes with a share of them.
     """
     loss = 0.0
     if recipe.distill < 1:
@@ -49,10 +49,12 @@ def soft_target_loss(logits: Tensor, targets: Tensor, temperature: float) -> Ten
     return temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
 
 
-def regularisers(model: nn.Module, group: Group) -> Tensor | float:
-    """Return the regularisers of a network; processes share its layers among them, as gradients are averaged."""
+def regularisers(model: nn.Module, recipe: Recipe, group: Group) -> Tensor | float:
+    """Return the weighted regularisers of a network; processes share its layers, because gradients are averaged."""
+    if not recipe.reg_weight:
+        return 0.0
     if group.size == 1:
-        return corr_loss(model) + l1_loss(model)
+        return recipe.reg_weight * (corr_loss(model) + l1_loss(model))
     layers = [layer for layer in model.modules() if isinstance(layer, LinearConv)]
     mine = layers[group.rank :: group.size]
-    return group.size * sum((corr_loss(layer) + l1_loss(layer) for layer in mine), start=0.0)
+    return recipe.reg_weight * (group.size * sum((corr_loss(layer) + l1_loss(layer) for layer in mine), start=0.0))

@@ -2,8 +2,8 @@
 
     decay of filters:  1/2 weight_decay sum |W|^2,  W = [V ; A V]
 
-instead of that of V and A themselves (Frobenius decay; Khodak et al., "Initialization and Regularization of Factorized
-Neural Layers", ICLR 2021, arXiv 2105.01029).
+instead of the decay of V and A themselves (Frobenius decay; Khodak et al., "Initialization and Regularization of
+Factorized Neural Layers", ICLR 2021, arXiv 2105.01029).
 """
 
 import torch
@@ -11,15 +11,15 @@ import torch.nn as nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from linearconv import LinearConv
-from training.settings import Recipe
+from training.recipe import Recipe
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return a recipe's optimizer, a fused one; each of its groups has a `"scale"` of the learning rate."""
+    """Return the optimizer of a recipe, fused; each of its groups has a `"scale"` of the learning rate."""
     scales = {layer.bias: recipe.bias_lr for layer in model.modules() if isinstance(layer, _BatchNorm)}
-    made_into_filters = _made_into_filters(model)
-    scales |= {p: recipe.coefficient_lr for name, p in made_into_filters if name != "conv_weights"}
-    decayed_as_filters = {p for _, p in made_into_filters} if recipe.decay == "filters" else set()
+    filter_parameters = _filter_parameters(model)
+    scales |= {p: recipe.coefficient_lr for name, p in filter_parameters if name != "conv_weights"}
+    decayed_as_filters = {p for _, p in filter_parameters} if recipe.decay == "filters" else set()
     groups = {}
     for parameter in model.parameters():
         scale = scales.get(parameter, 1.0)
@@ -41,8 +41,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group.get("scale", 1.0)  # earlier checkpoints have none
 
 
-def _made_into_filters(model):
-    """(name in its layer, parameter) of all primary filters and coefficients."""
+def _filter_parameters(model):
+    """Return (name in its layer, parameter) of all primary filters and coefficients."""
     layers = (layer for layer in model.modules() if isinstance(layer, LinearConv))
     return [(name, p) for layer in layers for name, p in layer.named_parameters(recurse=False) if name != "bias"]
 
@@ -52,17 +52,17 @@ class FilterDecay:
 
     Args:
         model: the network.
-        recipe: says how much, and whether the decay is decoupled from the gradient.
+        recipe: its weight decay, and its optimizer: with adamw the decay is decoupled from the gradient.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         wanted = recipe.decay == "filters" and recipe.weight_decay
         self.layers = [layer for layer in model.modules() if wanted and isinstance(layer, LinearConv)]
-        self.parameters = [p for _, p in _made_into_filters(model)] if wanted else []
+        self.parameters = [p for _, p in _filter_parameters(model)] if wanted else []
         self.weight_decay, self.decoupled = recipe.weight_decay, recipe.optimizer == "adamw"
 
     def before_step(self, lr: float) -> None:
-        """Decay by one step of this learning rate: the gradients are there, and the optimizer is about to use them."""
+        """Decay by one step of this learning rate, between the backward pass and the step of the optimizer."""
         if not self.layers:
             return
         with torch.enable_grad():

@@ -2,7 +2,7 @@
 
     python models/<arch>_xcnn.py -t TYPE [-r RANK] [-s SPARSITY] [options]
 
-Whatever is wrong ends the script with one line on stderr and exit code 2.
+Wrong options end the script with one line on stderr and exit code 2.
 """
 
 import argparse
@@ -14,21 +14,23 @@ import torch
 
 from baselines import method_of
 from dataloaders import DATASETS, IN_MEMORY
-from linearconv_variants import OneLineParser, Variant
-from training.networks import Constructed
-from training.numbers import non_negative_float, non_negative_int, positive_float, positive_int, share
-from training.recipes import RECIPES, SHORT
-from training.settings import CHOICES, Recipe
-
-CHANGEABLE = ("lr", "milestones", "batch_size", "reg_weight", "amp", "processes")
+from linearconv_variants import (
+    OneLineParser,
+    Variant,
+    non_negative_int,
+    positive_float,
+    positive_int,
+)
+from training.networks import Networks
+from training.recipe import CHANGEABLE, RECIPES, SHORT, Recipe, add_recipe_options
 
 
 class Options(argparse.Namespace):
-    """What the command line asks for; it does not change after parsing.
+    """The parsed command line, read-only.
 
-    Beside an attribute for each option there are `variant` (a :class:`linearconv_variants.Variant`, in the place of
-    `type`, `rank` and so on), `program`, and `networks`, where the networks come from. Training options that were not
-    given are None: the recipe decides.
+    It has an attribute for each option, but `variant` (a :class:`linearconv_variants.Variant` or a
+    :class:`baselines.Baseline`) instead of `type`, `rank` and so on; also `program` and `networks`. Recipe options that
+    were not given are None: the recipe decides.
     """
 
     def __init__(self, **options: object) -> None:
@@ -38,7 +40,7 @@ class Options(argparse.Namespace):
         raise AttributeError(f"options do not change after parsing: {name} = {value!r}")
 
     def pick(self, *names: str) -> dict[str, object]:
-        """Return some of the options by name, to be handed on as keyword arguments."""
+        """Return some of the options as keyword arguments."""
         return {name: getattr(self, name) for name in names}
 
 
@@ -47,7 +49,7 @@ def parse_arguments(parser: OneLineParser, argv: Sequence[str] | None = None) ->
 
     Args:
         parser: of :func:`make_parser`.
-        argv: arguments; those of the process where left out.
+        argv: arguments; default: those of the process.
 
     Raises:
         SystemExit: with code 2 after one line on stderr.
@@ -69,77 +71,58 @@ def parse_arguments(parser: OneLineParser, argv: Sequence[str] | None = None) ->
 
 
 def make_parser(
-    networks: dict[str, Callable] | Constructed, recipe: Recipe, digits_recipe: Recipe | None = None
+    networks: dict[str, Callable] | Networks, recipe: Recipe, digits_recipe: Recipe | None = None
 ) -> OneLineParser:
     """Return the parser of a training script.
 
     Args:
-        networks: network constructors by name, the first being the default, or another source of networks.
-        recipe, digits_recipe: where the training options have their defaults.
+        networks: network constructors by name, the first being the default, or an object like `Networks`.
+        recipe, digits_recipe: defaults of the recipe options.
     """
     on_digits = f"; on digits: {digits_recipe}" if digits_recipe else ""
-    networks = Constructed(networks) if isinstance(networks, dict) else networks
+    networks = Networks(networks) if isinstance(networks, dict) else networks
     short = "".join(f"; {name}: {one}" for name, one in SHORT.items())
     parser = OneLineParser(description=f"recipe: {recipe}{on_digits}{short}")
     networks.add_options(parser.add_argument_group("network"))
 
     add = parser.add_argument_group("data").add_argument
-    add("--dataset", choices=DATASETS, help="default: cifar10, where it is not to be had digits (bundled)")
-    add("--data-root", default="dataset", metavar="DIR", help="where data sets lie (default: dataset)")
-    add("--no-download", dest="download", action="store_false", help="use only what lies in --data-root")
+    add("--dataset", choices=DATASETS, help="default: cifar10, or digits (bundled) if it is not available")
+    add("--data-root", default="dataset", metavar="DIR", help="folder of the data sets (default: dataset)")
+    add("--no-download", dest="download", action="store_false", help="use only the files in --data-root")
     add("--image-size", type=positive_int, default=32, help="imagefolder only: side in pixels (default: 32)")
-    kept = "imagefolder only: keep the images in memory, or stream them from disk (default: auto, by what is free)"
+    kept = "imagefolder only: keep the images in memory, or stream them from disk (default: auto, by the free memory)"
     add("--in-memory", choices=IN_MEMORY, default="auto", help=kept)
-    decoding = "that decode streamed images, of each process (default: one a core, at most 8)"
-    add("--workers", type=non_negative_int, metavar="N", help=f"processes {decoding}")
+    workers = "per process, to decode streamed images (default: one per core, at most 8)"
+    add("--workers", type=non_negative_int, metavar="N", help=f"worker processes {workers}")
     add("--validation", type=non_negative_int, default=0, metavar="N", help="hold out N training images as test images")
 
-    add = parser.add_argument_group("recipe (what is left out is --recipe's)").add_argument
+    group = parser.add_argument_group("recipe (defaults come from --recipe)")
     kinds = "the architecture's own, a short one, or a careful one for trained weights"
-    add(
-        "--recipe",
-        choices=RECIPES,
-        default="paper",
-        help=f"{kinds} (default: {networks.defaults.get('recipe', 'paper')})",
-    )
-    add("--epochs", type=positive_int, help="passes over the training images")
-    add("--batch-size", type=positive_int, help="of each process")
-    add("--lr", type=positive_float, help="learning rate")
-    drops = "epochs after which the rate falls to a tenth"
-    add("--milestones", type=positive_int, nargs="*", metavar="EPOCH", help=drops)
-    add("--schedule", choices=CHOICES["schedule"], help="steps: drops at milestones; the others end at zero")
-    add("--warmup", type=non_negative_float, metavar="EPOCHS", help="in which the learning rate rises")
-    add("--optimizer", choices=CHOICES["optimizer"], help="sgd has Nesterov momentum 0.9")
-    add("--weight-decay", type=non_negative_float, help="of matrices and filters; decoupled with adamw")
-    add("--decay", choices=CHOICES["decay"], help="what decays in LinearConv: its parameters, or the filters they make")
-    add("--bias-lr", type=positive_float, metavar="FACTOR", help="learning rate of BatchNorm biases, as a multiple")
-    add("--coefficient-lr", type=positive_float, metavar="FACTOR", help="that of LinearConv's coefficients, likewise")
-    add("--label-smoothing", type=share, help="share of the target that all classes have together")
-    add("--flip", choices=CHOICES["flip"], help="of training images: at random, or each on every second epoch")
-    add("--average", type=non_negative_float, metavar="EPOCHS", help="over which weights are averaged for evaluation")
-    add("--reg-weight", type=non_negative_float, help="of the regularisers, every 10th batch; 0 is the paper's '-L'")
-    add("--clip", type=non_negative_float, metavar="NORM", help="largest norm of a step's gradient; 0: any")
-    add("--init", choices=networks.starts, help="how LinearConv layers start")
-    add("--stem", choices=CHOICES["stem"], help="what convolves the images: the variant, or always nn.Conv2d")
-    add("--dense-epochs", type=non_negative_int, metavar="N", help="train the dense network first, then convert it")
+    usual = networks.defaults.get("recipe", "paper")
+    group.add_argument("--recipe", choices=RECIPES, default="paper", help=f"{kinds} (default: {usual})")
+    add_recipe_options(group, networks.starts, networks.has_teacher)
 
     add = parser.add_argument_group("training").add_argument
-    add("--seed", type=int, default=0, help="of initialisation, shuffling and augmentation (default: 0)")
+    add("--seed", type=int, default=0, help="seed of initialisation, shuffling and augmentation (default: 0)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N (default: cuda)")
     switch = argparse.BooleanOptionalAction
     add("--channels-last", action=switch, default=True, help="memory format of images and feature maps (default: on)")
     add("--amp", action=switch, help="bfloat16 autocast (default: on for CPUs that compute in bfloat16, elsewhere off)")
-    add("--sync-batch-norm", action="store_true", help="several processes on GPUs: BatchNorm over all of their batch")
+    add("--sync-batch-norm", action="store_true", help="several processes on GPUs: BatchNorm over the batches of all")
     add("--deterministic", action="store_true", help="deterministic operations only: exact resume on GPUs too (slower)")
     add("--compile", action=switch, default=False, help="torch.compile the network (default: off; slower on a CPU)")
 
-    add = parser.add_argument_group("what is done and kept").add_argument
+    add = parser.add_argument_group("run and output").add_argument
     add("--count-only", action="store_true", help="print parameters and FLOPs and stop; no data is read")
     add("--num-classes", type=positive_int, help="for --count-only; otherwise the data decides (default: 10)")
     add("--in-channels", type=positive_int, help="for --count-only; otherwise the data decides (default: 3)")
-    add("--output", metavar="DIR", help="for report.json, log.jsonl, checkpoints (default: ckpt/<script>/<run name>)")
-    going_on = "go on from the newest good checkpoint in the output folder; auto: where there is none, begin"
-    add("--resume", nargs="?", choices=("always", "auto"), const="always", default="never", help=going_on)
+    add(
+        "--output",
+        metavar="DIR",
+        help="folder of report.json, log.jsonl, checkpoints (default: ckpt/<script>/<run name>)",
+    )
+    resume = "resume from the newest undamaged checkpoint in the output folder; auto: if there is none, begin"
+    add("--resume", nargs="?", choices=("always", "auto"), const="always", default="never", help=resume)
     differing = f"with --resume, options that may differ from the checkpoint's: {', '.join(CHANGEABLE)}"
     add("--may-change", nargs="+", choices=CHANGEABLE, default=(), metavar="OPTION", help=differing)
     add("--save-every", type=positive_float, default=10.0, metavar="MINUTES", help="also within an epoch (default: 10)")
@@ -149,18 +132,18 @@ def make_parser(
 
 
 def run_name(options: Options, dataset: str) -> str:
-    """Return the name of a run's folder: what distinguishes it from its neighbours, as `VGG11-rank1-cifar10-seed0`."""
+    """Return the name of a run's folder, such as `VGG11-rank1-cifar10-seed0`."""
     recipe = [options.recipe] if options.recipe != options.networks.defaults.get("recipe", "paper") else []
     return "-".join([*options.networks.label(options), *recipe, dataset_label(options, dataset), f"seed{options.seed}"])
 
 
 def dataset_label(options: Options, dataset: str | None) -> str | None:
-    """Return what a data set is called: of an imagefolder that is the name of its folder."""
+    """Return the name of a data set; the name of an imagefolder is that of its folder."""
     return Path(options.data_root).resolve().name if dataset == "imagefolder" else dataset
 
 
 def _check(options):
-    """Raise a ValueError for what does not go together or is not to be had here."""
+    """Raise a ValueError for options that exclude each other or are not available."""
     resume = options.resume != "never"
     labelled = options.distill != 1  # soft targets alone need no labels
     if not options.count_only and ((options.num_classes and labelled) or options.in_channels):
@@ -191,5 +174,5 @@ def _check_device(name):
 
 
 def cpu_computes_in_bfloat16() -> bool:
-    """Return True where the CPU has instructions for bfloat16; without them autocast is far slower than float32."""
+    """Return True if the CPU has instructions for bfloat16; without them autocast is much slower than float32."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

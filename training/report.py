@@ -1,4 +1,4 @@
-"""What a run says of itself: the counts first, a line per epoch, the outcome last, and report.json."""
+"""The output of a run: the counts, a line per epoch, the final accuracies, and report.json."""
 
 import os
 import platform
@@ -25,13 +25,13 @@ COUNTS = (  # title, key of the network, key of its dense counterpart
 
 
 def count_against_dense(model: nn.Module, dense: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:
-    """Return the counts of :func:`counting.count` for a network, and those of its dense counterpart beside them."""
+    """Return the counts of :func:`counting.count` for a network, with the counts of the dense network."""
     counts, of_dense = counting.count(model, input_size), counting.count(dense, input_size)
     return counts | {dense_key: of_dense[key] for _, key, dense_key in COUNTS}
 
 
 def make_report(options: Options, counts: dict[str, int], num_classes: int, device: torch.device) -> dict[str, object]:
-    """Return what report.json holds before the recipe and the outcome: setting, counts, and what they were made with.
+    """Return the first part of report.json: options, counts, versions and machine; recipe and accuracies follow.
 
     Args:
         options, device: of the run.
@@ -52,7 +52,7 @@ def make_report(options: Options, counts: dict[str, int], num_classes: int, devi
 
 
 def origin(device: str | torch.device = "cpu") -> dict[str, object]:
-    """Return where a result comes from: command, commit, versions and machine."""
+    """Return the origin of a result: command, commit, versions and machine."""
     on_gpu = torch.device(device).type == "cuda"
     return {
         "command": _command(),
@@ -67,7 +67,7 @@ def origin(device: str | torch.device = "cpu") -> dict[str, object]:
 
 
 def _command():
-    """The command line, as it is given in the repository's root."""
+    """Return the command line as it would be given in the root of the repository."""
     program, *arguments = sys.argv
     path = Path(program).resolve()
     if not path.is_relative_to(ROOT):
@@ -87,7 +87,7 @@ def _git_commit():
 
 
 def show_counts(title: str, counts: dict[str, int], input_size: tuple[int, int, int], num_classes: int) -> None:
-    """Print network and variant, which are the title, and the counts: the first lines of every run."""
+    """Print the title (network and variant) and the counts: the first lines of every run."""
     size = "x".join(map(str, input_size))
     print(f"{title}; input {size}, {num_classes} classes")
     for title, key, dense_key in COUNTS:
@@ -98,7 +98,7 @@ def show_counts(title: str, counts: dict[str, int], input_size: tuple[int, int, 
 
 
 def show_epoch(record: dict, epochs: int, train_seconds: float, events: object = None) -> None:
-    """Print an epoch's line beside the progress bar, and write its numbers to TensorBoard where `events` are wanted."""
+    """Print the line of an epoch above the progress bar; with `events`, also write its numbers to TensorBoard."""
     tqdm.write(
         "epoch {epoch:3d}/{epochs}  loss {train_loss:.4f}  train {train_accuracy:6.2f} %  test {test_accuracy:6.2f} %  "
         "lr {lr:.1e}  {train_seconds:.1f} s".format(**record, epochs=epochs, train_seconds=train_seconds),
@@ -115,7 +115,7 @@ def event_writer(folder: Path) -> object:
     """Return a writer of TensorBoard event files.
 
     Raises:
-        UsageError: where the package tensorboard is not installed.
+        UsageError: if the package tensorboard is not installed.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -125,7 +125,7 @@ def event_writer(folder: Path) -> object:
 
 
 def show_outcome(report: dict, path: Path) -> None:
-    """Print accuracies, time and speed, and where the report lies: the last lines of every run."""
+    """Print accuracies, time, speed and the path of the report: the last lines of every run."""
     held_out = f" (on {report['validation']} training images held out)" if report["validation"] else ""
     print(
         f"test accuracy{held_out} "

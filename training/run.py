@@ -1,4 +1,4 @@
-"""A run from its command line to its report: build, count, print, load data, train, save, report.
+"""A run from its command line to its report: build, count, load data, train, report.
 
     main({"VGG11": VGG11}, Recipe(lr=1e-3, epochs=250))
 
@@ -8,28 +8,31 @@ is all that a script in models/ calls.
 import os
 import sys
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn as nn
+from torch import Tensor
 
 from dataloaders import DataError, Loader, dataloaders, describe, kept_in_memory
 from linearconv import LinearConv
-from training import checkpoints, counting, report, run_folder
-from training.distributed import join
+from linearconv_convert.carrying import carry_over
+from training import checkpoints, counting, report
+from training.distributed import Group, join
 from training.errors import EXPECTED, UsageError, report_failure
-from training.files import write_json
-from training.networks import Constructed, Request, training_images
-from training.options import make_parser, parse_arguments, run_name
-from training.recipes import recipe_for
-from training.settings import Recipe, TrainingSettings
+from training.networks import Network, Networks, Shape
+from training.options import Options, make_parser, parse_arguments, run_name
+from training.recipe import Recipe, TrainingSettings, recipe_for
 from training.trainer import Trainer
+
+Recipes = tuple[Recipe, Recipe | None]  # of the architecture, and for the digits
+Checkpoint = tuple[dict, Path]  # state and path
 
 
 def main(
-    networks: dict[str, Callable[..., nn.Module]] | Constructed,
+    networks: dict[str, Callable[..., nn.Module]] | Networks,
     recipe: Recipe,
     digits_recipe: Recipe | None = None,
     argv: Sequence[str] | None = None,
@@ -37,92 +40,82 @@ def main(
     """Run a training script from its command line to its report.
 
     Args:
-        networks: constructors (conv, in_channels, num_classes, width) by name, the default first; or another source of
-            networks, with the interface of :class:`training.networks.Constructed`.
-        recipe: the architecture's.
-        digits_recipe: for the 1,438 images of the bundled digits, for which the published recipe is not made.
-        argv: arguments; those of the process where left out.
+        networks: constructors (conv, in_channels, num_classes, width) by name, the default first; or an object with the
+            interface of :class:`training.networks.Networks`.
+        recipe: of the architecture.
+        digits_recipe: for the 1,438 images of the bundled digits, which need another recipe than the published one.
+        argv: arguments; default: those of the process.
 
     Raises:
-        SystemExit: with one line on stderr and code 2 for bad input or files that cannot be written, 3 for numbers that
-            have gone wrong, 130 when interrupted, 143 when terminated.
+        SystemExit: with one line on stderr and code 2 for bad input or files that cannot be written, 3 for infinite or
+            undefined numbers, 130 when interrupted, 143 when terminated.
     """
     options = parse_arguments(make_parser(networks, recipe, digits_recipe), argv)
-    if int(os.environ.get("RANK", "0")):  # of several processes the first one speaks; errors are told by all
+    if int(os.environ.get("RANK", "0")):  # only rank 0 prints; all processes report errors
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for as long as the process lasts
     try:
         with join(options.device) as group:
-            _run((recipe, digits_recipe), options, group)
+            _run(options, (recipe, digits_recipe), group)
     except EXPECTED as error:
         sys.exit(report_failure(error, options.program))
 
 
-def _run(recipes, options, group):
+def _run(options: Options, recipes: Recipes, group: Group) -> None:
     if options.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it
         torch.use_deterministic_algorithms(True)
-    resume = "auto" if group.restarts and options.resume == "never" else options.resume  # torchrun's restarts go on
+    resume = "auto" if group.restarts and options.resume == "never" else options.resume  # torchrun's restarts resume
+    networks, recipe = options.networks, recipe_for(options, options.dataset, *recipes)
     input_size, num_classes = _image_shape(options)
-    data = cache(partial(_load_data, recipes, options, group))  # not before they are needed
-
-    @cache
-    def folder():
-        default = None
-        if not options.output:
-            default = Path("ckpt") / Path(options.program).stem / run_name(options, data().dataset)
-        return group.of_first(lambda: run_folder.open_folder(options.output, default, resume))
-
-    def recorded():
-        if resume == "never" or options.count_only:
-            return None
-        path = folder()
-        load = partial(checkpoints.load_newest, path, warn=str)  # the trainer tells what is damaged
-        return group.of_first(lambda: load()[0].get("network") if checkpoints.holds_checkpoint(path) else None)
+    data = folder = checkpoint = None
 
     torch.manual_seed(options.seed)
-    recipe = recipe_for(options, options.dataset, *recipes)
-    images = lambda count: training_images(data().loaders[0], count)  # noqa: E731
-    built = options.networks.build(Request(options, recipe, input_size, num_classes, group, images, recorded))
-    model, counts = built.model, _count(built, options, input_size)
-    report.show_counts(built.title, counts, input_size, num_classes)
-    if options.output:
-        folder()  # one that cannot be used is told before any waiting
+    network = networks.build(options, recipe, input_size, num_classes, group)
+    if networks.is_converted:
+        images = None
+        if not options.count_only:  # the conversion depends on training images, or on the checkpoint
+            data = load_data(options, recipes, group)
+            folder = _open_folder(options, data.dataset, resume, group)
+            checkpoint = _load_checkpoint(folder, resume, group)
+            if checkpoint and checkpoint[0].get("network"):
+                network.record = checkpoint[0]["network"]
+            elif needed := networks.images_needed(options, recipe):
+                images = training_images(data.loaders[0], needed)
+        network = networks.convert(network, options, recipe, input_size, group, images)
+
+    counts = _count(network, options, input_size)
+    report.show_counts(networks.title(options), counts, input_size, num_classes)
+    if options.output and folder is None:
+        folder = _open_folder(options, None, resume, group)  # an unusable folder is reported before the data are read
     if options.count_only:
-        if options.output and group.is_first:
-            counted = report.make_report(options, counts, num_classes, group.device) | built.settings
-            write_json(folder() / run_folder.REPORT, counted)
+        if folder and group.is_rank0:
+            counted = report.make_report(options, counts, num_classes, group.device) | networks.settings(options)
+            checkpoints.write_json(folder / checkpoints.REPORT, counted)
         return
 
-    dataset, recipe, in_memory, loaders = data()
-    channels_last = options.channels_last and _channels_last_is_safe(model, group.device)
-    for loader in loaders:
-        loader.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    if group.is_first and group.size > 1 and not options.output:
-        (folder() / run_folder.LOG).touch()  # takes the default folder's number, should torchrun start it again
-    given = options.pick("network", "variant", "width", "seed", "amp", "validation")
-    given |= {"num_classes": num_classes, "processes": group.size, "in_memory": in_memory}
-    settings = TrainingSettings(recipe=recipe, dataset=dataset, of_network=built.settings, **given)
-    given = options.pick("compile", "sync_batch_norm", "save_every", "tensorboard") | {"channels_last": channels_last}
-    given |= {"dense": built.dense, "teacher": built.teacher, "record": built.record}
-    trainer = Trainer(model, loaders, settings, folder(), group, **given)
-    if resume == "always" or group.of_first(lambda: checkpoints.holds_checkpoint(folder())):
-        trainer.resume(options.may_change)
-    elif group.is_first and (folder() / run_folder.LOG).exists():  # of a run that ended before its first checkpoint
-        run_folder.write_log(folder(), [])
-    progress = trainer.fit()
-    flipped = trainer.evaluate_flipped()  # by all processes
-    if group.is_first:
+    data = data or load_data(options, recipes, group)
+    folder = folder or _open_folder(options, data.dataset, resume, group)
+    checkpoint = checkpoint or _load_checkpoint(folder, resume, group)
+    if group.is_rank0 and group.size > 1 and not options.output:
+        (folder / checkpoints.LOG).touch()  # reserves the number of the default folder, in case torchrun restarts
+    trainer = train(network, data, options, num_classes, folder, group, checkpoint)
+
+    flipped = trainer.evaluate_flipped()  # called in all processes
+    if group.is_rank0:
         counts["nonzero_parameters"] = counting.count_nonzero_parameters(trainer.model)
-        of_data = {"dataset": dataset, "in_memory": in_memory}
-        trained = {**of_data, **vars(recipe), **progress.outcome(), **flipped}
-        done = report.make_report(options, counts, num_classes, group.device) | built.settings | trained
-        write_json(folder() / run_folder.REPORT, done)
-        report.show_outcome(done, folder() / run_folder.REPORT)
+        result = report.make_report(options, counts, num_classes, group.device) | networks.settings(options)
+        result |= {"dataset": data.dataset, "in_memory": data.in_memory}
+        result |= vars(data.recipe) | trainer.progress.outcome() | flipped
+        checkpoints.write_json(folder / checkpoints.REPORT, result)
+        report.show_outcome(result, folder / checkpoints.REPORT)
 
 
-def _image_shape(options):
-    """(channels, height, width) of an image and the number of classes, without reading an image."""
-    dataset = options.dataset or "cifar10"  # left out, the data decides later; digits have CIFAR-10's shape
+# ---- build and count ------------------------------------------------------------------------------------------------
+
+
+def _image_shape(options: Options) -> tuple[Shape, int]:
+    """Return (channels, height, width) of an image and the number of classes, without reading an image."""
+    dataset = options.dataset or "cifar10"  # digits, which may take the place of CIFAR-10, have its shape
     if options.count_only and dataset == "imagefolder":
         channels, classes, size = 3, 10, options.image_size
     else:
@@ -131,53 +124,164 @@ def _image_shape(options):
     return (options.in_channels or channels, size, size), options.num_classes or classes
 
 
-def _count(built, options, input_size):
-    """The counts of the network and of the dense one side by side."""
+def _count(network: Network, options: Options, input_size: Shape) -> dict[str, int]:
+    """Return the counts of the network and of the dense network."""
     try:
-        return report.count_against_dense(built.model, built.dense, input_size)
-    except (RuntimeError, ValueError, AssertionError) as error:  # networks refuse images in these ways
+        return report.count_against_dense(network.model, network.dense, input_size)
+    except (RuntimeError, ValueError, AssertionError) as error:  # raised by networks for unsuitable images
         size = "x".join(map(str, input_size))
         raise UsageError(f"{options.network} does not take {size} images: {error}") from None
 
 
-def _channels_last_is_safe(model, device):
-    """False where channels_last would crash: torch 2.11 to 2.15 corrupt memory on a CPU in the weight gradient of a
-    strided 1x1 convolution of fewer than 16 input channels, dense or LinearConv alike (thin ResNets have them)."""
-    layers = (layer for layer in model.modules() if isinstance(layer, (nn.Conv2d, LinearConv)))
-    strided = (layer for layer in layers if layer.kernel_size == (1, 1) and max(layer.stride) > 1)
-    return device.type != "cpu" or all(layer.in_channels >= 16 for layer in strided)
+# ---- data and folder ------------------------------------------------------------------------------------------------
 
 
-class _Data(NamedTuple):
+class Data(NamedTuple):
+    """A data set and the recipe for it."""
+
     dataset: str
     recipe: Recipe
     in_memory: bool
     loaders: tuple[Loader, Loader]  # training and test
 
 
-def _load_data(recipes, options, group):
-    """The data that were asked for, or CIFAR-10, or else the digits."""
-
-    def load(name):
-        recipe = recipe_for(options, name, *recipes)
-        place = {"name": name, "root": options.data_root, "device": group.device, "image_size": options.image_size}
-        copies = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine
-        # The first process decides for all: what is free is less once one has read the images.
-        ask = partial(kept_in_memory, **place, in_memory=options.in_memory, copies=copies)
-        in_memory = group.of_first(ask)
-        if not in_memory:
-            print("The images are streamed from disk, and cropped at random sizes; --in-memory chooses.")
-        given = options.pick("download", "seed", "validation", "workers") | {"flip": recipe.flip}
-        given["in_memory"] = "yes" if in_memory else "no"
-        batches = {"batch_size": recipe.batch_size, "shard": (group.rank, group.size)}
-        _, train, test = group.first_before_others(partial(dataloaders, **place, **given, **batches))
-        return _Data(name, recipe, in_memory, (train, test))
-
+def load_data(options: Options, recipes: Recipes, group: Group) -> Data:
+    """Return the data set of the options; by default CIFAR-10, or the digits if CIFAR-10 is not available."""
     if options.dataset:
-        return load(options.dataset)
+        return _load(options.dataset, options, recipes, group)
     try:
-        return load("cifar10")
+        return _load("cifar10", options, recipes, group)
     except DataError as error:
-        print(f"CIFAR-10 is not to be had: {error}")
+        print(f"CIFAR-10 is not available: {error}")
         print("Training on the bundled digits instead, with a recipe of their own; --dataset chooses another set.")
-        return load("digits")
+        return _load("digits", options, recipes, group)
+
+
+def _load(name: str, options: Options, recipes: Recipes, group: Group) -> Data:
+    recipe = recipe_for(options, name, *recipes)
+    place = {"name": name, "root": options.data_root, "device": group.device, "image_size": options.image_size}
+    copies = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine
+    # Rank 0 decides for all processes, because the free memory shrinks as they read images.
+    ask = partial(kept_in_memory, **place, in_memory=options.in_memory, copies=copies)
+    in_memory = group.broadcast_from_rank0(ask)
+    if not in_memory:
+        print("The images are streamed from disk, and cropped at random sizes; --in-memory chooses.")
+    read = partial(
+        dataloaders,
+        **place,
+        **options.pick("download", "seed", "validation", "workers"),
+        in_memory="yes" if in_memory else "no",
+        flip=recipe.flip,
+        batch_size=recipe.batch_size,
+        shard=(group.rank, group.size),
+    )
+    _, train, test = group.on_rank0_first(read)
+    return Data(name, recipe, in_memory, (train, test))
+
+
+def training_images(loader: Loader, count: int) -> list[Tensor]:
+    """Return the first images of a training loader's next pass, in batches of 64; the loader's state is unchanged.
+
+    Args:
+        loader: of training images.
+        count: number of images; all images if there are fewer.
+    """
+    state, images = loader.state_dict(), []
+    for batch, _ in loader:
+        images.append(batch)
+        if sum(map(len, images)) >= count:
+            break
+    loader.load_state_dict(state)
+    return list(torch.cat(images)[:count].split(64))
+
+
+def _open_folder(options: Options, dataset: str | None, resume: str, group: Group) -> Path:
+    """Return the output folder; the default one has the name of the data set in its own."""
+    default = None
+    if not options.output:
+        default = Path("ckpt") / Path(options.program).stem / run_name(options, dataset)
+    return group.broadcast_from_rank0(partial(checkpoints.open_folder, options.output, default, resume))
+
+
+def _load_checkpoint(folder: Path, resume: str, group: Group) -> Checkpoint | None:
+    """Return the newest checkpoint of a run to be resumed; None for a new run."""
+    if resume != "always" and not group.broadcast_from_rank0(partial(checkpoints.holds_checkpoint, folder)):
+        return None
+    return group.broadcast_from_rank0(partial(checkpoints.load_newest, folder))
+
+
+# ---- train ----------------------------------------------------------------------------------------------------------
+
+
+def train(
+    network: Network,
+    data: Data,
+    options: Options,
+    num_classes: int,
+    folder: Path,
+    group: Group,
+    checkpoint: Checkpoint | None = None,
+) -> Trainer:
+    """Train a network to the last epoch, from a checkpoint or anew, and return its trainer.
+
+    With --dense-epochs there are two trainers: the dense network's, and the converted network's for the other epochs.
+    """
+    recipe, is_safe = data.recipe, _channels_last_is_safe(network.model, group.device)
+    channels_last = options.channels_last and is_safe
+    for loader in data.loaders:
+        loader.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    settings = TrainingSettings(
+        recipe=recipe,
+        dataset=data.dataset,
+        num_classes=num_classes,
+        processes=group.size,
+        in_memory=data.in_memory,
+        of_network=options.networks.settings(options),
+        **options.pick("network", "variant", "width", "seed", "amp", "validation"),
+    )
+    make_trainer = partial(
+        Trainer,
+        loaders=data.loaders,
+        settings=settings,
+        folder=folder,
+        group=group,
+        teacher=network.dense if recipe.distill else None,
+        record=network.record,
+        channels_last=channels_last,
+        **options.pick("compile", "sync_batch_norm", "save_every", "tensorboard"),
+    )
+    if checkpoint is None and group.is_rank0 and (folder / checkpoints.LOG).exists():
+        checkpoints.write_log(folder, [])  # of a run that ended before its first checkpoint
+
+    is_to_convert = any(isinstance(module, LinearConv) for module in network.model.modules())
+    progress, dense_epochs = None, recipe.dense_epochs if is_to_convert else 0
+    if dense_epochs and (checkpoint is None or not _is_after(checkpoint[0], dense_epochs)):
+        warm_up = make_trainer(network.dense, last_epoch=min(dense_epochs, recipe.epochs))
+        if checkpoint:
+            warm_up.load_state(*checkpoint, options.may_change)
+            checkpoint = None
+        progress = warm_up.fit()
+        if dense_epochs >= recipe.epochs:
+            return warm_up
+        carry_over(warm_up.model, network.model.to(group.device))
+    trainer = make_trainer(network.model, first_epoch=dense_epochs, progress=progress)
+    if checkpoint:
+        trainer.load_state(*checkpoint, options.may_change)
+    trainer.fit()
+    return trainer
+
+
+def _is_after(state: dict, epoch: int) -> bool:
+    """Return True for a checkpoint that is past the end of an epoch."""
+    return (state["epoch"], state["batch"]) > (epoch, 0)
+
+
+def _channels_last_is_safe(model: nn.Module, device: torch.device) -> bool:
+    """Return False if channels_last would crash.
+
+    On a CPU, torch 2.11 to 2.15 corrupt memory in the weight gradient of a strided 1x1 convolution with fewer than 16
+    input channels, dense or LinearConv alike (thin ResNets have them).
+    """
+    layers = (layer for layer in model.modules() if isinstance(layer, (nn.Conv2d, LinearConv)))
+    strided = (layer for layer in layers if layer.kernel_size == (1, 1) and max(layer.stride) > 1)
+    return device.type != "cpu" or all(layer.in_channels >= 16 for layer in strided)

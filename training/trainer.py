@@ -1,55 +1,109 @@
-"""The training loop, and what it saves so that a run that ends before its time goes on as if it had not.
-
-Cross-entropy, or a teacher's soft targets, with the optimizer and the learning rate of a recipe; every 10th batch adds
-the regularisers of corr_reg.py.
-"""
+"""The training loop, and the checkpoints from which an interrupted run is resumed bit for bit."""
 
 import platform
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn as nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from corr_reg import mean_correlation
 from dataloaders import Loader
-from linearconv import LinearConv
-from linearconv_convert.carrying import carry_over
 from linearconv_sparse import schedule_pruning
-from training import checkpoints, counting, report, run_folder
+from training import checkpoints, counting, report
 from training.distributed import Group
-from training.errors import NotFinite, Stopped, UsageError
+from training.errors import NotFinite, Stopped, StopSignals, UsageError
 from training.finite import FiniteCheck
 from training.objective import REGULARISE_EVERY, loss_of, regularisers
 from training.optimizers import FilterDecay, make_optimizer, set_learning_rate
-from training.progress import Progress
-from training.settings import TrainingSettings
-from training.stopping import StopSignals
+from training.recipe import TrainingSettings
 
 VERSIONS = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
-AGREE_EVERY = 10  # steps after which processes ask one another whether to save and stop
+AGREE_EVERY = 10  # steps after which several processes agree whether to save and to stop
+
+
+@dataclass
+class Progress:
+    """How far a run is: counters, sums and log, as checkpoints keep them. Times in seconds, accuracies in per cent."""
+
+    epoch: int = 0  # finished epochs
+    batch: int = 0  # finished batches of the current epoch
+    step: int = 0  # finished steps of the whole run
+    seconds: float = 0.0  # of finished epochs
+    train_seconds: float = 0.0  # of the current epoch
+    images_per_second: float = 0.0  # in training, of the last finished epoch
+    best: dict = field(default_factory=lambda: {"best_test_accuracy": -1.0, "best_epoch": 0})
+    last: dict = field(default_factory=dict)  # loss and accuracies of the last finished epoch
+    history: list[dict] = field(default_factory=list)  # a record per epoch
+    loss_sum: Tensor = field(default_factory=lambda: torch.zeros(()))  # of the current epoch, on the device
+    correct: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.long))
+
+    def to(self, device: torch.device) -> "Progress":
+        """Move the sums to a device, so that no step waits for the host, and return self."""
+        self.loss_sum, self.correct = self.loss_sum.to(device), self.correct.to(device)
+        return self
+
+    def clear_sums(self) -> None:
+        """Set the sums to zero, in new tensors."""
+        self.loss_sum, self.correct = torch.zeros_like(self.loss_sum), torch.zeros_like(self.correct)
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Count a step: its mean loss (), logits (B, classes) and labels (B,)."""
+        self.batch += 1
+        self.loss_sum += loss.detach() * len(labels)
+        self.correct += (logits.detach().argmax(1) == labels).sum()
+
+    def finish_epoch(self, results: dict, details: dict, evaluation_seconds: float, num_images: int) -> bool:
+        """Count an epoch, append its record to the history, and return True for the best epoch so far.
+
+        Args:
+            results: `train_loss`, `train_accuracy`, `test_accuracy`.
+            details: further entries of the record.
+            evaluation_seconds: to be added to `train_seconds`.
+            num_images: number of training images.
+        """
+        self.epoch += 1
+        self.seconds += self.train_seconds + evaluation_seconds
+        self.images_per_second = num_images / self.train_seconds
+        self.last = results
+        is_best = results["test_accuracy"] > self.best["best_test_accuracy"]
+        if is_best:
+            self.best = {"best_test_accuracy": results["test_accuracy"], "best_epoch": self.epoch}
+        self.history.append({"epoch": self.epoch, **results, **self._times(), **details})
+        self.batch, self.train_seconds = 0, 0.0
+        return is_best
+
+    def outcome(self) -> dict[str, object]:
+        """Return the entries of the report about the training."""
+        return {**self.last, **self.best, **self._times()}
+
+    def _times(self):
+        return {"seconds": round(self.seconds, 3), "images_per_second": round(self.images_per_second, 1)}
 
 
 class Trainer:
-    """Train a network, saving after every epoch, within long ones, and when stopped what it takes to go on from there.
+    """Train a network, and save a checkpoint after every epoch, within long epochs, and when the run is stopped.
 
     Args:
         model: the network, of images (B, C, H, W) to logits (B, classes).
         loaders: training and test loader of :func:`dataloaders.dataloaders`.
         settings: what decides the result; kept in checkpoints.
-        folder: takes log and checkpoints.
-        group: the processes that train it together; this one alone, on the CPU, where left out.
-        dense: the network with nn.Conv2d, for recipes that begin with it.
+        folder: for log and checkpoints.
+        group: the processes that train the network together; default: this process, on the CPU.
+        first_epoch, last_epoch: the part of the run that this trainer is for; default: all epochs.
+        progress: of the trainer of the epochs before `first_epoch`; default: a new run, with its random seeds.
         teacher: gives the soft targets of recipes that distill; not trained.
-        record: what the network is built from again, where that is not the script alone; kept in checkpoints.
+        record: from which the network can be built again without its script; kept in checkpoints.
         channels_last: memory format of parameters and feature maps.
         compile: run the network through torch.compile.
-        sync_batch_norm: with several processes on GPUs, BatchNorm over the batch of all of them.
-        save_every: minutes after which an epoch is saved within.
+        sync_batch_norm: with several processes on GPUs, BatchNorm over the batches of all of them.
+        save_every: minutes after which a checkpoint is saved within an epoch.
         tensorboard: also write TensorBoard event files.
     """
 
@@ -61,7 +115,9 @@ class Trainer:
         folder: Path,
         group: Group | None = None,
         *,
-        dense: nn.Module | None = None,
+        first_epoch: int = 0,
+        last_epoch: int | None = None,
+        progress: Progress | None = None,
         teacher: nn.Module | None = None,
         record: dict[str, object] | None = None,
         channels_last: bool = False,
@@ -74,63 +130,56 @@ class Trainer:
         self.device = self.group.device
         self.train_loader, self.test_loader = loaders
         self.settings, self.recipe, self.folder, self.save_every = settings, settings.recipe, folder, save_every
-        self.compile, self.sync_batch_norm = compile, sync_batch_norm
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.last_epoch = self.recipe.epochs if last_epoch is None else last_epoch
         self.autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=settings.amp)
-        checkpoints.seed_random(settings.seed + self.group.rank)  # processes drop out apart
-        begins_dense = self.recipe.dense_epochs and any(isinstance(module, LinearConv) for module in model.modules())
-        self.to_follow = model if begins_dense else None  # the dense network, converted
-        self._take(dense if begins_dense else model)
-        self.teacher, self.record = teacher, record
-        if teacher is not None:
-            self.teacher = teacher.requires_grad_(False).eval().to(self.device, memory_format=self.memory_format)
-        self.events = report.event_writer(folder) if tensorboard and self.group.is_first else None
-        self.stop = StopSignals()
-        self.saved_at = time.monotonic()
-        self.progress = Progress().to(self.device)
-        self.order = None  # the training loader's state at the beginning of the epoch in hand
+        if progress is None:
+            checkpoints.seed_random(settings.seed + self.group.rank)  # dropout differs between processes
+        self.progress = progress or Progress().to(self.device)
 
-    def _take(self, model):
-        """Train this network from now on."""
-        recipe, steps = self.recipe, len(self.train_loader)
-        self.model = model.to(self.device, memory_format=self.memory_format)
-        if self.sync_batch_norm:
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.model = model.to(self.device, memory_format=memory_format)
+        if sync_batch_norm:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.forward = self.group.wrap(self.model)
-        if self.compile:
+        if compile:
             self.forward = torch.compile(self.forward)
-        self.optimizer = make_optimizer(self.model, recipe)
-        self.filter_decay = FilterDecay(self.model, recipe)
+        self.teacher, self.record = teacher, record
+        if teacher is not None:
+            self.teacher = teacher.requires_grad_(False).eval().to(self.device, memory_format=memory_format)
+
+        steps = len(self.train_loader)
+        self.optimizer = make_optimizer(self.model, self.recipe)
+        self.filter_decay = FilterDecay(self.model, self.recipe)
         self.finite = FiniteCheck(self.model, self.optimizer, self.device)
         self.average = None
-        if recipe.average:
-            decay = max(0.0, 1 - 1 / (recipe.average * steps))
+        if self.recipe.average:
+            decay = max(0.0, 1 - 1 / (self.recipe.average * steps))
             self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay))
-        schedule_pruning(self.model, self.optimizer, (recipe.epochs - recipe.dense_epochs) * steps)
+        schedule_pruning(self.model, self.optimizer, (self.last_epoch - first_epoch) * steps)
 
-    def _convert(self):
-        """Go on with the network that the dense one becomes."""
-        model = self.to_follow.to(self.device)
-        carry_over(self.model, model)
-        self.to_follow = None
-        self._take(model)
+        self.events = report.event_writer(folder) if tensorboard and self.group.is_rank0 else None
+        self.stop = StopSignals()
+        self.saved_at = time.monotonic()
+        self.order = None  # the training loader's state at the beginning of the current epoch
 
     def fit(self) -> Progress:
-        """Train up to the recipe's last epoch; return what has been reached.
+        """Train up to the last epoch; return the progress.
 
         Raises:
-            UsageError: where a resumed run has gone further already.
-            Stopped: after SIGINT or SIGTERM; where the run stands has been saved.
-            NotFinite: where a loss or gradient is not finite; checkpoints are as they were before.
+            UsageError: if a resumed run has been trained for more epochs already.
+            Stopped: after SIGINT or SIGTERM; a checkpoint has been saved.
+            NotFinite: if a loss or gradient is not finite; checkpoints from before are unchanged.
         """
         progress, epochs = self.progress, self.recipe.epochs
         if progress.epoch > epochs:
-            raise UsageError(f"{self.folder} has been trained for {progress.epoch} epochs: give more --epochs to go on")
+            raise UsageError(
+                f"{self.folder} has been trained for {progress.epoch} epochs: give more --epochs to resume"
+            )
         steps = len(self.train_loader)
         total, done = epochs * steps, progress.epoch * steps + progress.batch
-        silent = None if self.group.is_first else True  # None: where there is no terminal
+        silent = None if self.group.is_rank0 else True  # None: silent without a terminal
         with self.stop, tqdm(total=total, initial=done, disable=silent, unit="batch", dynamic_ncols=True) as bar:
-            while progress.epoch < epochs:
+            while progress.epoch < self.last_epoch:
                 self._one_epoch(bar)
         if self.events:
             self.events.close()
@@ -138,33 +187,30 @@ class Trainer:
 
     def _one_epoch(self, bar):
         progress = self.progress
-        if self.to_follow is not None and progress.epoch == self.recipe.dense_epochs:
-            self._convert()
         train_loss, train_accuracy = self._train_epoch(bar)
         start, train_seconds = time.perf_counter(), progress.train_seconds
         results = {"train_loss": train_loss, "train_accuracy": train_accuracy, "test_accuracy": self.evaluate()}
-        details = {"lr": self.lr, **counting.pruned_share(self.model), **self._correlation()}
+        details = {"lr": self.lr, **counting.pruned_share(self.model)}
+        correlation = mean_correlation(self.model)
+        if correlation is not None:
+            details["correlation"] = correlation
         evaluation_seconds = time.perf_counter() - start
         is_best = progress.finish_epoch(results, details, evaluation_seconds, self.train_loader.num_images)
         record = progress.history[-1]
-        if self.group.is_first:
-            run_folder.append_log(self.folder, record)
+        if self.group.is_rank0:
+            checkpoints.append_log(self.folder, record)
         self._save(is_best)
         report.show_epoch(record, self.recipe.epochs, train_seconds, self.events)
         (asked,) = self.group.any(self.stop.asked)
         if asked and progress.epoch < self.recipe.epochs:
-            raise Stopped(asked, f"epoch {progress.epoch} is saved, --resume goes on")
-
-    def _correlation(self):
-        mean = mean_correlation(self.model)
-        return {} if mean is None else {"correlation": mean}
+            raise Stopped(asked, f"epoch {progress.epoch} is saved: continue with --resume")
 
     def _train_epoch(self, bar):
-        """Mean loss, without regularisers, and accuracy in per cent over the epoch, as training went."""
+        """Return the mean loss, without regularisers, and the accuracy in per cent over the batches of the epoch."""
         progress = self.progress
         self.model.train()
         if progress.batch == 0:
-            self.order = self.train_loader.state_dict()  # what the pass over the data is drawn from
+            self.order = self.train_loader.state_dict()
             progress.clear_sums()
         start, shown = time.perf_counter() - progress.train_seconds, 0.0
         seen = progress.batch * self.recipe.batch_size
@@ -193,8 +239,8 @@ class Trainer:
         if self.group.size > 1:
             total = total * self.train_loader.share(self.progress.batch, len(labels))
         self.progress.step += 1
-        if self.recipe.reg_weight and self.progress.step % REGULARISE_EVERY == 0:
-            total = total + self.recipe.reg_weight * regularisers(self.model, self.group)
+        if self.progress.step % REGULARISE_EVERY == 0:
+            total = total + regularisers(self.model, self.recipe, self.group)
         set_learning_rate(self.optimizer, self.lr)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -210,7 +256,7 @@ class Trainer:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the step in hand, or of the last one between epochs."""
+        """The learning rate of the current step, or of the last step between epochs."""
         progress, steps = self.progress, len(self.train_loader)
         return self.recipe.lr_at(progress.epoch + (min(progress.batch, steps - 1) + 0.5) / steps)
 
@@ -224,15 +270,15 @@ class Trainer:
 
     @torch.inference_mode()
     def evaluate(self, flipped: bool = False) -> float:
-        """Return the test accuracy in per cent over the whole test set, of which each process takes a part.
+        """Return the test accuracy in per cent over the whole test set, which the processes share.
 
         Args:
-            flipped: add up the logits of each image and of its mirror image.
+            flipped: use the sum of the logits of each image and of its mirror image.
         """
         model = self.average or self.model
         model.eval()
-        # DistributedDataParallel lets its processes exchange buffers at every pass; of a test set that does not divide,
-        # one process has a batch more and would wait for the others for ever. So several use the bare model.
+        # Processes of DistributedDataParallel exchange buffers at every pass: with a test set that does not divide, the
+        # process with one batch more would wait for ever. Therefore several processes use the bare model.
         evaluated = self.forward if self.group.size == 1 and not self.average else model
         correct = torch.zeros((), dtype=torch.long, device=self.device)
         for images, labels in self.test_loader:
@@ -243,17 +289,17 @@ class Trainer:
         return 100 * correct.item() / self.test_loader.num_images
 
     def evaluate_flipped(self) -> dict[str, float]:
-        """Return `{"test_accuracy_with_flips": ...}` for images that are flipped in training; nothing for others."""
+        """Return `{"test_accuracy_with_flips": ...}` if training images are flipped, else nothing."""
         return {"test_accuracy_with_flips": self.evaluate(flipped=True)} if self.train_loader.flip else {}
 
     def _give_up(self):
         where = f"epoch {self.progress.epoch + 1}, step {self.progress.step}, learning rate {self.lr:g}"
         layers = ", ".join(self.finite.bad_layers()) or "none by now"
-        advice = "checkpoints are from before (--resume --may-change lr --lr RATE goes on)"
+        advice = "checkpoints are from before: continue with --resume --may-change lr --lr RATE"
         raise NotFinite(f"loss or gradient is not finite in {where}; layers concerned: {layers}; {advice}")
 
     def _save_where_due(self):
-        """Save within an epoch when it is time to, or when asked to stop; processes agree on it now and then."""
+        """Save within an epoch when it is due or the run is to stop; several processes agree on it every few steps."""
         progress = self.progress
         if self.group.size > 1 and progress.step % AGREE_EVERY:
             return
@@ -262,48 +308,53 @@ class Trainer:
             path = self._save()
         if asked:
             where = f"{path} has epoch {progress.epoch + 1} up to batch {progress.batch} of {len(self.train_loader)}"
-            raise Stopped(asked, f"{where}, --resume goes on")
+            raise Stopped(asked, f"{where}: continue with --resume")
 
     def _save(self, is_best=False):
         if not self.finite.all_finite():
             self._give_up()
-        state = self._state()  # of all processes
-        path = checkpoints.save(self.folder, state, is_best) if self.group.is_first else None
+        state = self._state()  # called in all processes
+        path = checkpoints.save(self.folder, state, is_best) if self.group.is_rank0 else None
         self.saved_at = time.monotonic()
         return path
 
     def _state(self):
         loss_sum, correct = self.group.sum(self.progress.loss_sum, self.progress.correct)
-        return {
+        state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            **({"average": self.average.state_dict()} if self.average else {}),
-            **({"network": self.record} if self.record else {}),
             "train_loader": self.order if self.progress.batch else self.train_loader.state_dict(),
             "random": self.group.gather(checkpoints.random_state(self.device)),
             "settings": self.settings.state_dict(),
             "versions": VERSIONS,
-            **vars(self.progress),
-            "loss_sum": loss_sum,
-            "correct": correct,
         }
+        if self.average:
+            state["average"] = self.average.state_dict()
+        if self.record:
+            state["network"] = self.record
+        return state | vars(self.progress) | {"loss_sum": loss_sum, "correct": correct}
 
     def resume(self, may_change: Sequence[str] = ()) -> None:
-        """Go on from the newest good checkpoint in the folder.
+        """Load the newest undamaged checkpoint in the folder; see :meth:`load_state`.
+
+        Raises:
+            UsageError: if there is none.
+        """
+        self.load_state(*self.group.broadcast_from_rank0(lambda: checkpoints.load_newest(self.folder)), may_change)
+
+    def load_state(self, state: dict, path: Path, may_change: Sequence[str] = ()) -> None:
+        """Resume from a checkpoint.
 
         Args:
+            state, path: of the checkpoint, as :func:`checkpoints.load_newest` returns them.
             may_change: settings that may differ from the checkpoint's.
 
         Raises:
-            UsageError: where there is none, or it is of another network, variant, data set or recipe.
+            UsageError: if the checkpoint has another network, variant, data set or recipe.
         """
-        state, path = self.group.of_first(lambda: checkpoints.load_newest(self.folder))
         changed = self.settings.check(state["settings"], path, may_change)
         if "batch_size" in changed and state["batch"]:
-            raise UsageError(f"{path} stands within an epoch, where the batch size cannot change: finish it first")
-        if (state["epoch"], state["batch"]) > (self.recipe.dense_epochs, 0) and self.to_follow is not None:
-            self._take(self.to_follow)
-            self.to_follow = None
+            raise UsageError(f"{path} is within an epoch, where the batch size cannot change: finish the epoch first")
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -314,13 +365,13 @@ class Trainer:
         except (RuntimeError, ValueError, KeyError) as error:
             raise UsageError(f"{path} does not fit this network: {str(error).splitlines()[0]}") from None
         self.progress = progress = Progress(**{name: state[name] for name in vars(self.progress)}).to(self.device)
-        if not self.group.is_first:  # it has the others' share
+        if not self.group.is_rank0:  # rank 0 has the sums of all processes
             progress.clear_sums()
         if len(state["random"]) == self.group.size:
             checkpoints.restore_random_state(state["random"][self.group.rank], self.device)
-        if self.group.is_first:
-            run_folder.write_log(self.folder, progress.history)
+        if self.group.is_rank0:
+            checkpoints.write_log(self.folder, progress.history)
         within = f" and {progress.batch} batches of the next" if progress.batch else ""
         print(f"resuming after epoch {progress.epoch}{within} from {path}")
         if other := [f"{name} {was}" for name, was in state["versions"].items() if VERSIONS.get(name) != was]:
-            print(f"it was written by {', '.join(other)}: the run goes on, but not bit for bit as it would have")
+            print(f"it was written by {', '.join(other)}: the resumed run is not bit for bit the uninterrupted one")

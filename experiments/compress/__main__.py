@@ -24,9 +24,8 @@ from pathlib import Path
 from experiments.command_line import shown_command, split_arguments
 from experiments.compress.study import Study, run
 from experiments.compress.table import markdown, plot
-from linearconv_variants import OneLineParser
+from linearconv_variants import OneLineParser, positive_int
 from training.errors import EXPECTED, report_failure
-from training.numbers import positive_int
 from training.report import ROOT, origin
 
 

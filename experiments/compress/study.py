@@ -15,14 +15,11 @@ from dataloaders import BatchLoader, dataloaders
 from experiments.compress.methods import BUDGETED, CALIBRATED, CONVERSIONS, FROM_SCRATCH, HALF, OTHERS, fit_quality
 from linearconv_convert import convert
 from linearconv_variants import Variant
-from training.checkpoints import holds_checkpoint
+from training.checkpoints import holds_checkpoint, open_folder, write_json, write_log
 from training.counting import count_parameters
 from training.distributed import Group
-from training.files import write_json
 from training.options import make_parser, parse_arguments
-from training.recipes import recipe_for
-from training.run_folder import open_folder, write_log
-from training.settings import Recipe, TrainingSettings
+from training.recipe import Recipe, TrainingSettings, recipe_for
 from training.trainer import Trainer
 
 CALIBRATION_BATCHES = 20

@@ -18,7 +18,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from training.files import write_whole
+from training.checkpoints import write_whole
 
 WIDTH = 9.4  # inches: 900 pixels at 96 to the inch
 SMALL = 9  # points

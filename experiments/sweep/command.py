@@ -10,9 +10,8 @@ from pathlib import Path
 import torch
 
 from experiments.sweep.runner import Results, Run, Runner, cores, is_locked
-from linearconv_variants import OneLineParser
+from linearconv_variants import OneLineParser, positive_int
 from training.errors import UsageError
-from training.numbers import positive_int
 from training.report import ROOT
 
 CORES_PER_JOB = 4  # default on a CPU

@@ -16,9 +16,8 @@ from experiments.sweep.runner import Run
 from linearconv_variants import OneLineParser, Variant
 from training.errors import UsageError
 from training.options import dataset_label, make_parser, parse_arguments, run_name
-from training.recipes import SHORT
+from training.recipe import SHORT, Recipe
 from training.report import ROOT
-from training.settings import Recipe
 
 WITHOUT_EFFECT = (  # options that the result does not depend on
     "count_only",

@@ -21,10 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from training.checkpoints import holds_checkpoint
+from training.checkpoints import REPORT, holds_checkpoint, read_log, write_json
 from training.errors import UsageError
-from training.files import write_json
-from training.run_folder import REPORT, read_log
 
 SETTINGS, OUTPUT = "settings.json", "output.txt"  # files of a run, beside those that it writes itself
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -26,10 +26,10 @@ from experiments.sweep.plan import plan_run, script_parser, unique
 from experiments.sweep.runner import Run
 from experiments.table1 import accuracy, counts
 from linearconv_variants import OneLineParser
+from training.checkpoints import write_json
 from training.errors import EXPECTED, UsageError, report_failure
-from training.files import write_json
 from training.options import dataset_label, parse_arguments
-from training.recipes import RECIPES
+from training.recipe import RECIPES
 from training.report import ROOT, origin
 
 

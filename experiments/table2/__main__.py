@@ -16,9 +16,9 @@ from experiments.results import NoResults, every_run, load
 from experiments.table1 import counts as table1_counts
 from experiments.table2 import accuracy, speed
 from experiments.table2.counts import count_rows
+from linearconv_variants import positive_float
+from training.checkpoints import write_json
 from training.errors import EXPECTED, report_failure
-from training.files import write_json
-from training.numbers import positive_float
 from training.report import ROOT, origin
 
 RESULT = ROOT / "results" / "table2.json"

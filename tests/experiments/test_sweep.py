@@ -22,7 +22,7 @@ from experiments.sweep import plan as sweep_plan
 from experiments.sweep.plan import plan
 from experiments.sweep.runner import take_lock
 from experiments.sweep.table import markdown, summarise
-from training.recipes import FAST
+from training.recipe import FAST
 from training.report import ROOT
 
 # Keeps a training script's contract without training: an epoch is a nap, and what happens is noted in events.txt.

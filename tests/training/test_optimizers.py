@@ -8,7 +8,7 @@ from linearconv import LinearConv
 from linearconv_lowrank import LinearConvLowRank
 from linearconv_sparse import LinearConvSparse
 from training.optimizers import FilterDecay, make_optimizer, set_learning_rate
-from training.settings import Recipe
+from training.recipe import Recipe
 
 LR, DECAY = 0.1, 0.3
 LAYERS = {

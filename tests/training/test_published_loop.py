@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from dataloaders import BatchLoader
 from linearconv_variants import Variant
 from models.base_xcnn import Base
-from training.settings import Recipe, TrainingSettings
+from training.recipe import Recipe, TrainingSettings
 from training.trainer import Trainer
 
 STEPS, BATCH, LR, WEIGHT = 40, 5, 1e-3, 0.01

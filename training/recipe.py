@@ -1,0 +1,252 @@
+"""The recipe of a run, which is the table of training options, and the settings that a checkpoint is compared with.
+
+    clip: float = option(0.0, non_negative_float, "largest norm of a step's gradient; 0: no limit", metavar="NORM")
+
+A new option is one such line in `Recipe`: the parser, --help, the page of options, report.json, the comparison with a
+checkpoint and --may-change are made from it.
+"""
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+from linearconv_variants import (
+    Variant,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    positive_share,
+    share,
+)
+from training.errors import UsageError
+
+LR_DROP = 0.1  # factor of the learning rate after a milestone
+
+
+def share_or_only(text: str) -> float:
+    """Return the share that a command line gives; "only" is 1."""
+    return 1.0 if text == "only" else positive_share(text)
+
+
+share_or_only.__name__ = "share"  # argparse names the type of a text that is no number
+
+
+def option(
+    default: object,
+    values: Callable[[str], object] | tuple[str, ...],
+    help: str,
+    *,
+    may_change: bool = False,
+    needs_teacher: bool = False,
+    **arguments: object,
+) -> object:
+    """Return a field of a dataclass that is an option of the command line too.
+
+    Args:
+        default: of the field; the parser's own default is None, so that the recipe decides.
+        values: a type for argparse, or the choices.
+        help: as --help prints it.
+        may_change: whether --may-change takes the option, for a resumed run.
+        needs_teacher: offered only by scripts whose networks are converted from a network that can teach them.
+        arguments: further arguments of `add_argument`.
+    """
+    kind = {"type": values} if callable(values) else {"choices": values}
+    metadata = {"may_change": may_change, "needs_teacher": needs_teacher}
+    return field(default=default, metadata=metadata | {"arguments": {"help": help, **kind, **arguments}})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained. The defaults are the paper's: Adam, cross-entropy, regularisers every 10th batch."""
+
+    lr: float = option(MISSING, positive_float, "learning rate", may_change=True)
+    epochs: int = option(MISSING, positive_int, "passes over the training images")
+    batch_size: int = option(50, positive_int, "images per step of each process", may_change=True)
+    milestones: tuple[int, ...] = option(
+        (), positive_int, "epochs after which the rate drops to a tenth", nargs="*", metavar="EPOCH", may_change=True
+    )
+    reg_weight: float = option(
+        0.01, non_negative_float, "weight of the regularisers, every 10th batch; 0: the paper's '-L'", may_change=True
+    )
+    optimizer: str = option("adam", ("adam", "adamw", "sgd"), "sgd has Nesterov momentum 0.9")
+    schedule: str = option("steps", ("steps", "linear", "cosine"), "steps: drops at milestones; the others end at zero")
+    warmup: float = option(0.0, non_negative_float, "epochs in which the learning rate rises", metavar="EPOCHS")
+    weight_decay: float = option(0.0, non_negative_float, "weight decay of matrices and filters; decoupled with adamw")
+    decay: str = option(  # "filters" is Frobenius decay; Khodak et al., ICLR 2021
+        "parameters", ("parameters", "filters"), "what decays in LinearConv: its parameters, or the filters they build"
+    )
+    label_smoothing: float = option(0.0, share, "share of the target that all classes have together")
+    flip: str = option(  # "alternating": Jordan, "94 % on CIFAR-10 in 3.29 seconds", 2024
+        "random", ("random", "alternating"), "flips of training images: at random, or each image in every second epoch"
+    )
+    bias_lr: float = option(1.0, positive_float, "multiplies the learning rate of BatchNorm biases", metavar="FACTOR")
+    coefficient_lr: float = option(
+        1.0, positive_float, "multiplies the learning rate of LinearConv's coefficients", metavar="FACTOR"
+    )
+    average: float = option(
+        0.0,
+        non_negative_float,
+        "epochs over which weights are averaged for evaluation; 0: no average",
+        metavar="EPOCHS",
+    )
+    init: str = option("published", str, "initial weights of LinearConv layers")  # the networks have the choices
+    stem: str = option("linearconv", ("linearconv", "dense"), "first layer: the variant, or always nn.Conv2d")
+    dense_epochs: int = option(  # full-rank warm-up; Wang et al., "Pufferfish", MLSys 2021, arXiv 2103.03936
+        0, non_negative_int, "train the dense network in the first N epochs, then convert it", metavar="N"
+    )
+    clip: float = option(0.0, non_negative_float, "largest norm of a step's gradient; 0: no limit", metavar="NORM")
+    distill: float = option(
+        0.0,
+        share_or_only,
+        "share of the loss that is soft targets of the network before conversion (default: 0.5); only: all of it",
+        needs_teacher=True,
+        nargs="?",
+        const=0.5,
+        metavar="SHARE",
+    )
+    temperature: float = option(4.0, positive_float, "temperature of the soft targets (default: 4)", needs_teacher=True)
+
+    def changed_by(self, options: object) -> "Recipe":
+        """Return the recipe with the options that a command line gives; the others are None there."""
+        given = {setting.name: getattr(options, setting.name) for setting in fields(self)}
+        recipe = replace(self, **{name: value for name, value in given.items() if value is not None})
+        return replace(recipe, milestones=tuple(sorted(recipe.milestones)))
+
+    def lr_at(self, epochs: float) -> float:
+        """Return the learning rate after a number of epochs, whole or not."""
+        rising = min(1.0, epochs / self.warmup) if self.warmup else 1.0
+        done = max(0.0, epochs - self.warmup) / max(self.epochs - self.warmup, 1e-9)
+        if self.schedule == "linear":
+            factor = max(0.0, 1 - done)
+        elif self.schedule == "cosine":
+            factor = (1 + math.cos(math.pi * min(1.0, done))) / 2
+        else:
+            factor = LR_DROP ** sum(milestone <= epochs for milestone in self.milestones)
+        return self.lr * rising * factor
+
+    def __str__(self) -> str:
+        drops = f", x{LR_DROP} after epochs {', '.join(map(str, self.milestones))}" if self.milestones else ""
+        drops = drops if self.schedule == "steps" else f", {self.schedule} to zero"
+        name = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}[self.optimizer]
+        return f"{name}, lr {self.lr:g}{drops}, {self.epochs} epochs, batch {self.batch_size}"
+
+
+def add_recipe_options(group: argparse._ArgumentGroup, starts: Sequence[str], has_teacher: bool) -> None:
+    """Add an option for each field of :class:`Recipe` to a parser's group.
+
+    Args:
+        group: takes the options.
+        starts: choices of --init.
+        has_teacher: whether the script's networks have a teacher.
+    """
+    for setting in fields(Recipe):
+        arguments = dict(setting.metadata["arguments"])
+        if setting.name == "init":
+            arguments["choices"] = starts
+        if has_teacher or not setting.metadata["needs_teacher"]:
+            group.add_argument(f"--{setting.name.replace('_', '-')}", **arguments)
+        else:
+            group.set_defaults(**{setting.name: None})
+
+
+FAST = Recipe(  # for random weights; chosen on held-out training images: docs/accuracy.md
+    lr=1e-2,
+    epochs=30,
+    batch_size=125,
+    optimizer="adamw",
+    schedule="linear",
+    warmup=2,
+    weight_decay=0.02,
+    label_smoothing=0.1,
+    flip="alternating",
+)
+TUNE = Recipe(  # for trained weights: docs/zoo.md; the warm-up keeps the first steps from undoing a conversion
+    lr=1e-4,
+    epochs=10,
+    batch_size=50,
+    reg_weight=0.0,
+    optimizer="adamw",
+    schedule="cosine",
+    warmup=0.5,
+    weight_decay=0.01,
+)
+SHORT = {"fast": FAST, "tune": TUNE}
+RECIPES = ("paper", *SHORT)
+
+
+def recipe_for(options: object, dataset: str | None, paper: Recipe, digits: Recipe | None = None) -> Recipe:
+    """Return the recipe that a command line names, changed by its options.
+
+    Args:
+        options: of the command line; `options.recipe` is one of `RECIPES`.
+        dataset: name of the data set.
+        paper: recipe of the architecture.
+        digits: recipe of the architecture for the bundled digits, if it has one.
+    """
+    own = digits if digits and dataset == "digits" else paper
+    return SHORT.get(options.recipe, own).changed_by(options)
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """All settings that decide the result of a run; a run is resumed from a checkpoint with equal settings only."""
+
+    network: str
+    variant: Variant
+    recipe: Recipe
+    dataset: str
+    num_classes: int
+    width: float = 1.0
+    seed: int = 0
+    amp: bool = field(default=False, metadata={"may_change": True})
+    processes: int = field(default=1, metadata={"may_change": True})
+    validation: int = 0
+    in_memory: bool = True  # streamed images are augmented in another way
+    of_network: dict[str, object] = field(default_factory=dict)  # options of the networks' own
+
+    def state_dict(self) -> dict[str, object]:
+        """Return the settings in one flat dictionary of plain values, as checkpoints hold it.
+
+        It leaves out what a resumed run may always change: how the layers are evaluated, and the number of epochs if
+        the learning rate does not depend on it.
+        """
+        state = asdict(self)
+        state |= state.pop("variant") | state.pop("recipe")
+        state |= state.pop("of_network")
+        state.pop("compute", None)
+        if self.recipe.schedule == "steps":
+            del state["epochs"]
+        return state | {"milestones": list(self.recipe.milestones)}
+
+    def check(self, saved: dict[str, object], path: Path, may_change: Sequence[str] = ()) -> list[str]:
+        """Return the names of the settings that differ from those in a checkpoint.
+
+        A setting that the checkpoint does not have was at its default.
+
+        Args:
+            saved: the return value of :meth:`state_dict` for that run.
+            path: of the checkpoint.
+            may_change: settings that may differ.
+
+        Raises:
+            UsageError: naming every other setting that differs.
+        """
+        defaults = {field.name: field.default for kind in (Recipe, TrainingSettings) for field in fields(kind)}
+        state, saved = self.state_dict(), defaults | saved
+        different = [name for name in state if saved.get(name) != state[name]]
+        if refused := [name for name in different if name not in may_change]:
+            changes = ", ".join(f"{name} {saved.get(name)} there, {state[name]} here" for name in refused)
+            raise UsageError(f"{path} is a checkpoint of another run ({changes}): resume with its options")
+        return different
+
+
+def changeable(*kinds: type) -> tuple[str, ...]:
+    """Return the names of the fields of dataclasses that --may-change takes."""
+    settings = [setting for kind in kinds for setting in fields(kind)]
+    return tuple(setting.name for setting in settings if setting.metadata.get("may_change"))
+
+
+CHANGEABLE = changeable(Recipe, TrainingSettings)
