@@ -63,34 +63,55 @@ def speed(name: str) -> list[str]:
     return speed_table(load(name))
 
 
-def measured(architecture: str) -> dict[str, list[dict]]:
-    """Return the runs of a network on CIFAR-10 with the paper's recipe and the most epochs, by method."""
+def measured(architecture: str, recipe: str = "paper") -> dict[str, list[dict]]:
+    """Return the runs of a network on CIFAR-10 with a recipe and the most epochs, by method."""
     groups = comparable(run for run in every_run() if not run["file"].startswith(NOT_FOR_TABLES))
-    epochs = [key[-1] for key in groups if key[:-1] == (architecture, "cifar10", "paper")]
-    return by_method(groups[architecture, "cifar10", "paper", max(epochs)]) if epochs else {}
+    epochs = [key[-1] for key in groups if key[:-1] == (architecture, "cifar10", recipe)]
+    return by_method(groups[architecture, "cifar10", recipe, max(epochs)]) if epochs else {}
 
 
 def summary() -> list[str]:
-    """Return README's table: full rank against dense, ours and the paper's."""
-    header = ["network", "parameters, M", "paper", "FLOPs, B", "paper", "accuracy, %", "paper"]
+    """Return README's first table: full rank against dense, with the paper's accuracies beside ours."""
+    header = ["network", "parameters, M", "accuracy, %", "recipe", "paper, %", "training speed", "deployed speed"]
     rows, counts = [], counts_by_network()
     training, inference = speeds("speed_cpu_float32"), speeds("deployment_cpu_float32")
     for name, network in paper.NETWORKS.items():
-        cells = [name]
-        for key in ("parameters_ours", "parameters_printed", "flops_ours", "flops_printed"):
-            cells.append(f"{counts[name][key]} → {counts[f'{name}-Lr'][key]}")
-        runs = measured(network.__name__)
-        if "Conv" in runs and "-Lr" in runs:
-            (dense, _), (ours, _) = mean_over_seeds(runs["Conv"]), mean_over_seeds(runs["-Lr"])
-            cells.append(f"{dense:.1f} → {ours:.1f} ({runs['-Lr'][0]['report']['epochs']} epochs)")
-        else:
-            cells.append("not measured")
+        parameters = f"{counts[name]['parameters_ours']} → {counts[f'{name}-Lr']['parameters_ours']}"
+        accuracy, conditions = "not measured", ""
+        for recipe in ("fast", "paper"):  # the paper's recipe replaces the short one
+            runs = measured(network.__name__, recipe)
+            if "Conv" in runs and "-Lr" in runs:
+                (dense, _), (ours, _) = mean_over_seeds(runs["Conv"]), mean_over_seeds(runs["-Lr"])
+                accuracy = f"{dense:.1f} → {ours:.1f}"
+                epochs, seeds = runs["-Lr"][0]["report"]["epochs"], len(runs["-Lr"])
+                called = "paper's" if recipe == "paper" else "short"
+                conditions = f"{called}, {epochs} epochs, {seeds} seed{'s' if seeds > 1 else ''}"
         printed = paper.accuracies(name, "cifar10")
-        cells.append(f"{printed['Conv']:.1f} → {printed['-Lr']:.1f}")
         key = name.replace("-", "")
-        train, infer = training.get((key, "train 50", "full rank")), inference.get((key, "infer 8", "deployed"))
-        rows.append([*cells, *(f"{ratio:.2f}" if ratio else "not measured" for ratio in (train, infer))])
-    return markdown_table([*header, "training speed", "deployed speed"], rows)
+        speed_cells = []
+        for ratio in (training.get((key, "train 50", "full rank")), inference.get((key, "infer 8", "deployed"))):
+            speed_cells.append(f"{ratio:.2f}" if ratio else "not measured")
+        rows.append(
+            [name, parameters, accuracy, conditions, f"{printed['Conv']:.1f} → {printed['-Lr']:.1f}", *speed_cells]
+        )
+    return markdown_table(header, rows)
+
+
+def equal_parameters() -> list[str]:
+    """Return README's second table: networks with the parameters of full rank, by the short recipe."""
+    rows = []
+    for architecture, thinner in (("Base", 0.75), ("VGG11", 0.73), ("ResNet18", 0.735)):
+        runs = measured(architecture, "fast")
+        cells = [architecture, str(runs["Conv"][0]["report"]["epochs"])]
+        for method in ("Conv", f"Conv, width {thinner}", "-L", "-Lr", "Ghost module"):
+            if method in runs:
+                mean, _ = mean_over_seeds(runs[method])
+                cells.append(f"{mean:.2f} ({len(runs[method])})")
+            else:
+                cells.append("not measured")
+        rows.append(cells)
+    header = ["network", "epochs", "dense, all parameters", "dense, thinner", "LinearConv", "with the regulariser"]
+    return markdown_table([*header, "Ghost modules"], rows)
 
 
 def recipes() -> list[str]:
@@ -258,7 +279,19 @@ TABLES |= {
     "methods": lambda: table2.markdown(load("table2"), every_run()),
     "compression": lambda: compress_table.markdown(load("compress_base")),
 }
-for _made in (summary, recipes, options, zoo_options, search, search_linearconv, fast, ablations, pruned, shares):
+for _made in (
+    summary,
+    equal_parameters,
+    recipes,
+    options,
+    zoo_options,
+    search,
+    search_linearconv,
+    fast,
+    ablations,
+    pruned,
+    shares,
+):
     TABLES[_made.__name__] = _made
 TABLES |= {"imagenet": imagenet, "gpu": gpu, "map_costs": map_costs, "pipelines": pipelines}
 for _precision in ("float32", "bfloat16"):
