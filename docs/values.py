@@ -4,7 +4,6 @@ import statistics
 from functools import cache
 
 from benchmarks.measuring import ratios_over_sittings
-from experiments import paper
 from experiments.results import every_run, load
 from experiments.sweep.table import summarise
 from experiments.table1.accuracy import compare
