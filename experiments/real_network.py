@@ -36,7 +36,7 @@ from experiments.distilling import LEARNING_RATE, distill
 from experiments.tones import share_within, tones
 from linearconv import LinearConv
 from linearconv_convert import ConversionError, convert, export
-from linearconv_convert.evidence import trace_macs
+from linearconv_convert.calibration import trace_macs
 from linearconv_convert.exporting import onnx_runner
 from linearconv_convert.inputs import example_call
 from linearconv_convert.surgery import layers_of

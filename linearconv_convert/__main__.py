@@ -18,15 +18,12 @@ from pathlib import Path
 
 import torch
 
-from linearconv_convert.choosing import UNITS
+from linearconv_convert.adapters import KINDS
+from linearconv_convert.budget import UNITS
 from linearconv_convert.convert import convert
-from linearconv_convert.curve import draw_curve, new_figure
 from linearconv_convert.exporting import FORMS, export, milliseconds, runner, whole_file
-from linearconv_convert.kinds import KINDS
-from linearconv_convert.leftovers import told_in_lines
-from linearconv_convert.networks import load_network, load_tensors, load_weights
-from linearconv_convert.recorded import load_converted, read_record
-from linearconv_convert.report import count_parameters
+from linearconv_convert.networks import load_converted, load_network, load_tensors, load_weights, read_record
+from linearconv_convert.report import count_parameters, draw_curve, new_figure, told_in_lines
 from linearconv_convert.surgery import ConversionError
 from linearconv_variants import LINEARCONV_TYPES, OneLineParser, add_options
 

@@ -1,12 +1,15 @@
 """Moments of what layers put out on given images, which weigh the errors of a conversion."""
 
-from dataclasses import dataclass
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn as nn
 
-from linearconv_convert.inputs import calibration_calls
-from linearconv_convert.surgery import eval_with_hooks
+from linearconv_convert.inputs import Call, calibration_calls, example_call
+from linearconv_convert.surgery import ConversionWarning, eval_with_hooks
 
 
 @dataclass
@@ -64,3 +67,66 @@ def output_moments(model: nn.Module, layers: dict[str, nn.Module], batches: obje
         for call in calibration_calls(model, batches):
             call.run(model)
     return moments
+
+
+LEAST_POSITIONS = 4  # of calibration for each output channel
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a model; empty without inputs."""
+
+    positions: dict[str, int] = field(default_factory=dict)  # output positions of one image, by layer
+    macs: int | None = None  # multiply-adds of one image, in the whole model
+    moments: dict[str, Moments] = field(default_factory=dict)  # of the outputs of layers of one group
+    call: Call | None = None  # the first batch of calibration
+
+
+def gather(
+    model: nn.Module, layers: dict[str, nn.Module], chosen: dict[str, nn.Module], calibration: object, example: object
+) -> Evidence:
+    """Run a model on what there is of inputs.
+
+    Args:
+        model: left as it was.
+        layers: {name: layer} whose positions count.
+        chosen: {name: layer} of those to calibrate.
+        calibration: batches, or None.
+        example: an example input, or None, for which the first batch stands in.
+
+    Raises:
+        ConversionError: where the model does not take them.
+    """
+    calibration = list(calibration) if isinstance(calibration, Iterator) else calibration  # it is read twice
+    call = None if calibration is None else next(calibration_calls(model, calibration))
+    counted = call if example is None else example_call(model, example)
+    positions, macs = ({}, None) if counted is None else trace_macs(model, layers, counted)
+    of_one_group = {name: layer for name, layer in chosen.items() if layer.groups == 1}
+    moments = {} if calibration is None else output_moments(model, of_one_group, calibration)
+    few = {name: each.count for name, each in moments.items() if each.count < LEAST_POSITIONS * len(each.first)}
+    if few:
+        name = min(few, key=few.get)
+        found = f"{few[name]} positions of {len(moments[name].first)} channels in layer {name!r}"
+        text = f"calibration gives only {found}, too few to tell what its outputs are like: give more images"
+        warnings.warn(text, ConversionWarning, stacklevel=3)
+    return Evidence(positions, macs, moments, call)
+
+
+@torch.no_grad()
+def trace_macs(model: nn.Module, layers: dict[str, nn.Module], call: Call) -> tuple[dict[str, int], int]:
+    """Run a model once and return what one image takes of it.
+
+    Returns:
+        {name: output positions, summed over its calls} of the layers reached, and the multiply-adds of the whole model.
+    """
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton, and only counting needs it
+
+    positions, batches = Counter(), {1}
+
+    def add_positions(name, layer, output):
+        positions[name] += output.shape[-2] * output.shape[-1]
+        batches.add(len(output) if output.ndim == 4 else 1)
+
+    with eval_with_hooks(model, layers, add_positions), FlopCounterMode(display=False) as counter:
+        call.run(model)
+    return dict(positions), counter.get_total_flops() // 2 // max(batches)

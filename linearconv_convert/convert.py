@@ -8,15 +8,12 @@ import torch.nn as nn
 
 from linearconv import LinearConv
 from linearconv_convert import surgery
-from linearconv_convert.carrying import fit, like
-from linearconv_convert.choosing import Aim, Plan, choose
-from linearconv_convert.evidence import gather
-from linearconv_convert.kinds import ConvShell, give_back, in_shells
-from linearconv_convert.leftovers import other_layers, warn_of_leftovers
-from linearconv_convert.padding import take_apart
-from linearconv_convert.report import LayerReport, Report, count_macs, count_parameters
-from linearconv_convert.selection import Selection, names_of, values_by_name
-from linearconv_convert.surgery import ConversionError, layers_of
+from linearconv_convert.adapters import ConvShell, give_back, in_shells, take_apart
+from linearconv_convert.budget import Aim, Plan, choose
+from linearconv_convert.calibration import gather
+from linearconv_convert.report import LayerReport, Report, count_macs, count_parameters, other_layers, warn_of_leftovers
+from linearconv_convert.surgery import ConversionError, Selection, layers_of, names_of, values_by_name
+from linearconv_convert.weights import fit, like
 from linearconv_variants import LINEARCONV_TYPES, Variant
 
 DEFAULT_ALPHA = 0.5

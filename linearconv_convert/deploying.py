@@ -9,12 +9,10 @@ from torch import fx
 
 from linearconv import GEOMETRY, MAP_COST
 from linearconv_convert import surgery
+from linearconv_convert.adapters import ConvShell, SamePad2d
 from linearconv_convert.folding import fuse, replace_layers
 from linearconv_convert.inputs import TOLERANCE, example_call, largest_error, outputs
-from linearconv_convert.kinds import ConvShell
-from linearconv_convert.leftovers import ConversionWarning
-from linearconv_convert.padding import SamePad2d
-from linearconv_convert.surgery import ConversionError
+from linearconv_convert.surgery import ConversionError, ConversionWarning
 
 LARGEST_COEFFICIENT = 1e2  # of A with BatchNorm folded in; larger ones amplify the rounding of the primary maps
 

@@ -16,8 +16,7 @@ from torch.utils._pytree import tree_map
 from linearconv_convert.deploying import deploy
 from linearconv_convert.folding import fold
 from linearconv_convert.inputs import TOLERANCE, Call, example_call, largest_error, outputs, tensors_of
-from linearconv_convert.leftovers import ConversionWarning
-from linearconv_convert.surgery import ConversionError, copy_of, first_line
+from linearconv_convert.surgery import ConversionError, ConversionWarning, copy_of, first_line
 
 FORMS = ("deployed", "folded")
 MORE = (32, 64)  # rows and columns of the larger images that dynamic files are checked with

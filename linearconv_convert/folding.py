@@ -11,9 +11,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from linearconv import LinearConv
 from linearconv_convert import surgery
-from linearconv_convert.leftovers import ConversionWarning
-from linearconv_convert.padding import SamePad2d, take_apart
-from linearconv_convert.surgery import ConversionError, layers_of
+from linearconv_convert.adapters import SamePad2d, take_apart
+from linearconv_convert.surgery import ConversionError, ConversionWarning, layers_of
 
 
 def fold(model: nn.Module, *, batch_norm: bool = False, inplace: bool = False) -> nn.Module:

@@ -1,10 +1,18 @@
 """The report of a conversion: what became of each convolution, in parameters, multiply-adds and errors."""
 
+import importlib
+import sys
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch.nn as nn
 
 from linearconv import LinearConv
+from linearconv_convert.surgery import ConversionError, ConversionWarning, layers_of
 from linearconv_variants import Variant
 
 COLUMNS = ("layer", "parameters", "multiply-adds", "setting", "filter error", "output error", "expected")
@@ -120,3 +128,89 @@ def _setting(variant):
 
 def _percent(share):
     return "" if share is None else f"{100 * share:.2f} %"
+
+
+OTHER_KINDS = (nn.Linear, nn.Conv1d, nn.Conv3d, nn.ConvTranspose2d)
+CHOSEN_REASONS = ("skipped", "not included")  # which the user gave
+LITTLE = 0.05  # of the parameters
+
+
+@contextmanager
+def told_in_lines(program: str) -> Iterator[None]:
+    """While the context lasts, print a ConversionWarning as one line on stderr that begins with a program's name."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def tell(message, category, *where, **more):
+            if issubclass(category, ConversionWarning):
+                print(f"{program}: {message}", file=sys.stderr)
+            else:
+                show(message, category, *where, **more)
+
+        warnings.showwarning = tell
+        yield
+
+
+def other_layers(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Return {type: (number, parameters)} of the layers with weights that are no nn.Conv2d."""
+    found = defaultdict(lambda: (0, 0))
+    for layer in layers_of(model, OTHER_KINDS).values():
+        number, parameters = found[type(layer).__name__]
+        found[type(layer).__name__] = number + 1, parameters + count_parameters(layer)
+    return dict(found)
+
+
+def warn_of_leftovers(report: Report, stacklevel: int = 3) -> None:
+    """Warn where nothing was converted, or little was saved because most of what the user meant was left alone."""
+    left_out = sum(layer.parameters_before for layer in report.layers if layer.reason in CHOSEN_REASONS)
+    meant = report.parameters_before - left_out
+    left = meant - sum(layer.parameters_before for layer in report.converted)
+    saved = report.parameters_before - report.parameters_after
+    if not report.converted:
+        what = "nothing was converted"
+    elif not report.curve and saved < LITTLE * meant and 2 * left > meant:
+        what = f"only {100 * saved / report.parameters_before:.1f} % of the parameters were saved"
+    else:
+        return
+    warnings.warn(f"{what}: {_reasons(report)}", ConversionWarning, stacklevel=stacklevel)
+
+
+def _reasons(report):
+    """What was left alone, the most parameters first."""
+    groups = defaultdict(lambda: (0, 0))
+    for layer in report.layers:
+        if layer.reason:
+            number, parameters = groups[layer.reason.partition(" (")[0]]
+            groups[layer.reason.partition(" (")[0]] = number + 1, parameters + layer.parameters_before
+    parts = {
+        f"{number} convolution{'s' * (number > 1)} of {short(size)} {_told(why)}": size
+        for why, (number, size) in groups.items()
+    }
+    parts |= {f"{number} {kind} of {short(size)} not converted": size for kind, (number, size) in report.others.items()}
+    return "; ".join(sorted(parts, key=parts.get, reverse=True)) or "see the report"
+
+
+def _told(reason):
+    cures = {"would not get smaller": " (a smaller alpha or budget= may help)", "plain is best": " (of that budget)"}
+    return reason + cures.get(reason, "")
+
+
+def new_figure() -> object:
+    """Return an empty figure of matplotlib's; a ConversionError where that is missing."""
+    try:
+        module = importlib.import_module("matplotlib.figure")
+    except ImportError:
+        raise ConversionError("a picture of the curve needs the package matplotlib: pip install matplotlib") from None
+    return module.Figure(figsize=(5, 3.5), layout="constrained")
+
+
+def draw_curve(figure: object, report: Report, of: str, path: Path) -> None:
+    """Draw the best choices for all sizes, and what was chosen, to a file whose ending matplotlib knows."""
+    size = getattr(report, f"{of}_after") / getattr(report, f"{of}_before")
+    axes = figure.subplots()
+    axes.plot(*([100 * value for value in values] for values in zip(*report.curve, strict=True)))
+    axes.plot(100 * size, 100 * report.expected, "o", color="black", label=f"chosen: {100 * size:.1f} %")
+    axes.set(xlabel=f"{'multiply-adds' if of == 'macs' else of}, % of the dense model's", xlim=(0, 100), ylim=(0, None))
+    axes.set_ylabel("expected error of the output, %")
+    axes.legend()
+    figure.savefig(path, dpi=150)

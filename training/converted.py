@@ -14,11 +14,10 @@ from pathlib import Path
 
 import torch
 
-from linearconv_convert.choosing import UNITS, Aim
+from linearconv_convert.budget import UNITS, Aim
 from linearconv_convert.convert import convert
-from linearconv_convert.leftovers import told_in_lines
-from linearconv_convert.networks import load_network, load_weights
-from linearconv_convert.recorded import convert_again, setting_of
+from linearconv_convert.networks import convert_again, load_network, load_weights, setting_of
+from linearconv_convert.report import told_in_lines
 from linearconv_convert.surgery import ConversionError
 from linearconv_variants import add_options
 from training.errors import UsageError

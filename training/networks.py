@@ -15,7 +15,7 @@ from torch import Tensor
 
 from baselines import HELP as BASELINES_HELP
 from dataloaders import Loader
-from linearconv_convert.starting import STARTS, initialise
+from linearconv_convert.weights import STARTS, initialise
 from linearconv_sparse import SCHEDULES
 from linearconv_variants import add_options
 from training.distributed import Group

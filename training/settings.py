@@ -46,7 +46,7 @@ class Recipe:
         bias_lr: learning rate of BatchNorm biases, as a multiple.
         coefficient_lr: learning rate of what makes up A in LinearConv, as a multiple.
         average: epochs over which weights are averaged, exponentially, for evaluation; 0: the weights themselves.
-        init: how LinearConv layers start, one of `linearconv_convert.starting.STARTS`; of a converted network "fit" or
+        init: how LinearConv layers start, one of `linearconv_convert.weights.STARTS`; of a converted network "fit" or
             "scratch", see converted.py.
         stem: what convolves the images themselves: the variant, or nn.Conv2d whatever the variant is.
         dense_epochs: epochs in which the dense network is trained first, to be converted then (full-rank warm-up; Wang

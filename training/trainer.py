@@ -18,7 +18,7 @@ from tqdm import tqdm
 from corr_reg import mean_correlation
 from dataloaders import Loader
 from linearconv import LinearConv
-from linearconv_convert.carrying import carry_over
+from linearconv_convert.weights import carry_over
 from linearconv_sparse import schedule_pruning
 from training import checkpoints, counting, report, run_folder
 from training.distributed import Group

@@ -10,8 +10,7 @@ import torch.nn as nn
 from linearconv import LinearConv
 from linearconv_convert import ConversionError, convert
 from linearconv_convert.budget import Option, curve_of, share_out
-from linearconv_convert.effects import Effect
-from linearconv_convert.spectrum import alpha_of, full_rank_spectrum, low_rank_spectrum
+from linearconv_convert.losses import Effect, alpha_of, full_rank_spectrum, low_rank_spectrum
 from linearconv_lowrank import LinearConvLowRank
 from tests.helpers.layers import relative_error
 from tests.helpers.networks import images, tiny

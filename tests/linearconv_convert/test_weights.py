@@ -6,7 +6,7 @@ import torch.nn as nn
 
 from linearconv import LinearConv
 from linearconv_convert import initialise
-from linearconv_convert.carrying import carry_over
+from linearconv_convert.weights import carry_over
 from linearconv_lowrank import LinearConvLowRank
 from linearconv_sparse import LinearConvSparse
 from tests.helpers.layers import relative_error
