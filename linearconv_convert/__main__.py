@@ -21,9 +21,9 @@ import torch
 from linearconv_convert.adapters import KINDS
 from linearconv_convert.budget import UNITS
 from linearconv_convert.convert import convert
-from linearconv_convert.exporting import FORMS, export, milliseconds, runner, whole_file
+from linearconv_convert.exporting import FORMS, atomic_file, export, milliseconds, runner
 from linearconv_convert.networks import load_converted, load_network, load_tensors, load_weights, read_record
-from linearconv_convert.report import count_parameters, draw_curve, new_figure, told_in_lines
+from linearconv_convert.report import count_parameters, draw_curve, new_figure, warnings_as_lines
 from linearconv_convert.surgery import ConversionError
 from linearconv_variants import LINEARCONV_TYPES, OneLineParser, add_options
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     options = parser.parse_args(argv)
     try:
-        with told_in_lines(parser.prog):
+        with warnings_as_lines(parser.prog):
             if options.model.endswith((".pt", ".pth")):
                 _export_trained(options)
             else:
@@ -130,7 +130,7 @@ def _save(small, report, output, type, setting):
     output.parent.mkdir(parents=True, exist_ok=True)
     state = io.BytesIO()  # torch.save to a full disk would not say that it is full
     torch.save(small.state_dict(), state)
-    with whole_file(output) as part:
+    with atomic_file(output) as part:
         part.write_bytes(state.getbuffer())
     given = [f"{name}={value!r}" for name, value in setting.items() if value != convert.__kwdefaults__[name]]
     if report.curve:
@@ -138,7 +138,7 @@ def _save(small, report, output, type, setting):
         variants = {layer.name: layer.variant for layer in report.layers}
         alphas = {name: variant.alpha if variant else 1.0 for name, variant in variants.items()}
         ranks = {name: variant.rank if variant else 1 for name, variant in variants.items()}
-        with whole_file(chosen) as part:
+        with atomic_file(chosen) as part:
             part.write_text(json.dumps({"alpha": alphas} | ({"rank": ranks} if type == "lowrank" else {}), indent=1))
         given = [
             f"**json.load(open({str(chosen)!r}))",

@@ -16,7 +16,7 @@ from linearconv_convert import surgery
 from linearconv_convert.surgery import ConversionError, is_plain_conv2d, layers_of
 
 
-class ConvShell(nn.Module):
+class Conv2dAdapter(nn.Module):
     """A convolution that does the work of another layer."""
 
     def __init__(self, layer: nn.Module, geometry: dict[str, object]) -> None:
@@ -38,7 +38,7 @@ class ConvShell(nn.Module):
         return self.conv.bias
 
 
-class LinearShell(ConvShell):
+class LinearAdapter(Conv2dAdapter):
     """An nn.Linear as a 1x1 convolution of the positions between the first dimension and the last."""
 
     def __init__(self, layer: nn.Linear) -> None:
@@ -52,7 +52,7 @@ class LinearShell(ConvShell):
         return maps.squeeze(-1).transpose(1, 2).reshape(input.shape[:-1] + (maps.shape[1],))
 
 
-class Conv1dShell(ConvShell):
+class Conv1dAdapter(Conv2dAdapter):
     """An nn.Conv1d as a convolution of maps of height 1."""
 
     def __init__(self, layer: nn.Conv1d) -> None:
@@ -65,12 +65,12 @@ class Conv1dShell(ConvShell):
         return self.conv(input.unsqueeze(-2)).squeeze(-2)
 
 
-SHELLS = {"conv1d": (nn.Conv1d, Conv1dShell), "linear": (nn.Linear, LinearShell)}
-KINDS = ("conv2d", *SHELLS)
+ADAPTERS = {"conv1d": (nn.Conv1d, Conv1dAdapter), "linear": (nn.Linear, LinearAdapter)}
+KINDS = ("conv2d", *ADAPTERS)
 
 
 @contextmanager
-def in_shells(model: nn.Module, kinds: tuple[str, ...]) -> Iterator[None]:
+def adapters_in_place(model: nn.Module, kinds: tuple[str, ...]) -> Iterator[None]:
     """Put shells in the places of a model's layers of some kinds, and give the layers back that were not converted.
 
     Layers of subclasses, the model itself, and those that share a parameter with others stay.
@@ -84,7 +84,7 @@ def in_shells(model: nn.Module, kinds: tuple[str, ...]) -> Iterator[None]:
     for _, parameter in model.named_parameters(remove_duplicate=False):
         counts[parameter] = counts.get(parameter, 0) + 1
     shells = {}
-    for kind, shell in (SHELLS[kind] for kind in kinds if kind in SHELLS):
+    for kind, shell in (ADAPTERS[kind] for kind in kinds if kind in ADAPTERS):
         for layer in layers_of(model, kind).values():
             own = layer._parameters.values()
             alone = all(counts[each] == 1 for each in own if each is not None) and "weight" in layer._parameters
@@ -94,12 +94,12 @@ def in_shells(model: nn.Module, kinds: tuple[str, ...]) -> Iterator[None]:
     try:
         yield
     finally:
-        give_back(model)
+        remove_unused_adapters(model)
 
 
-def give_back(model: nn.Module) -> None:
+def remove_unused_adapters(model: nn.Module) -> None:
     """Put layers back in the places of those shells whose convolution is still a plain one."""
-    shells = [shell for shell in layers_of(model, ConvShell).values() if shell._layer]
+    shells = [shell for shell in layers_of(model, Conv2dAdapter).values() if shell._layer]
     surgery.replace(model, {shell: shell._layer[0] for shell in shells if isinstance(shell.conv, nn.Conv2d)})
     for shell in shells:
         shell._layer = None
@@ -129,7 +129,7 @@ class SamePad2d(nn.Module):
         return f"kernel_size={self.kernel_size}, stride={self.stride}, dilation={self.dilation}"
 
 
-def take_apart(layer: nn.Conv2d) -> tuple[nn.Module | None, nn.Conv2d] | None:
+def split_padding(layer: nn.Conv2d) -> tuple[nn.Module | None, nn.Conv2d] | None:
     """Return the padding module, or None, and the plain convolution that a layer consists of.
 
     The convolution has the layer's own parameters. None where the layer does anything else.

@@ -14,18 +14,18 @@ from dataclasses import dataclass, field, replace
 
 import torch.nn as nn
 
-from linearconv_convert.calibration import Evidence
+from linearconv_convert.calibration import CalibrationStats
 from linearconv_convert.losses import (
-    Effect,
+    LossCurve,
     Spectrum,
     expected_error,
     full_rank_spectrum,
     low_rank_spectrum,
-    measure_effects,
+    measure_losses,
 )
 from linearconv_convert.report import count_macs, count_parameters
 from linearconv_convert.surgery import ConversionError
-from linearconv_convert.weights import like, root_for
+from linearconv_convert.weights import linearconv_like, root_of_layer
 from linearconv_variants import Variant
 
 
@@ -40,7 +40,7 @@ class Option:
 
 def plan(
     spectra: dict[str, Spectrum],
-    effects: dict[str, Effect],
+    curves: dict[str, LossCurve],
     size_of: Callable[[str, dict[str, float]], int],
     whole: int,
     budget: float | None = None,
@@ -49,7 +49,7 @@ def plan(
     """Choose the number of primary filters, or the rank, of each layer.
 
     Args:
-        spectra, effects: of all layers to choose for, by name.
+        spectra, curves: of all layers to choose for, by name.
         size_of: size of a layer (name, setting), an empty setting standing for the plain convolution.
         whole: size of the whole model, these layers plain.
         budget: share of the whole model's size that the result may have.
@@ -67,11 +67,11 @@ def plan(
 
         def option(value, name=name, spectrum=spectrum):
             setting = spectrum.setting(value)
-            return Option(setting, size_of(name, setting), effects[name].at(spectrum.errors[value].item()))
+            return Option(setting, size_of(name, setting), curves[name].at(spectrum.errors[value].item()))
 
         plain = chosen[name] = Option({}, size_of(name, {}))
         options[name] = [plain, *(each for each in map(option, spectrum.values()) if each.size < plain.size)]
-        if error is not None and spectrum.errors[fewest := spectrum.fewest(error)] <= error:
+        if error is not None and spectrum.errors[fewest := spectrum.smallest_within(error)] <= error:
             chosen[name] = min(plain, option(fewest), key=lambda each: each.size)
     others = whole - sum(each[0].size for each in options.values())
     if budget is not None:
@@ -138,7 +138,7 @@ UNITS = ("parameters", "macs")
 
 
 @dataclass(frozen=True)
-class Aim:
+class CompressionTarget:
     """What a conversion shall come to, if anything: a size, or an error.
 
     Raises:
@@ -183,7 +183,7 @@ class Aim:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Allocation:
     """What was chosen; empty where nothing was to be chosen."""
 
     variants: dict[str, Variant | None] = field(default_factory=dict)  # of each layer; None for one that stays plain
@@ -192,43 +192,47 @@ class Plan:
     curve: list[tuple[float, float]] = field(default_factory=list)  # (size, expected error) of the best choices
 
 
-def choose(
-    model: nn.Module, layers: dict[str, nn.Conv2d], variants: dict[str, Variant], evidence: Evidence, aim: Aim
-) -> Plan:
+def allocate(
+    model: nn.Module,
+    layers: dict[str, nn.Conv2d],
+    variants: dict[str, Variant],
+    stats: CalibrationStats,
+    aim: CompressionTarget,
+) -> Allocation:
     """Choose alpha, or the rank, of the layers of a model.
 
     Args:
         model: with plain convolutions.
         layers: {name: convolution} of those to choose for.
         variants: of these, with any value of what is to be chosen.
-        evidence: of calibration and example inputs.
+        stats: of calibration and example inputs.
         aim: the budget, or the error.
 
     Raises:
         ConversionError: for multiply-adds without inputs, or a budget that cannot be reached.
     """
-    if aim.of == "macs" and evidence.macs is None:
+    if aim.of == "macs" and stats.macs is None:
         raise ConversionError("of='macs' needs example_input or calibration: multiply-adds depend on the size of maps")
     spectra = {}
     for name, layer in layers.items():
-        new = like(layer, variants[name].conv, device="meta")
+        new = linearconv_like(layer, variants[name].conv, device="meta")
         if new.secondary_channels:
-            root = root_for(layer, evidence.moments.get(name))
+            root = root_of_layer(layer, stats.moments.get(name))
             is_low_rank = variants[name].type == "lowrank"
             spectra[name] = low_rank_spectrum(root, new.primary_channels) if is_low_rank else full_rank_spectrum(root)
-    effects = dict.fromkeys(spectra, Effect())
-    if evidence.call is not None:
-        effects = measure_effects(model, layers, spectra, evidence.moments, evidence.call)
+    curves = dict.fromkeys(spectra, LossCurve())
+    if stats.call is not None:
+        curves = measure_losses(model, layers, spectra, stats.moments, stats.call)
 
     def size_of(name, setting):
         layer = layers[name]
-        new = like(layer, replace(variants[name], **setting).conv, device="meta") if setting else layer
-        return count_parameters(new) if aim.of == "parameters" else count_macs(new, evidence.positions.get(name, 0))
+        new = linearconv_like(layer, replace(variants[name], **setting).conv, device="meta") if setting else layer
+        return count_parameters(new) if aim.of == "parameters" else count_macs(new, stats.positions.get(name, 0))
 
-    whole = count_parameters(model) if aim.of == "parameters" else evidence.macs
-    chosen, curve = plan(spectra, effects, size_of, whole, aim.budget, aim.error)
+    whole = count_parameters(model) if aim.of == "parameters" else stats.macs
+    chosen, curve = plan(spectra, curves, size_of, whole, aim.budget, aim.error)
     settings = {name: option.setting for name, option in chosen.items()}
-    return Plan(
+    return Allocation(
         {name: replace(variants[name], **setting) if setting else None for name, setting in settings.items()},
         {name: expected_error(option.loss) for name, option in chosen.items()},
         expected_error(sum(option.loss for option in chosen.values())),

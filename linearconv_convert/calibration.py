@@ -69,11 +69,11 @@ def output_moments(model: nn.Module, layers: dict[str, nn.Module], batches: obje
     return moments
 
 
-LEAST_POSITIONS = 4  # of calibration for each output channel
+MIN_POSITIONS = 4  # of calibration for each output channel
 
 
 @dataclass(frozen=True)
-class Evidence:
+class CalibrationStats:
     """What is known of a model; empty without inputs."""
 
     positions: dict[str, int] = field(default_factory=dict)  # output positions of one image, by layer
@@ -82,9 +82,9 @@ class Evidence:
     call: Call | None = None  # the first batch of calibration
 
 
-def gather(
+def collect_stats(
     model: nn.Module, layers: dict[str, nn.Module], chosen: dict[str, nn.Module], calibration: object, example: object
-) -> Evidence:
+) -> CalibrationStats:
     """Run a model on what there is of inputs.
 
     Args:
@@ -103,13 +103,13 @@ def gather(
     positions, macs = ({}, None) if counted is None else trace_macs(model, layers, counted)
     of_one_group = {name: layer for name, layer in chosen.items() if layer.groups == 1}
     moments = {} if calibration is None else output_moments(model, of_one_group, calibration)
-    few = {name: each.count for name, each in moments.items() if each.count < LEAST_POSITIONS * len(each.first)}
+    few = {name: each.count for name, each in moments.items() if each.count < MIN_POSITIONS * len(each.first)}
     if few:
         name = min(few, key=few.get)
         found = f"{few[name]} positions of {len(moments[name].first)} channels in layer {name!r}"
         text = f"calibration gives only {found}, too few to tell what its outputs are like: give more images"
         warnings.warn(text, ConversionWarning, stacklevel=3)
-    return Evidence(positions, macs, moments, call)
+    return CalibrationStats(positions, macs, moments, call)
 
 
 @torch.no_grad()

@@ -8,12 +8,19 @@ import torch.nn as nn
 
 from linearconv import LinearConv
 from linearconv_convert import surgery
-from linearconv_convert.adapters import ConvShell, give_back, in_shells, take_apart
-from linearconv_convert.budget import Aim, Plan, choose
-from linearconv_convert.calibration import gather
-from linearconv_convert.report import LayerReport, Report, count_macs, count_parameters, other_layers, warn_of_leftovers
+from linearconv_convert.adapters import Conv2dAdapter, adapters_in_place, remove_unused_adapters, split_padding
+from linearconv_convert.budget import Allocation, CompressionTarget, allocate
+from linearconv_convert.calibration import collect_stats
+from linearconv_convert.report import (
+    LayerReport,
+    Report,
+    count_macs,
+    count_parameters,
+    other_layers,
+    warn_of_small_savings,
+)
 from linearconv_convert.surgery import ConversionError, Selection, layers_of, names_of, values_by_name
-from linearconv_convert.weights import fit, like
+from linearconv_convert.weights import fit, linearconv_like
 from linearconv_variants import LINEARCONV_TYPES, Variant
 
 DEFAULT_ALPHA = 0.5
@@ -87,11 +94,11 @@ def convert(
         raise ValueError(f"type must be one of {', '.join(LINEARCONV_TYPES)}, got {type!r}")
     if init not in ("fit", "scratch"):
         raise ValueError(f"init must be one of fit, scratch, got {init!r}")
-    aim = Aim(budget, of, error)
+    aim = CompressionTarget(budget, of, error)
     aim.check(type, rank, alpha, grow)
     _variant(type, sparsity, compute, *(None if isinstance(given, dict) else given for given in (rank, alpha)))
     surgery.check_model(model)
-    with in_shells(model, kinds):
+    with adapters_in_place(model, kinds):
         reasons = _reasons_to_keep(model, skip, include, kinds)
         if inplace and isinstance(model, nn.Conv2d):
             raise ConversionError("the model is itself a convolution, not to be replaced in place: give inplace=False")
@@ -102,18 +109,18 @@ def convert(
         if isinstance(rank, dict) and type == "lowrank" and None in ranks.values():
             raise ConversionError(f"rank: no entry fits layer {next(name for name in ranks if ranks[name] is None)!r}")
         variants = {name: _variant(type, sparsity, compute, ranks[name], alphas[name]) for name in chosen}
-        evidence = gather(target, layers, chosen, calibration if init == "fit" or aim else None, example_input)
-        plan = choose(target, chosen, variants, evidence, aim) if aim else Plan()
+        stats = collect_stats(target, layers, chosen, calibration if init == "fit" or aim else None, example_input)
+        plan = allocate(target, chosen, variants, stats, aim) if aim else Allocation()
         variants |= plan.variants
         reasons |= {name: _reason_of_size(layer, variants[name], grow) for name, layer in chosen.items()}
 
         before = count_parameters(target)
-        replacements, reports = _replacements(layers, variants, reasons, evidence, plan, init)
+        replacements, reports = _replacements(layers, variants, reasons, stats, plan, init)
         converted = surgery.replace(target, replacements)
-    give_back(converted)
+    remove_unused_adapters(converted)
     after, others = count_parameters(converted), other_layers(converted)
-    report = Report(reports, before, after, evidence.macs, plan.together, plan.curve, others)
-    warn_of_leftovers(report)
+    report = Report(reports, before, after, stats.macs, plan.together, plan.curve, others)
+    warn_of_small_savings(report)
     return (converted, report) if return_report else converted
 
 
@@ -133,28 +140,28 @@ def _reasons_to_keep(model, skip, include, kinds):
     included = names_of(model, layers, "*" if include is None else include, "include")
     reasons = {}
     for name, layer in layers.items():
-        is_shell = isinstance(model.get_submodule(name.rpartition(".")[0]), ConvShell)
+        is_shell = isinstance(model.get_submodule(name.rpartition(".")[0]), Conv2dAdapter)
         if name in skipped or name not in included or not (is_shell or "conv2d" in kinds):
             reasons[name] = "skipped" if name in skipped else "not included"
             continue
         surgery.check_layer(name, layer, model)
-        reasons[name] = "" if take_apart(layer) else f"{type(layer).__name__} adds to nn.Conv2d"
+        reasons[name] = "" if split_padding(layer) else f"{type(layer).__name__} adds to nn.Conv2d"
     return reasons
 
 
-def _replacements(layers, variants, reasons, evidence, plan, init):
+def _replacements(layers, variants, reasons, stats, plan, init):
     """{convolution: what stands for it}, and the reports of all convolutions."""
     replacements, reports = {}, []
     for name, layer in layers.items():
-        new, positions = layer, evidence.positions.get(name)
+        new, positions = layer, stats.positions.get(name)
         row = {"name": name, "reason": reasons[name], "parameters_before": count_parameters(layer)}
         if not reasons[name]:
-            pad, conv = take_apart(layer)
-            new = like(conv, variants[name].conv)
+            pad, conv = split_padding(layer)
+            new = linearconv_like(conv, variants[name].conv)
             replacements[layer] = new if pad is None else nn.Sequential(pad, new)
             row |= {"variant": variants[name], "expected": plan.expected.get(name)}
             if init == "fit":
-                row["filter_error"], row["output_error"] = fit(new, layer, evidence.moments.get(name))
+                row["filter_error"], row["output_error"] = fit(new, layer, stats.moments.get(name))
         row["parameters_after"] = count_parameters(new)
         if positions is not None:
             row |= {"macs_before": count_macs(layer, positions), "macs_after": count_macs(new, positions)}
@@ -165,5 +172,5 @@ def _replacements(layers, variants, reasons, evidence, plan, init):
 def _reason_of_size(layer, variant, grow):
     if variant is None:
         return "plain is best"
-    before, after = count_parameters(layer), count_parameters(like(layer, variant.conv, device="meta"))
+    before, after = count_parameters(layer), count_parameters(linearconv_like(layer, variant.conv, device="meta"))
     return "" if grow or after < before else f"would not get smaller ({before:,} -> {after:,})"

@@ -19,8 +19,8 @@ from linearconv_convert.inputs import TOLERANCE, Call, example_call, largest_err
 from linearconv_convert.surgery import ConversionError, ConversionWarning, copy_of, first_line
 
 FORMS = ("deployed", "folded")
-MORE = (32, 64)  # rows and columns of the larger images that dynamic files are checked with
-LARGEST_FILE = 2**31 - 2**20  # bytes of weights that one ONNX file takes
+EXTRA_SIZE = (32, 64)  # rows and columns of the larger images that dynamic files are checked with
+MAX_ONNX_BYTES = 2**31 - 2**20  # bytes of weights that one ONNX file takes
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def export(
     call = example_call(model, example_input)
     calls = [_batch(call, size) for size in (1, 7)] + ([_larger(_batch(call, 1))] if dynamic else [])
     expected = [outputs(model, each) for each in calls]
-    with whole_file(path) as part:
+    with atomic_file(path) as part:
         _write(prepared, part, _batch(call, 2), dynamic)
         run = runner(part)
         errors = [_error(run, *each) for each in zip(calls, expected, strict=True)]
@@ -77,7 +77,7 @@ def export(
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Give a temporary path to write to, which becomes `path` at the end of the block, or is removed on an error."""
     part = path.with_name(f"{path.stem}.part{path.suffix}")
     try:
@@ -152,7 +152,7 @@ def _write(model, path, call, dynamic):
     if path.suffix == ".onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):
             _import_onnx(package)
-        if sum(tensor.nbytes for tensor in model.state_dict().values()) > LARGEST_FILE:
+        if sum(tensor.nbytes for tensor in model.state_dict().values()) > MAX_ONNX_BYTES:
             raise ConversionError("the model is larger than the 2 GiB that one ONNX file holds")
     given = {"args": call.args, "kwargs": call.kwargs, "dynamic_shapes": shapes}
     try:
@@ -200,7 +200,9 @@ def _larger(call: Call) -> Call:
     """The same with images repeated beyond their edges."""
 
     def grow(tensor):
-        rows, columns = (torch.arange(side + more) % side for side, more in zip(tensor.shape[-2:], MORE, strict=True))
+        rows, columns = (
+            torch.arange(side + more) % side for side, more in zip(tensor.shape[-2:], EXTRA_SIZE, strict=True)
+        )
         return tensor[..., rows, :][..., columns]
 
     larger = call.map(lambda tensor: grow(tensor) if tensor.ndim == 4 else tensor)

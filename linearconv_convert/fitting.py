@@ -20,14 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SMALLEST_LIFTED = 1e-4  # bounds the coefficients by its reciprocal
+MIN_SINGULAR_VALUE = 1e-4  # bounds the coefficients by its reciprocal
 RIDGE = 1e-7  # share of the primary filters' mean second moment; keeps regressions from huge coefficients
-GOOD_ENOUGH = 1.002  # times the smallest error: a solution of smaller coefficients is preferred
-MOST_ROUNDS = 100
-MOST_CHOICES = 4  # of the coefficients to prune
-LEAST_GAIN = 1e-4  # share of the error by which a round of an alternation must lower it, or it was the last
-CONJUGATE_GRADIENTS = 60  # iterations at most
-TOLERANCE = 1e-12  # of the squared residual, in the preconditioner's norm and relative to the first, that ends them
+ERROR_MARGIN = 1.002  # times the smallest error: a solution of smaller coefficients is preferred
+MAX_ROUNDS = 100
+MAX_MASK_ROUNDS = 4  # of the coefficients to prune
+MIN_GAIN = 1e-4  # share of the error by which a round of an alternation must lower it, or it was the last
+MAX_CG_ITERATIONS = 60  # iterations at most
+CG_TOLERANCE = 1e-12  # of the squared residual, in the preconditioner's norm and relative to the first, that ends them
 
 
 def root_of(filters: Tensor) -> Tensor:
@@ -78,11 +78,11 @@ def full_rank(root: Tensor, primary: int, dtype: torch.dtype = torch.float32) ->
     left = torch.linalg.svd(root, full_matrices=False).U[:, :primary]
     vectors, values, adjoint = torch.linalg.svd(left[:primary], full_matrices=False)
     solutions = []
-    for exponent in range(9):  # of limits from 1 down to SMALLEST_LIFTED
-        lifted = values.clamp_min(max(10 ** (-exponent / 2), SMALLEST_LIFTED))
+    for exponent in range(9):  # of limits from 1 down to MIN_SINGULAR_VALUE
+        lifted = values.clamp_min(max(10 ** (-exponent / 2), MIN_SINGULAR_VALUE))
         coefficients = left[primary:] @ adjoint.T / lifted @ vectors.T
         solutions.append((_rounded_error(coefficients, root, dtype), coefficients))
-    allowed = GOOD_ENOUGH * min(loss for loss, _ in solutions)
+    allowed = ERROR_MARGIN * min(loss for loss, _ in solutions)
     return next(coefficients for loss, coefficients in solutions if loss <= allowed)
 
 
@@ -113,26 +113,26 @@ def sparse(root: Tensor, primary: int, pruned: int, start: Tensor) -> tuple[Tens
     row make up for it, a^2 / (H^-1)_jj with H the second moments of the primary filters (Hassibi & Stork, "Optimal
     Brain Surgeon", 1993).
     """
-    chosen = _best_alternation(root, primary, start, partial(_prune_and_regress, root, pruned), MOST_CHOICES)
+    chosen = _best_alternation(root, primary, start, partial(_prune_and_regress, root, pruned), MAX_MASK_ROUNDS)
     mask = _mask_of_smallest(chosen.abs(), pruned)
     return _alternate(root, primary_of(chosen, root), partial(masked_regression, root, mask)), mask
 
 
-def _best_alternation(root, primary, start, fit, most_rounds=MOST_ROUNDS):
-    found = [_alternate(root, first, fit, most_rounds) for first in (root[:primary], primary_of(start, root))]
+def _best_alternation(root, primary, start, fit, max_rounds=MAX_ROUNDS):
+    found = [_alternate(root, first, fit, max_rounds) for first in (root[:primary], primary_of(start, root))]
     return min(found, key=partial(error, root=root))
 
 
-def _alternate(root, primary_root, fit, most_rounds=MOST_ROUNDS):
+def _alternate(root, primary_root, fit, max_rounds=MAX_ROUNDS):
     """Alternate `fit(primary rows of the root)` and the best primary rows; returns the best coefficients seen."""
     best, least = None, float("inf")
-    for _ in range(most_rounds):
+    for _ in range(max_rounds):
         coefficients = fit(primary_root)
         loss = error(coefficients, root)
         gained = least - loss
         if best is None or gained > 0:
             best, least = coefficients, loss
-        if not gained > LEAST_GAIN * loss:
+        if not gained > MIN_GAIN * loss:
             break
         primary_root = primary_of(coefficients, root)
     return best
@@ -176,8 +176,8 @@ def masked_regression(root: Tensor, mask: Tensor, primary_root: Tensor) -> Tenso
     solution, remainder = torch.zeros_like(cross), cross * mask
     direction = remainder * preconditioner
     squared = (remainder * direction).sum(1, keepdim=True)  # (F - P, 1)
-    enough = TOLERANCE * squared
-    for _ in range(CONJUGATE_GRADIENTS):
+    enough = CG_TOLERANCE * squared
+    for _ in range(MAX_CG_ITERATIONS):
         if (squared <= enough).all():
             break
         product = (direction @ gram) * mask

@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from linearconv import LinearConv
 from linearconv_convert import surgery
-from linearconv_convert.adapters import SamePad2d, take_apart
+from linearconv_convert.adapters import SamePad2d, split_padding
 from linearconv_convert.surgery import ConversionError, ConversionWarning, layers_of
 
 
@@ -124,7 +124,7 @@ def _trace(model):
 
 
 def _can_be_folded(conv, norm):
-    is_convolution = isinstance(conv, LinearConv) or (isinstance(conv, nn.Conv2d) and take_apart(conv))
+    is_convolution = isinstance(conv, LinearConv) or (isinstance(conv, nn.Conv2d) and split_padding(conv))
     has_hooks = any(layer._forward_hooks or layer._forward_pre_hooks for layer in (conv, norm))
     is_fixed = norm.running_mean is not None and not norm.training
     return is_convolution and is_fixed and not has_hooks and _after_batch_norm(norm) is not None
@@ -149,6 +149,6 @@ def _after_batch_norm(norm):
 
 def _fold_into_conv2d(conv, norm):
     """The convolution followed by the BatchNorm."""
-    pad, plain = take_apart(conv)
+    pad, plain = split_padding(conv)
     folded = fuse_conv_bn_eval(plain, norm)
     return folded if pad is None else nn.Sequential(pad, folded)

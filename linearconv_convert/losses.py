@@ -21,7 +21,7 @@ from linearconv_convert.calibration import Moments
 from linearconv_convert.inputs import Call, tensors_of
 from linearconv_convert.surgery import eval_with_hooks
 
-MOST_VALUES = 64  # that a layer chooses from
+MAX_VALUES = 64  # that a layer chooses from
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class Spectrum:
     setting: Callable[[int], dict[str, float]]  # alpha or rank that stands for a value
     projection: Callable[[int], Tensor]  # Q (F, F), with Q W the filters, Q y the outputs that a value leaves of W, y
 
-    def fewest(self, error: float) -> int:
+    def smallest_within(self, error: float) -> int:
         """Return the smallest value within an error, or the largest there is."""
         return min(max(1, int((self.errors > error).sum())), len(self.errors) - 1)
 
     def values(self) -> list[int]:
         """Return the values to choose from, at even distances."""
         most = len(self.errors) - 1
-        return sorted({1, *range(most, 0, -math.ceil(most / MOST_VALUES))})
+        return sorted({1, *range(most, 0, -math.ceil(most / MAX_VALUES))})
 
 
 def full_rank_spectrum(root: Tensor) -> Spectrum:
@@ -84,21 +84,21 @@ def _total(root):
     return root.square().sum().clamp_min(torch.finfo(root.dtype).tiny)
 
 
-MEASURED = (0.8, 0.5, 0.25, 0.1)
-IMAGES = 64  # that the effects are measured on
-SMALLEST = 1e-30  # effect, where there is none
-LARGEST = 1 - 1e-9  # error, as a layer that keeps nothing would cost infinitely much
+MEASURED_ERRORS = (0.8, 0.5, 0.25, 0.1)
+MAX_IMAGES = 64  # that the effects are measured on
+MIN_LOSS = 1e-30  # effect, where there is none
+MAX_ERROR = 1 - 1e-9  # error, as a layer that keeps nothing would cost infinitely much
 
 
 @dataclass(frozen=True)
-class Effect:
+class LossCurve:
     """What the network loses by the error of one layer."""
 
     points: tuple[tuple[float, float], ...] = ((1.0, 1.0),)  # (-log(1 - e^2), d), of rising e
 
     def at(self, error: float) -> float:
         """Return d for a relative error e of the layer."""
-        lost = _lost(error)
+        lost = _filter_loss(error)
         after = min(bisect_left(self.points, (lost,)), len(self.points) - 1)
         before = max(after - 1, 0) if lost <= self.points[-1][0] else after
         (low, least), (high, most) = self.points[before], self.points[after]
@@ -111,19 +111,19 @@ def expected_error(loss: float) -> float:
     return (1 - math.exp(-loss)) ** 0.5
 
 
-def _lost(error):
+def _filter_loss(error):
     """-log of the share of variance that a layer keeps."""
-    return -math.log1p(-(min(error, LARGEST) ** 2))
+    return -math.log1p(-(min(error, MAX_ERROR) ** 2))
 
 
 @torch.no_grad()
-def measure_effects(
+def measure_losses(
     model: nn.Module,
     layers: dict[str, nn.Conv2d],
     spectra: dict[str, Spectrum],
     moments: dict[str, Moments],
     call: Call,
-) -> dict[str, Effect]:
+) -> dict[str, LossCurve]:
     """Measure what a network loses by each of its layers, one at a time.
 
     Args:
@@ -131,29 +131,29 @@ def measure_effects(
         layers: {name: convolution} of the model.
         spectra: of those to measure.
         moments: of their outputs, whose means are kept through the biases; of those layers that were calibrated.
-        call: the images, of which the first `IMAGES` are taken.
+        call: the images, of which the first `MAX_IMAGES` are taken.
 
     Returns:
         {name: effect}; those of filters where the outputs of two runs cannot be compared.
     """
-    call, effects = call.images(slice(IMAGES)), {}
+    call, curves = call.images(slice(MAX_IMAGES)), {}
     with eval_with_hooks(model, {}, None):
         expected = _outputs(call.run(model))
         for name, spectrum in spectra.items():
             points = {}
-            for value in {spectrum.fewest(error) for error in MEASURED}:
-                changed = _cut_down(name, layers[name], spectrum.projection(value), moments.get(name))
+            for value in {spectrum.smallest_within(error) for error in MEASURED_ERRORS}:
+                changed = _truncated_parameters(name, layers[name], spectrum.projection(value), moments.get(name))
                 outputs = _outputs(call.run(model, changed))
                 change = _change(outputs, expected)
                 if not math.isfinite(change):
-                    return dict.fromkeys(spectra, Effect())
-                if (lost := _lost(spectrum.errors[value].item())) > 0:
-                    points[lost] = max(change, SMALLEST)
-            effects[name] = Effect(tuple(sorted(points.items()))) if points else Effect()
-    return effects
+                    return dict.fromkeys(spectra, LossCurve())
+                if (lost := _filter_loss(spectrum.errors[value].item())) > 0:
+                    points[lost] = max(change, MIN_LOSS)
+            curves[name] = LossCurve(tuple(sorted(points.items()))) if points else LossCurve()
+    return curves
 
 
-def _cut_down(name, layer, projection, moments):
+def _truncated_parameters(name, layer, projection, moments):
     """The parameters of a layer whose outputs are projected, under their names in the model."""
     prefix = f"{name}." if name else ""
     weight = projection @ layer.weight.double().flatten(1)

@@ -77,11 +77,11 @@ class Report:
             totals += f"; multiply-adds {_total(self.macs_before, self.macs_after)}"
         if self.curve:
             totals += f"; expected error {_percent(self.expected)}"
-        others = ", ".join(f"{number} {kind} of {short(size)}" for kind, (number, size) in self.others.items())
+        others = ", ".join(f"{number} {kind} of {short_count(size)}" for kind, (number, size) in self.others.items())
         return "\n".join([totals, *([f"not converted: {others}"] if others else [])])
 
 
-def short(count: int) -> str:
+def short_count(count: int) -> str:
     """Return a count as one reads it: 312, 4.1 k, 1.2 M."""
     for size, unit in ((1e6, "M"), (1e3, "k")):
         if count >= size:
@@ -132,11 +132,11 @@ def _percent(share):
 
 OTHER_KINDS = (nn.Linear, nn.Conv1d, nn.Conv3d, nn.ConvTranspose2d)
 CHOSEN_REASONS = ("skipped", "not included")  # which the user gave
-LITTLE = 0.05  # of the parameters
+MIN_SAVING = 0.05  # of the parameters
 
 
 @contextmanager
-def told_in_lines(program: str) -> Iterator[None]:
+def warnings_as_lines(program: str) -> Iterator[None]:
     """While the context lasts, print a ConversionWarning as one line on stderr that begins with a program's name."""
     with warnings.catch_warnings():
         show = warnings.showwarning
@@ -160,7 +160,7 @@ def other_layers(model: nn.Module) -> dict[str, tuple[int, int]]:
     return dict(found)
 
 
-def warn_of_leftovers(report: Report, stacklevel: int = 3) -> None:
+def warn_of_small_savings(report: Report, stacklevel: int = 3) -> None:
     """Warn where nothing was converted, or little was saved because most of what the user meant was left alone."""
     left_out = sum(layer.parameters_before for layer in report.layers if layer.reason in CHOSEN_REASONS)
     meant = report.parameters_before - left_out
@@ -168,7 +168,7 @@ def warn_of_leftovers(report: Report, stacklevel: int = 3) -> None:
     saved = report.parameters_before - report.parameters_after
     if not report.converted:
         what = "nothing was converted"
-    elif not report.curve and saved < LITTLE * meant and 2 * left > meant:
+    elif not report.curve and saved < MIN_SAVING * meant and 2 * left > meant:
         what = f"only {100 * saved / report.parameters_before:.1f} % of the parameters were saved"
     else:
         return
@@ -183,14 +183,16 @@ def _reasons(report):
             number, parameters = groups[layer.reason.partition(" (")[0]]
             groups[layer.reason.partition(" (")[0]] = number + 1, parameters + layer.parameters_before
     parts = {
-        f"{number} convolution{'s' * (number > 1)} of {short(size)} {_told(why)}": size
+        f"{number} convolution{'s' * (number > 1)} of {short_count(size)} {_with_advice(why)}": size
         for why, (number, size) in groups.items()
     }
-    parts |= {f"{number} {kind} of {short(size)} not converted": size for kind, (number, size) in report.others.items()}
+    parts |= {
+        f"{number} {kind} of {short_count(size)} not converted": size for kind, (number, size) in report.others.items()
+    }
     return "; ".join(sorted(parts, key=parts.get, reverse=True)) or "see the report"
 
 
-def _told(reason):
+def _with_advice(reason):
     cures = {"would not get smaller": " (a smaller alpha or budget= may help)", "plain is best": " (of that budget)"}
     return reason + cures.get(reason, "")
 

@@ -13,7 +13,7 @@ from linearconv_lowrank import LinearConvLowRank
 from linearconv_sparse import LinearConvSparse
 
 
-def carry_over(dense: nn.Module, model: nn.Module) -> None:
+def copy_weights(dense: nn.Module, model: nn.Module) -> None:
     """Give a network with LinearConv layers the weights of the same network with nn.Conv2d in their places.
 
     Each layer is fitted to the convolution of its name; every other parameter and buffer is copied. Coefficients are
@@ -29,7 +29,7 @@ def carry_over(dense: nn.Module, model: nn.Module) -> None:
     model.load_state_dict(model.state_dict() | others)
 
 
-def like(layer: nn.Conv2d, conv: Callable[..., LinearConv], device: str | None = None) -> LinearConv:
+def linearconv_like(layer: nn.Conv2d, conv: Callable[..., LinearConv], device: str | None = None) -> LinearConv:
     """Return a LinearConv of the geometry, device, dtype, memory format and `requires_grad` of an nn.Conv2d.
 
     Args:
@@ -68,7 +68,7 @@ def fit(
     if layer.secondary_channels == 0:
         layer.conv_weights.copy_(conv.weight)
     else:
-        root = root_for(conv, moments)
+        root = root_of_layer(conv, moments)
         coefficients = _fit_coefficients(layer, root, prune)
         layer.conv_weights.copy_(fitting.primary_of(coefficients, weight))
         if moments is not None:
@@ -79,7 +79,7 @@ def fit(
     return torch.linalg.vector_norm(layer.weight.double() - weight).item() / _norm(weight), output_error
 
 
-def root_for(conv: nn.Conv2d, moments: Moments | None = None) -> torch.Tensor:
+def root_of_layer(conv: nn.Conv2d, moments: Moments | None = None) -> torch.Tensor:
     """Return the root S (F, r) of what is fitted to a convolution: its outputs where there are moments, or its filters.
 
     Of a layer with a bias, the outputs' means are left to that.

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from linearconv_convert.budget import UNITS, Aim
+from linearconv_convert.budget import UNITS, CompressionTarget
 from linearconv_convert.convert import convert
 from linearconv_convert.networks import convert_again, load_network, load_weights, setting_of
-from linearconv_convert.report import told_in_lines
+from linearconv_convert.report import warnings_as_lines
 from linearconv_convert.surgery import ConversionError
 from linearconv_variants import add_options
 from training.errors import UsageError
@@ -69,7 +69,7 @@ class Library:
         if variant.type == "dense" and options.budget is not None:
             raise ValueError("--budget is for what is converted: -t dense is not")
         if options.budget is not None:
-            Aim(options.budget, options.of).check(variant.type, *_given(variant), grow=False)
+            CompressionTarget(options.budget, options.of).check(variant.type, *_given(variant), grow=False)
 
     def label(self, options: argparse.Namespace) -> list[str]:
         """Return what distinguishes a network from others, as parts of a name."""
@@ -88,7 +88,7 @@ class Library:
             UsageError: where there is no such network, its weights do not fit, or it cannot be converted.
         """
         try:
-            with told_in_lines(request.options.program):
+            with warnings_as_lines(request.options.program):
                 return self._build(request)
         except ValueError as error:
             raise UsageError(str(error)) from None

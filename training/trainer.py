@@ -18,7 +18,7 @@ from tqdm import tqdm
 from corr_reg import mean_correlation
 from dataloaders import Loader
 from linearconv import LinearConv
-from linearconv_convert.weights import carry_over
+from linearconv_convert.weights import copy_weights
 from linearconv_sparse import schedule_pruning
 from training import checkpoints, counting, report, run_folder
 from training.distributed import Group
@@ -111,7 +111,7 @@ class Trainer:
     def _convert(self):
         """Go on with the network that the dense one becomes."""
         model = self.to_follow.to(self.device)
-        carry_over(self.model, model)
+        copy_weights(self.model, model)
         self.to_follow = None
         self._take(model)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from linearconv import LinearConv
 from linearconv_convert import ConversionError, convert, export, fold
-from linearconv_convert.adapters import ConvShell, SamePad2d, in_shells, take_apart
+from linearconv_convert.adapters import Conv2dAdapter, SamePad2d, adapters_in_place, split_padding
 from tests.helpers.layers import relative_error
 from tests.helpers.networks import disturb
 from training.counting import count_parameters
@@ -41,7 +41,7 @@ def mixed():
 def test_shells_compute_what_the_layers_do_and_give_them_back():
     model = mixed()
     layers, expected = dict(model.named_modules()), model(SEQUENCE)
-    with in_shells(model, ("conv1d", "linear")):
+    with adapters_in_place(model, ("conv1d", "linear")):
         assert {type(layer) for layer in (model.conv, model.tokens, model.thin)}.isdisjoint({nn.Conv1d, nn.Linear})
         assert type(model.tied) is nn.Linear and model.tokens.weight.shape == (64, 32)
         assert count_parameters(model) == count_parameters(mixed())
@@ -59,7 +59,7 @@ def test_linear_layers_are_converted_with_their_weights(inplace):
     assert all(type(shell.conv) is LinearConv for shell in (same.conv, same.tokens, same.thin))
     torch.testing.assert_close(same(SEQUENCE), before(SEQUENCE))
     small, report = convert(before, "rank", alpha=0.25, kinds=("linear",), calibration=SEQUENCE, return_report=True)
-    assert isinstance(small.tokens, ConvShell) and type(small.thin) is nn.Linear and type(small.conv) is nn.Conv1d
+    assert isinstance(small.tokens, Conv2dAdapter) and type(small.thin) is nn.Linear and type(small.conv) is nn.Conv1d
     assert type(before.tokens) is nn.Linear and count_parameters(small) < count_parameters(before)
     (row,) = report.converted
     assert row.name == "tokens.conv" and row.output_error > 0 and row.macs_before == 10 * 32 * 64
@@ -72,7 +72,7 @@ def test_a_budget_takes_all_kinds_and_errors_leave_the_model_as_it_was():
         nn.Conv2d(3, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 512), nn.Linear(512, 9)
     )
     small, report = convert(model, "rank", budget=0.6, kinds=("conv2d", "linear"), return_report=True)
-    assert report.parameters_after <= 0.6 * report.parameters_before and isinstance(small[4], ConvShell)
+    assert report.parameters_after <= 0.6 * report.parameters_before and isinstance(small[4], Conv2dAdapter)
     with pytest.raises(ConversionError, match="cannot be reached"):
         convert(model, "rank", budget=1e-4, kinds=("linear",), inplace=True)
     assert type(model[3]) is nn.Linear
@@ -130,7 +130,7 @@ def test_layers_that_pad_are_converted_with_equal_outputs(build, pad, padding, s
     torch.manual_seed(0)
     layer = build(4, 8, (3, 5), padding=padding, **settings).double().eval()
     images = torch.randn(2, 4, 19, 22, dtype=torch.float64)
-    found, conv = take_apart(layer)
+    found, conv = split_padding(layer)
     assert type(found) is pad and conv.weight is layer.weight
     model = disturb(nn.Sequential(layer, nn.BatchNorm2d(8))).double().eval()
     plain = fold(model, batch_norm=True)
@@ -145,7 +145,7 @@ def test_layers_that_pad_are_converted_with_equal_outputs(build, pad, padding, s
 @pytest.mark.parametrize("kind", [Noisy, Standardised])
 def test_what_does_anything_else_is_left_alone(kind):
     layer = kind(4, 8, 3, padding=1).eval()
-    assert take_apart(layer) is None and not layer.training
+    assert split_padding(layer) is None and not layer.training
 
 
 @pytest.mark.parametrize("side", range(7, 12))

@@ -6,7 +6,7 @@ import torch.nn as nn
 
 from linearconv import LinearConv
 from linearconv_convert import initialise
-from linearconv_convert.weights import carry_over
+from linearconv_convert.weights import copy_weights
 from linearconv_lowrank import LinearConvLowRank
 from linearconv_sparse import LinearConvSparse
 from tests.helpers.layers import relative_error
@@ -65,7 +65,7 @@ def test_a_network_takes_over_all_that_the_dense_one_has_learnt():
     model = nn.Sequential(
         LinearConv(3, 8, 3, alpha=1), nn.BatchNorm2d(8), nn.Sequential(LinearConv(8, 6, 3, bias=False))
     )
-    carry_over(dense, model)
+    copy_weights(dense, model)
     assert torch.equal(model[0].conv_weights, dense[0].weight) and torch.equal(model[0].bias, dense[0].bias)
     assert torch.equal(model[1].running_mean, dense[1].running_mean) and model[1].num_batches_tracked == 1
     filters = dense[2][0].weight.detach().flatten(1)
@@ -75,10 +75,10 @@ def test_a_network_takes_over_all_that_the_dense_one_has_learnt():
 
 def test_a_sparse_layer_that_takes_over_weights_is_still_to_be_pruned():
     dense, layer = nn.Sequential(nn.Conv2d(4, 8, 3)), LinearConvSparse(4, 8, 3, sparsity=0.5)
-    carry_over(dense, nn.Sequential(layer))
+    copy_weights(dense, nn.Sequential(layer))
     assert layer.pruned_fraction == 0 and layer.steps == 0
 
 
 def test_networks_that_do_not_correspond_are_refused():
     with pytest.raises(AttributeError):
-        carry_over(tiny(), nn.Sequential(LinearConv(3, 8, 3)))
+        copy_weights(tiny(), nn.Sequential(LinearConv(3, 8, 3)))
