@@ -1,9 +1,12 @@
-"""Layers that are convolutions under another name: nn.Linear, one of 1x1, and nn.Conv1d, one of height 1.
+"""Layers that are a plain convolution and little else: nn.Linear, nn.Conv1d, and subclasses of nn.Conv2d that only pad.
 
-While a model is converted, shells that hold such a convolution stand in their places; those whose convolution was not
-converted give the layer back.
+While a model is converted, adapters that hold an nn.Conv2d replace its nn.Linear and nn.Conv1d layers. The layers whose
+convolution was not converted are put back. A convolution that pads by itself, as timm's `Conv2dSame`, is split into a
+padding module and an nn.Conv2d, if a test with random images gives equal outputs.
 """
 
+import copy
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,23 +16,28 @@ import torch.nn.functional as F
 
 from linearconv import GEOMETRY
 from linearconv_convert import surgery
-from linearconv_convert.surgery import ConversionError, is_plain_conv2d, layers_of
+from linearconv_convert.surgery import ConversionError, is_patched, is_plain_conv2d, layers_of
+
+PADDING_MODULES = (nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.Identity)
+SIZES = ((11, 12), (12, 15), (17, 14))  # of random images, beyond the extent of the filters
 
 
 class Conv2dAdapter(nn.Module):
-    """A convolution that does the work of another layer."""
+    """A convolution that computes what another layer computes."""
 
-    def __init__(self, layer: nn.Module, geometry: dict[str, object]) -> None:
+    def __init__(self, layer: nn.Module, **geometry: object) -> None:
         super().__init__()
         self.conv = nn.Conv2d(**geometry, bias=layer.bias is not None, device="meta")
         weight = layer.weight.detach().view(self.conv.weight.shape)
         self.conv.weight, self.conv.bias = nn.Parameter(weight, layer.weight.requires_grad), layer.bias
+        for name in layer.__constants__:  # in_features, kernel_size and so on, which a network may read
+            setattr(self, name, getattr(layer, name))
         self._dimensions = layer.weight.ndim
-        self._layer = [layer]  # in a list, so that its parameters are not the shell's too
+        self._layer = [layer]  # in a list, so that its parameters are not the adapter's too
 
     @property
     def weight(self) -> torch.Tensor:
-        """The filters, of the shape of the layer's weight."""
+        """The filters, with the shape of the layer's weight."""
         return self.conv.weight.flatten(self._dimensions - 1)
 
     @property
@@ -39,27 +47,24 @@ class Conv2dAdapter(nn.Module):
 
 
 class LinearAdapter(Conv2dAdapter):
-    """An nn.Linear as a 1x1 convolution of the positions between the first dimension and the last."""
+    """An nn.Linear as a 1x1 convolution of images of one pixel."""
 
     def __init__(self, layer: nn.Linear) -> None:
-        super().__init__(
-            layer, {"in_channels": layer.in_features, "out_channels": layer.out_features, "kernel_size": 1}
-        )
+        super().__init__(layer, in_channels=layer.in_features, out_channels=layer.out_features, kernel_size=1)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        rows = torch.atleast_2d(input).unsqueeze(-2).flatten(1, -2)  # (N, L, C)
-        maps = self.conv(rows.transpose(1, 2).unsqueeze(-1))  # (N, F, L, 1)
-        return maps.squeeze(-1).transpose(1, 2).reshape(input.shape[:-1] + (maps.shape[1],))
+        maps = self.conv(input.reshape(-1, self.in_features, 1, 1))  # (rows, F, 1, 1)
+        return maps.reshape(input.shape[:-1] + (maps.shape[1],))
 
 
 class Conv1dAdapter(Conv2dAdapter):
-    """An nn.Conv1d as a convolution of maps of height 1."""
+    """An nn.Conv1d as a convolution of feature maps of height 1."""
 
     def __init__(self, layer: nn.Conv1d) -> None:
         pairs = {name: (1, *getattr(layer, name)) for name in ("kernel_size", "stride", "dilation")}
         padding = layer.padding if isinstance(layer.padding, str) else (0, *layer.padding)
         same = {name: getattr(layer, name) for name in ("in_channels", "out_channels", "groups", "padding_mode")}
-        super().__init__(layer, {**pairs, **same, "padding": padding})
+        super().__init__(layer, **pairs, **same, padding=padding)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return self.conv(input.unsqueeze(-2)).squeeze(-2)
@@ -71,26 +76,23 @@ KINDS = ("conv2d", *ADAPTERS)
 
 @contextmanager
 def adapters_in_place(model: nn.Module, kinds: tuple[str, ...]) -> Iterator[None]:
-    """Put shells in the places of a model's layers of some kinds, and give the layers back that were not converted.
+    """Replace the layers of some kinds by adapters, and put back the layers that were not converted.
 
-    Layers of subclasses, the model itself, and those that share a parameter with others stay.
+    Layers of subclasses, the model itself, and layers that share a parameter with others stay.
 
     Raises:
-        ConversionError: for a kind that is none of `KINDS`.
+        ConversionError: for a kind that is not in `KINDS`.
     """
     if isinstance(kinds, str) or not set(kinds) <= set(KINDS):
         raise ConversionError(f"kinds must be several of {', '.join(KINDS)}, in a tuple, got {kinds!r}")
-    counts = {}
-    for _, parameter in model.named_parameters(remove_duplicate=False):
-        counts[parameter] = counts.get(parameter, 0) + 1
-    shells = {}
-    for kind, shell in (ADAPTERS[kind] for kind in kinds if kind in ADAPTERS):
+    uses = Counter(parameter for _, parameter in model.named_parameters(remove_duplicate=False))
+    adapters = {}
+    for kind, adapter in (ADAPTERS[kind] for kind in kinds if kind in ADAPTERS):
         for layer in layers_of(model, kind).values():
-            own = layer._parameters.values()
-            alone = all(counts[each] == 1 for each in own if each is not None) and "weight" in layer._parameters
-            if type(layer) is kind and layer is not model and alone and not isinstance(layer, nn.LazyLinear):
-                shells[layer] = shell(layer)
-    surgery.replace(model, shells)
+            is_own = "weight" in layer._parameters and all(uses[parameter] == 1 for parameter in layer.parameters())
+            if type(layer) is kind and layer is not model and is_own and not is_patched(layer):
+                adapters[layer] = adapter(layer)
+    surgery.replace(model, adapters)
     try:
         yield
     finally:
@@ -98,19 +100,19 @@ def adapters_in_place(model: nn.Module, kinds: tuple[str, ...]) -> Iterator[None
 
 
 def remove_unused_adapters(model: nn.Module) -> None:
-    """Put layers back in the places of those shells whose convolution is still a plain one."""
-    shells = [shell for shell in layers_of(model, Conv2dAdapter).values() if shell._layer]
-    surgery.replace(model, {shell: shell._layer[0] for shell in shells if isinstance(shell.conv, nn.Conv2d)})
-    for shell in shells:
-        shell._layer = None
+    """Put layers back in place of the adapters whose convolution is still an nn.Conv2d."""
+    adapters = [adapter for adapter in layers_of(model, Conv2dAdapter).values() if adapter._layer]
+    unused = [adapter for adapter in adapters if isinstance(adapter.conv, nn.Conv2d)]
+    surgery.replace(model, {adapter: adapter._layer[0] for adapter in unused})
+    for adapter in adapters:
+        adapter._layer = None
 
 
-PADDING_MODULES = (nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.Identity)
-SIZES = ((11, 12), (12, 15), (17, 14))  # of the images, beyond what the filters cover
+# ---- convolutions that pad by themselves -----------------------------------------------------------------------------
 
 
 class SamePad2d(nn.Module):
-    """Pad with zeros so that a convolution has ceil(size / stride) outputs, the odd one behind, as TensorFlow does."""
+    """Pad with zeros to ceil(size / stride) outputs of a convolution, an odd zero at the end, as TensorFlow does."""
 
     def __init__(self, kernel_size: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]) -> None:
         super().__init__()
@@ -118,7 +120,7 @@ class SamePad2d(nn.Module):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         widths = []
-        for axis in (-1, -2):  # F.pad wants the last dimension first
+        for axis in (-1, -2):  # F.pad takes the last dimension first
             size, stride = input.shape[axis], self.stride[axis]
             covered = (-(-size // stride) - 1) * stride + self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
             missing = torch.sym_max(covered - size, 0)  # traceable, as max() is not
@@ -132,45 +134,38 @@ class SamePad2d(nn.Module):
 def split_padding(layer: nn.Conv2d) -> tuple[nn.Module | None, nn.Conv2d] | None:
     """Return the padding module, or None, and the plain convolution that a layer consists of.
 
-    The convolution has the layer's own parameters. None where the layer does anything else.
+    The convolution has the layer's own parameters. The result is None if the layer computes anything else.
     """
     if is_plain_conv2d(layer):
         return None, layer
     own = list(layer.children())
-    others = set(layer._parameters) != {"weight", "bias"} or layer._buffers or len(own) > 1
-    if others or layer.weight.is_meta or not all(isinstance(module, PADDING_MODULES) for module in own):
+    has_more = set(layer._parameters) != {"weight", "bias"} or layer._buffers or len(own) > 1
+    if has_more or layer.weight.is_meta or not all(isinstance(module, PADDING_MODULES) for module in own):
         return None
-    same = SamePad2d(layer.kernel_size, layer.stride, layer.dilation)
-    for pad, padding in [*((each, 0) for each in (*own, same)), *((each, layer.padding) for each in (*own, None))]:
-        conv = _plain(layer, padding)
-        if _agree(layer, pad, conv):
-            return pad, conv
+    pads = [*own, SamePad2d(layer.kernel_size, layer.stride, layer.dilation)]
+    for pad, padding in [*((pad, 0) for pad in pads), *((pad, layer.padding) for pad in (*own, None))]:
+        conv = nn.Conv2d(**{name: getattr(layer, name) for name in GEOMETRY} | {"padding": padding}, device="meta")
+        conv.weight, conv.bias = layer.weight, layer.bias
+        if _outputs_agree(layer, pad, conv):
+            return pad, conv.train(layer.training)
     return None
 
 
-def _plain(layer, padding):
-    """An nn.Conv2d with the parameters of a layer."""
-    conv = nn.Conv2d(**{name: getattr(layer, name) for name in GEOMETRY} | {"padding": padding}, device="meta")
-    conv.weight, conv.bias = layer.weight, layer.bias
-    return conv.train(layer.training)
-
-
 @torch.no_grad()
-def _agree(layer, pad, conv):
-    """Whether a layer computes what padding module and convolution do."""
-    was_training, generator = layer.training, torch.Generator().manual_seed(0)
+def _outputs_agree(layer, pad, conv):
+    """Whether a layer computes what a padding module and a convolution compute, in training and in eval mode."""
+    generator = torch.Generator().manual_seed(0)
     covered = [step * (size - 1) for step, size in zip(layer.dilation, layer.kernel_size, strict=True)]
     try:
+        layer = copy.deepcopy(layer)  # the layer may change itself in a forward pass
         for training in (False, True):
             layer.train(training)
-            for sides in SIZES:
-                shape = 2, layer.in_channels, *(side + more for side, more in zip(sides, covered, strict=True))
+            for height, width in SIZES:
+                shape = 2, layer.in_channels, height + covered[0], width + covered[1]
                 images = torch.randn(shape, generator=generator).to(layer.weight)
                 expected, found = layer(images), conv(images if pad is None else pad(images))
                 if expected.shape != found.shape or not torch.allclose(expected, found, rtol=1e-5, atol=1e-6):
                     return False
-    except Exception:  # a subclass may ask for anything
+    except Exception:  # a subclass may do anything
         return False
-    finally:
-        layer.train(was_training)
     return True

@@ -1,4 +1,4 @@
-"""The form of a model for inference: plain torch modules, BatchNorm folded, the cheaper computation for each layer."""
+"""deploy: the form of a model for inference, of plain torch modules, each layer computed in the cheaper way."""
 
 import warnings
 from functools import reduce
@@ -53,8 +53,9 @@ def deploy(model: nn.Module, *, example_input: object = None, channels_last: boo
     own_modules = surgery.layers_of(deployed, (SamePad2d, Conv2dAdapter)).values()
     deployed = surgery.replace(deployed, {module: fx.symbolic_trace(module) for module in own_modules})
     deployed = deployed.eval().requires_grad_(False)
-    for conv in surgery.layers_of(deployed, nn.Conv2d).values() if channels_last else ():
-        conv.to(memory_format=torch.channels_last)
+    if channels_last:
+        for conv in surgery.layers_of(deployed, nn.Conv2d).values():
+            conv.to(memory_format=torch.channels_last)
     if example_input is not None:
         error = largest_error(outputs(deployed, call), expected)
         if not error <= TOLERANCE:
@@ -63,7 +64,7 @@ def deploy(model: nn.Module, *, example_input: object = None, channels_last: boo
 
 
 class _Pair(nn.Module):
-    """The feature maps of the primary filters, concatenated with their combinations."""
+    """The feature maps of the primary filters, concatenated with the secondary ones."""
 
     def __init__(self, primary, combinations):
         super().__init__()

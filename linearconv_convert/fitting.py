@@ -10,11 +10,14 @@ second moments S S^T (F, F): S = W fits the filters, S S^T = E[y y^T] of the lay
     low_rank    A = column @ row: alternately the best A of that rank (reduced-rank regression) and the best W_p
     sparse      A with a given number of zeros: alternately those whose loss costs least, and the best W_p
 
+    by_gradient A as a differentiable function of any parameters: L-BFGS from the best fit of A to the full-rank one
+
 The alternations start from the first P filters as primary ones with the secondary ones regressed on them, go down from
 there, and are tried from the full-rank solution too. All is computed in float64.
 """
 
-from functools import partial
+from collections.abc import Callable
+from functools import partial, reduce
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +30,7 @@ MAX_ROUNDS = 100
 MAX_MASK_ROUNDS = 4  # of the coefficients to prune
 MIN_GAIN = 1e-4  # share of the error by which a round of an alternation must lower it, or it was the last
 MAX_CG_ITERATIONS = 60  # iterations at most
+MAX_LBFGS_ITERATIONS = 50  # for each of the two objectives
 CG_TOLERANCE = 1e-12  # of the squared residual, in the preconditioner's norm and relative to the first, that ends them
 
 
@@ -188,3 +192,29 @@ def masked_regression(root: Tensor, mask: Tensor, primary_root: Tensor) -> Tenso
         before, squared = squared, (remainder * preconditioned).sum(1, keepdim=True)
         direction = preconditioned + squared / before.clamp_min(tiny) * direction
     return solution
+
+
+def by_gradient(
+    root: Tensor, factors: Callable[[], tuple[Tensor, ...]], parameters: list[Tensor], start: Tensor
+) -> None:
+    """Fit parameters in place, so that the product of `factors()`, A (F - P, P), has a small error for a root S (F, r).
+
+    The first objective is the distance from `start` (F - P, P), as of full rank. The second one is the error itself,
+    which is differentiable because the best primary filters are an explicit function of A.
+    """
+
+    def minimise(objective):
+        optimizer = torch.optim.LBFGS(parameters, max_iter=MAX_LBFGS_ITERATIONS, line_search_fn="strong_wolfe")
+
+        def loss_with_gradients():
+            optimizer.zero_grad()
+            loss = objective(reduce(torch.matmul, factors())).square().sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(loss_with_gradients)
+
+    scale = torch.linalg.vector_norm(root).clamp_min(torch.finfo(root.dtype).tiny)
+    with torch.enable_grad():
+        minimise(lambda coefficients: coefficients - start)
+        minimise(lambda coefficients: residual(coefficients, root / scale))

@@ -1,10 +1,13 @@
-"""The errors of a layer for all numbers of primary filters, or all ranks, at once: the tails of one spectrum.
+"""The loss of a network by a LinearConv layer: its relative errors e for all P, or all ranks, and what they cost.
 
-    e(P)^2 = sum_{i > P} s_i^2 / sum_i s_i^2        (Eckart-Young)
+    e(P)^2 = sum_{i > P} s_i^2 / sum_i s_i^2        (Eckart-Young; s_i the singular values of the root S, fitting.py)
+    d = -log(1 - e^2)                               by filters: the sum over layers is -log of the product of the shares
+                                                    of variance that the layers keep
+    d = s (-log(1 - e^2))^q                         by outputs: fitted to |f'(x) - f(x)|^2 / |f(x)|^2 on calibration
+                                                    images, f' being the network f with this layer alone truncated
 
-with s_i the singular values of a root S of what is fitted, see fitting.py. Of a LinearConvLowRank with P primary
-filters, they are those of the combined part A T S, and what P primary filters leave over adds to them; its fit comes
-out a little better, as it goes on alternating from there.
+f' keeps the first components of the layer's outputs, which a LinearConv can keep. It is measured for the errors
+`MEASURED_ERRORS`. s and q are those of the two measurements around e; q = 1 below the least and above the largest one.
 """
 
 import math
@@ -21,19 +24,23 @@ from linearconv_convert.calibration import Moments
 from linearconv_convert.inputs import Call, tensors_of
 from linearconv_convert.surgery import eval_with_hooks
 
-MAX_VALUES = 64  # that a layer chooses from
+MAX_VALUES = 64  # settings that are compared for a layer
+MEASURED_ERRORS = (0.8, 0.5, 0.25, 0.1)
+MAX_IMAGES = 64  # for the measurements
+MIN_LOSS = 1e-30  # measured loss of a layer without effect
+MAX_ERROR = 1 - 1e-9  # a layer that keeps nothing would have an infinite loss
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The errors of one layer; a value is its number of primary filters, or the rank of its coefficients."""
+    """The errors of one layer by its value: the number of primary filters, or the rank of the coefficients."""
 
-    errors: Tensor  # relative, in the Frobenius norm, of the values 0, 1, ...
-    setting: Callable[[int], dict[str, float]]  # alpha or rank that stands for a value
-    projection: Callable[[int], Tensor]  # Q (F, F), with Q W the filters, Q y the outputs that a value leaves of W, y
+    errors: Tensor  # relative, in the Frobenius norm, for the values 0, 1, ...
+    setting: Callable[[int], dict[str, float]]  # alpha or rank for a value
+    projection: Callable[[int], Tensor]  # Q (F, F) for a value, which leaves Q W of the filters, Q y of the outputs
 
     def smallest_within(self, error: float) -> int:
-        """Return the smallest value within an error, or the largest there is."""
+        """Return the smallest value within an error, or the largest value."""
         return min(max(1, int((self.errors > error).sum())), len(self.errors) - 1)
 
     def values(self) -> list[int]:
@@ -56,7 +63,10 @@ def full_rank_spectrum(root: Tensor) -> Spectrum:
 
 
 def low_rank_spectrum(root: Tensor, primary: int) -> Spectrum:
-    """Return the errors of LinearConvLowRank with R = 0, ..., min(P, F - P), for P and a root S (F, r)."""
+    """Return the errors of LinearConvLowRank with R = 0, ..., min(P, F - P), for P and a root S (F, r).
+
+    They are the tails of the combined part A T S plus the error of P primary filters, which the fit improves a little.
+    """
     full = fitting.full_rank(root, primary)
     left, values, _ = torch.linalg.svd(full @ fitting.primary_of(full, root), full_matrices=False)
     values = values[: min(full.shape)]
@@ -70,7 +80,7 @@ def low_rank_spectrum(root: Tensor, primary: int) -> Spectrum:
 
 
 def alpha_of(primary: int, out_channels: int) -> float:
-    """Return the share for which a layer has exactly so many primary filters, P = int(alpha F)."""
+    """Return a share with which a layer has exactly so many primary filters, P = int(alpha F)."""
     alpha = primary / out_channels
     return alpha if int(alpha * out_channels) == primary else math.nextafter(alpha, 1)
 
@@ -84,35 +94,28 @@ def _total(root):
     return root.square().sum().clamp_min(torch.finfo(root.dtype).tiny)
 
 
-MEASURED_ERRORS = (0.8, 0.5, 0.25, 0.1)
-MAX_IMAGES = 64  # that the effects are measured on
-MIN_LOSS = 1e-30  # effect, where there is none
-MAX_ERROR = 1 - 1e-9  # error, as a layer that keeps nothing would cost infinitely much
-
-
 @dataclass(frozen=True)
 class LossCurve:
-    """What the network loses by the error of one layer."""
+    """The loss of the network by the error of one layer; by default that of filters."""
 
     points: tuple[tuple[float, float], ...] = ((1.0, 1.0),)  # (-log(1 - e^2), d), of rising e
 
     def at(self, error: float) -> float:
         """Return d for a relative error e of the layer."""
-        lost = _filter_loss(error)
-        after = min(bisect_left(self.points, (lost,)), len(self.points) - 1)
-        before = max(after - 1, 0) if lost <= self.points[-1][0] else after
-        (low, least), (high, most) = self.points[before], self.points[after]
-        power = math.log(most / least) / math.log(high / low) if low < high else 1.0
-        return least * (lost / low) ** power
+        x = _filter_loss(error)
+        after = min(bisect_left(self.points, (x,)), len(self.points) - 1)
+        before = max(after - 1, 0) if x <= self.points[-1][0] else after
+        (x_before, d_before), (x_after, d_after) = self.points[before], self.points[after]
+        power = math.log(d_after / d_before) / math.log(x_after / x_before) if x_before < x_after else 1.0
+        return d_before * (x / x_before) ** power
 
 
 def expected_error(loss: float) -> float:
-    """Return the relative error that a sum of losses d stands for."""
+    """Return the relative error of outputs for a sum of losses d."""
     return (1 - math.exp(-loss)) ** 0.5
 
 
 def _filter_loss(error):
-    """-log of the share of variance that a layer keeps."""
     return -math.log1p(-(min(error, MAX_ERROR) ** 2))
 
 
@@ -124,17 +127,17 @@ def measure_losses(
     moments: dict[str, Moments],
     call: Call,
 ) -> dict[str, LossCurve]:
-    """Measure what a network loses by each of its layers, one at a time.
+    """Measure the loss of a network by each of its layers, one at a time.
 
     Args:
-        model: with the convolutions; left as it was.
+        model: with the convolutions; unchanged afterwards.
         layers: {name: convolution} of the model.
-        spectra: of those to measure.
-        moments: of their outputs, whose means are kept through the biases; of those layers that were calibrated.
-        call: the images, of which the first `MAX_IMAGES` are taken.
+        spectra: of the layers to measure.
+        moments: of the outputs of calibrated layers, whose means are kept through the biases.
+        call: the images; the first `MAX_IMAGES` are used.
 
     Returns:
-        {name: effect}; those of filters where the outputs of two runs cannot be compared.
+        {name: curve}, the default ones if the outputs of two runs cannot be compared.
     """
     call, curves = call.images(slice(MAX_IMAGES)), {}
     with eval_with_hooks(model, {}, None):
@@ -142,19 +145,19 @@ def measure_losses(
         for name, spectrum in spectra.items():
             points = {}
             for value in {spectrum.smallest_within(error) for error in MEASURED_ERRORS}:
-                changed = _truncated_parameters(name, layers[name], spectrum.projection(value), moments.get(name))
-                outputs = _outputs(call.run(model, changed))
-                change = _change(outputs, expected)
+                changed = _truncated(name, layers[name], spectrum.projection(value), moments.get(name))
+                change = _change(_outputs(call.run(model, changed)), expected)
                 if not math.isfinite(change):
                     return dict.fromkeys(spectra, LossCurve())
-                if (lost := _filter_loss(spectrum.errors[value].item())) > 0:
-                    points[lost] = max(change, MIN_LOSS)
+                x = _filter_loss(spectrum.errors[value].item())
+                if x > 0:
+                    points[x] = max(change, MIN_LOSS)
             curves[name] = LossCurve(tuple(sorted(points.items()))) if points else LossCurve()
     return curves
 
 
-def _truncated_parameters(name, layer, projection, moments):
-    """The parameters of a layer whose outputs are projected, under their names in the model."""
+def _truncated(name, layer, projection, moments):
+    """The parameters, by their names in the model, of a layer whose outputs are projected."""
     prefix = f"{name}." if name else ""
     weight = projection @ layer.weight.double().flatten(1)
     changed = {f"{prefix}weight": weight.to(layer.weight.dtype).view_as(layer.weight)}
@@ -169,11 +172,10 @@ def _outputs(tree):
 
 
 def _change(outputs, expected):
-    """Relative squared difference, the mean over the output tensors; NaN where they do not correspond."""
+    """Relative squared difference, the mean over the output tensors; NaN if their shapes differ."""
     if not expected or [output.shape for output in outputs] != [output.shape for output in expected]:
         return math.nan
-    changes = [
-        (ours - theirs).square().sum() / theirs.square().sum().clamp_min(torch.finfo(theirs.dtype).tiny)
-        for ours, theirs in zip(outputs, expected, strict=True)
-    ]
-    return sum(changes).item() / len(changes)
+    total = 0.0
+    for ours, theirs in zip(outputs, expected, strict=True):
+        total += (ours - theirs).square().sum() / theirs.square().sum().clamp_min(torch.finfo(theirs.dtype).tiny)
+    return total.item() / len(outputs)

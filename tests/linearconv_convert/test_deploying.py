@@ -20,12 +20,9 @@ from tests.helpers.layers import VARIANTS, prune_half, reference, relative_error
 from tests.helpers.networks import build, disturb, images, tiny
 
 GEOMETRIES = {
-    "3x3": dict(padding=1),
-    "no bias": dict(bias=False),
-    "strided": dict(stride=2, padding="valid"),
+    "no bias": dict(bias=False, stride=2, padding="valid"),
     "dilated": dict(padding="same", dilation=2),
     "reflect": dict(padding=(1, 2), padding_mode="reflect"),
-    "circular": dict(padding="same", padding_mode="circular"),
     "grouped": dict(groups=2),
     "alpha 1": dict(alpha=1.0),
 }
@@ -229,6 +226,7 @@ def test_a_model_that_cannot_be_traced_keeps_its_batch_norm_and_a_warning_says_s
         deploy(convert(tiny(), "rank"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:mobilenetv3_small_050"])
 def test_networks_of_libraries_are_deployed_with_equal_outputs(name, form):
     small, batch = convert(build(name), "rank"), images(64)

@@ -1,16 +1,70 @@
-"""Initial weights: what each start says of the filters, and weights carried over between whole networks."""
+"""Weights of LinearConv layers: fits of any variant, initial distributions, and copies between whole networks."""
 
 import pytest
 import torch
 import torch.nn as nn
 
 from linearconv import LinearConv
-from linearconv_convert import initialise
-from linearconv_convert.weights import copy_weights
+from linearconv_convert import fitting, initialise
+from linearconv_convert.weights import copy_weights, fit
 from linearconv_lowrank import LinearConvLowRank
 from linearconv_sparse import LinearConvSparse
 from tests.helpers.layers import relative_error
 from tests.helpers.networks import tiny
+
+
+class BlockDiagonal(LinearConv):
+    """A variant as a user writes it, unknown to conversion."""
+
+    def _create_factors(self, **factory):
+        size = self.secondary_channels // 4, self.primary_channels // 4
+        self.blocks = nn.Parameter(torch.empty(4, *size, **factory))
+
+    def factors(self):
+        return (torch.block_diag(*self.blocks),)
+
+
+class WithHook(BlockDiagonal):
+    def fit_coefficients(self, coefficients):
+        rows, columns = self.blocks.shape[1:]
+        for index, block in enumerate(self.blocks):
+            block.copy_(coefficients[index * rows :, index * columns :][:rows, :columns])
+
+
+def dense_layer():
+    torch.manual_seed(0)
+    return nn.Conv2d(16, 32, 3)
+
+
+def test_a_variant_sets_its_parameters_from_the_best_coefficients():
+    conv, layer = dense_layer(), WithHook(16, 32, 3)
+    error, _ = fit(layer, conv)
+    filters = conv.weight.detach().double().flatten(1)
+    best = fitting.full_rank(fitting.root_of(filters), 16)
+    blocks = torch.block_diag(*[best[4 * index :, 4 * index :][:4, :4] for index in range(4)])
+    torch.testing.assert_close(layer.factors()[0].double(), blocks, rtol=1e-5, atol=1e-6)
+    primary = torch.linalg.lstsq(torch.cat((torch.eye(16, dtype=torch.float64), blocks)), filters).solution
+    torch.testing.assert_close(layer.conv_weights.double().flatten(1), primary, rtol=1e-4, atol=1e-5)
+    assert error == pytest.approx(((layer.weight.flatten(1) - filters).norm() / filters.norm()).item())
+
+
+def test_a_variant_without_a_method_is_fitted_by_gradient_and_better():
+    copied, fitted, conv = WithHook(16, 32, 3), BlockDiagonal(16, 32, 3), dense_layer()
+    conv.weight.requires_grad_(False)
+    assert fit(fitted, conv)[0] < fit(copied, conv)[0]
+    assert fitted.blocks.dtype == torch.float32 and fitted.blocks.requires_grad and fitted.blocks.grad is None
+    with torch.no_grad():  # filters that the variant can have are found again
+        copied.blocks.normal_()
+        conv.weight.copy_(copied.weight)
+    assert fit(BlockDiagonal(16, 32, 3), conv)[0] < 1e-3
+
+
+def test_networks_of_an_own_variant_are_initialised_and_take_weights():
+    model = initialise(nn.Sequential(BlockDiagonal(16, 32, 3)), "spectral")
+    assert model[0].blocks.abs().max() > 0.1  # beyond the published start
+    copy_weights(nn.Sequential(dense_layer()), model)
+    assert torch.equal(model[0].bias, dense_layer().bias)
+
 
 LAYERS = {
     "full rank": lambda: LinearConv(64, 256, 3),
@@ -36,49 +90,38 @@ def test_balanced_secondary_filters_are_as_large_as_primary_ones(make):
 def test_spectral_filters_are_the_best_of_their_rank():
     layer = LinearConv(8, 16, 3)
     torch.manual_seed(3)
-    initialise(layer, "spectral")
-    torch.manual_seed(3)
     layer.reset_parameters()
     drawn = nn.Conv2d(8, 16, 3).weight.detach().flatten(1)
     left, values, right = torch.linalg.svd(drawn, full_matrices=False)
     best = left[:, :8] * values[:8] @ right[:8]
-    filters = LinearConv(8, 16, 3)
     torch.manual_seed(3)
-    initialise(filters, "spectral")
-    assert relative_error(filters.weight.flatten(1), best) < 0.01
+    initialise(layer, "spectral")
+    assert relative_error(layer.weight.flatten(1), best) < 0.01
 
 
 def test_a_layer_without_secondary_filters_starts_too():
     for start in ("balanced", "spectral"):
-        layer = initialise(LinearConv(4, 4, 3, alpha=1.0), start)
-        assert layer.weight.isfinite().all()
-
-
-def test_only_known_starts_are_taken():
+        assert initialise(LinearConv(4, 4, 3, alpha=1.0), start).weight.isfinite().all()
     with pytest.raises(ValueError, match="start must be one of published, balanced, spectral"):
         initialise(nn.Sequential(), "orthogonal")
 
 
-def test_a_network_takes_over_all_that_the_dense_one_has_learnt():
+def test_a_network_gets_all_weights_of_the_dense_one():
     dense = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Sequential(nn.Conv2d(8, 6, 3, bias=False)))
     dense(torch.randn(4, 3, 9, 9))
-    model = nn.Sequential(
-        LinearConv(3, 8, 3, alpha=1), nn.BatchNorm2d(8), nn.Sequential(LinearConv(8, 6, 3, bias=False))
-    )
+    layers = LinearConv(3, 8, 3, alpha=1), nn.BatchNorm2d(8), nn.Sequential(LinearConv(8, 6, 3, bias=False))
+    model = nn.Sequential(*layers)
     copy_weights(dense, model)
     assert torch.equal(model[0].conv_weights, dense[0].weight) and torch.equal(model[0].bias, dense[0].bias)
     assert torch.equal(model[1].running_mean, dense[1].running_mean) and model[1].num_batches_tracked == 1
     filters = dense[2][0].weight.detach().flatten(1)
     error = (model[2][0].weight.flatten(1) - filters).norm()
     assert error <= 1.01 * torch.linalg.svdvals(filters)[3:].norm()
+    with pytest.raises(AttributeError):
+        copy_weights(tiny(), nn.Sequential(LinearConv(3, 8, 3)))
 
 
-def test_a_sparse_layer_that_takes_over_weights_is_still_to_be_pruned():
+def test_a_sparse_layer_with_copied_weights_is_not_pruned_yet():
     dense, layer = nn.Sequential(nn.Conv2d(4, 8, 3)), LinearConvSparse(4, 8, 3, sparsity=0.5)
     copy_weights(dense, nn.Sequential(layer))
     assert layer.pruned_fraction == 0 and layer.steps == 0
-
-
-def test_networks_that_do_not_correspond_are_refused():
-    with pytest.raises(AttributeError):
-        copy_weights(tiny(), nn.Sequential(LinearConv(3, 8, 3)))
