@@ -15,11 +15,10 @@ from linearconv_convert.convert import convert
 from linearconv_convert.deploying import deploy
 from linearconv_convert.exporting import export
 from linearconv_convert.folding import fold
-from linearconv_convert.leftovers import ConversionWarning
-from linearconv_convert.recorded import load_converted
+from linearconv_convert.networks import load_converted
 from linearconv_convert.report import LayerReport, Report
-from linearconv_convert.starting import initialise
-from linearconv_convert.surgery import ConversionError
+from linearconv_convert.surgery import ConversionError, ConversionWarning
+from linearconv_convert.weights import initialise
 
 __all__ = [
     "ConversionError",

@@ -1,21 +1,27 @@
-"""Moments of what layers put out on given images, which weigh the errors of a conversion."""
+"""Statistics of a model on calibration and example inputs: moments of outputs, sizes of feature maps, multiply-adds."""
 
-from dataclasses import dataclass
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn as nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from linearconv_convert.inputs import calibration_calls
-from linearconv_convert.surgery import eval_with_hooks
+from linearconv_convert.inputs import Call, calibration_calls, example_call
+from linearconv_convert.surgery import ConversionError, ConversionWarning, eval_with_hooks
+
+MIN_POSITIONS = 4  # of calibration, for each output channel
 
 
 @dataclass
 class Moments:
-    """Moments of a layer's outputs y, its bias left out, over all positions of all images, in float64."""
+    """Moments of a layer's outputs y without its bias, over all positions of all images, in float64."""
 
     second: torch.Tensor  # sum of y y^T, (F, F)
     first: torch.Tensor  # sum of y, (F,)
-    count: int = 0  # of positions
+    count: int = 0  # positions
 
     @property
     def mean(self) -> torch.Tensor:
@@ -28,7 +34,7 @@ class Moments:
         return self.second / self.count - torch.outer(self.mean, self.mean)
 
     def add(self, output: torch.Tensor, bias: torch.Tensor | None) -> None:
-        """Add the positions of an output (N, F, H, W) or (F, H, W), from which the bias (F,) is taken off."""
+        """Add the positions of an output (N, F, H, W) or (F, H, W), minus the bias (F,)."""
         rows = output.detach().movedim(-3, -1).flatten(0, -2).double()  # (positions, F)
         if bias is not None:
             rows = rows - bias.detach().double()
@@ -37,20 +43,60 @@ class Moments:
         self.count += len(rows)
 
 
+@dataclass(frozen=True)
+class CalibrationStats:
+    """Statistics of a model; empty without inputs."""
+
+    positions: dict[str, float] = field(default_factory=dict)  # {layer: output positions for each image of the batch}
+    macs: int | None = None  # multiply-adds of one image, in the whole model
+    moments: dict[str, Moments] = field(default_factory=dict)  # of the outputs of layers of one group
+    call: Call | None = None  # the first batch of calibration
+
+
+def collect_stats(
+    model: nn.Module, layers: dict[str, nn.Module], chosen: dict[str, nn.Module], calibration: object, example: object
+) -> CalibrationStats:
+    """Run a model on its calibration and example inputs.
+
+    Args:
+        model: unchanged afterwards.
+        layers: {name: layer} to count the positions of.
+        chosen: {name: layer} to calibrate.
+        calibration: batches, or None.
+        example: an example input, or None; then the first batch of calibration serves.
+
+    Raises:
+        ConversionError: if the model does not run on the inputs.
+    """
+    calibration = list(calibration) if isinstance(calibration, Iterator) else calibration  # it is read twice
+    call = None if calibration is None else next(calibration_calls(model, calibration))
+    counted = call if example is None else example_call(model, example)
+    positions, macs = ({}, None) if counted is None else trace_macs(model, layers, counted)
+    of_one_group = {name: layer for name, layer in chosen.items() if layer.groups == 1}
+    moments = {} if calibration is None else output_moments(model, of_one_group, calibration)
+    few = {name: each.count for name, each in moments.items() if each.count < MIN_POSITIONS * len(each.first)}
+    if few:
+        name = min(few, key=few.get)
+        found = f"{few[name]} positions of {len(moments[name].first)} channels in layer {name!r}"
+        text = f"calibration gives only {found}, too few for its statistics: give more images"
+        warnings.warn(text, ConversionWarning, stacklevel=3)
+    return CalibrationStats(positions, macs, moments, call)
+
+
 @torch.no_grad()
 def output_moments(model: nn.Module, layers: dict[str, nn.Module], batches: object) -> dict[str, Moments]:
     """Run batches through a model in eval mode and return the moments of its layers' outputs.
 
     Args:
-        model: left as it was, in its mode too.
-        layers: {name: layer} of those to look at.
+        model: unchanged afterwards, in its mode too.
+        layers: {name: layer} to observe.
         batches: a batch, or several, as :func:`linearconv_convert.inputs.calibration_calls` takes them.
 
     Returns:
-        {name: moments} of the layers that were reached.
+        {name: moments} of the layers that were called.
 
     Raises:
-        ConversionError: where `batches` holds none, or the model does not run on them.
+        ConversionError: if there is no batch, the model does not run on one, or an output is not finite.
     """
     moments = {}
 
@@ -63,4 +109,34 @@ def output_moments(model: nn.Module, layers: dict[str, nn.Module], batches: obje
     with eval_with_hooks(model, layers, add_output):
         for call in calibration_calls(model, batches):
             call.run(model)
+    for name, each in moments.items():
+        if not each.second.isfinite().all():
+            raise ConversionError(f"calibration: the outputs of layer {name!r} on these images are not finite")
     return moments
+
+
+@torch.no_grad()
+def trace_macs(model: nn.Module, layers: dict[str, nn.Module], call: Call) -> tuple[dict[str, float], int]:
+    """Run a model once and count the multiply-adds of one image.
+
+    Returns:
+        {name: output positions} of the layers that were called, summed over their calls, and the multiply-adds of the
+        whole model; both divided by the size of the batch.
+    """
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton, and only counting needs it
+
+    positions, ranks = Counter(), {4}
+
+    def add_positions(name, layer, output):
+        positions[name] += output.numel() // layer.out_channels
+        ranks.add(output.ndim)
+
+    counter, is_fast = FlopCounterMode(display=False), torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # fused attention is not counted, its matrix products are
+    try:
+        with eval_with_hooks(model, layers, add_positions), sdpa_kernel(SDPBackend.MATH), counter:
+            call.run(model)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(is_fast)
+    batch = call.batch if min(ranks) == 4 else 1  # else one image without a batch dimension
+    return {name: count / batch for name, count in positions.items()}, counter.get_total_flops() // 2 // batch

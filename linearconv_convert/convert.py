@@ -1,22 +1,26 @@
-"""convert: nn.Conv2d to LinearConv of the same geometry, the trained weights carried over.
+"""convert: nn.Conv2d to LinearConv of the same geometry, with its weights fitted to the trained ones.
 
-Which layers are meant is selection.py, how many primary filters each gets choosing.py, what becomes of its weights
-carrying.py, the arithmetic of that fitting.py, its weighing by data calibration.py, the report report.py.
+The parts: surgery.py selects and replaces layers, budget.py chooses the primary filters of each, weights.py sets the
+weights by the arithmetic of fitting.py, calibration.py collects the data that weigh errors, report.py reports.
 """
 
 import torch.nn as nn
 
 from linearconv import LinearConv
 from linearconv_convert import surgery
-from linearconv_convert.carrying import fit, like
-from linearconv_convert.choosing import Aim, Plan, choose
-from linearconv_convert.evidence import gather
-from linearconv_convert.kinds import ConvShell, give_back, in_shells
-from linearconv_convert.leftovers import other_layers, warn_of_leftovers
-from linearconv_convert.padding import take_apart
-from linearconv_convert.report import LayerReport, Report, count_macs, count_parameters
-from linearconv_convert.selection import Selection, names_of, values_by_name
-from linearconv_convert.surgery import ConversionError, layers_of
+from linearconv_convert.adapters import Conv2dAdapter, adapters_in_place, remove_unused_adapters, split_padding
+from linearconv_convert.budget import Allocation, CompressionTarget, allocate
+from linearconv_convert.calibration import collect_stats
+from linearconv_convert.report import (
+    LayerReport,
+    Report,
+    count_macs,
+    count_parameters,
+    other_layers,
+    warn_of_small_savings,
+)
+from linearconv_convert.surgery import ConversionError, Selection, layers_of, select, values_by_name
+from linearconv_convert.weights import fit, linearconv_like
 from linearconv_variants import LINEARCONV_TYPES, Variant
 
 DEFAULT_ALPHA = 0.5
@@ -46,35 +50,36 @@ def convert(
     """Replace the convolutions of a model by LinearConv layers fitted to their weights.
 
     Every nn.Conv2d, and subclass that adds nothing to it, is replaced, unless it would not get smaller (depthwise
-    layers and thin 1x1 ones). One that only pads besides, as timm's Conv2dSame, becomes an nn.Sequential of a padding
+    layers and thin 1x1 ones). A subclass that also pads, as timm's Conv2dSame, becomes an nn.Sequential of a padding
     module and the LinearConv. Geometry, device, dtype, mode, hooks and `requires_grad` stay. Full rank is fitted by the
-    truncated SVD of the filters, the best there is (Eckart-Young); the other variants by alternating regressions.
+    truncated SVD of the filters, which is optimal (Eckart-Young); the other variants by alternating regressions, and
+    variants of your own as :mod:`linearconv_convert.weights` describes.
 
     Args:
         model: any model.
-        type: `"rank"`, `"lowrank"` or `"sparse"`, as :class:`linearconv_variants.Variant` has them.
+        type: `"rank"`, `"lowrank"`, `"sparse"`, or another type of :class:`linearconv_variants.Variant`.
         rank, sparsity, compute: the variant's setting; `lowrank` has no default rank here.
-        alpha: share of primary filters (default: 0.5); `alpha=1` keeps the weights as they are. `alpha` and `rank` may
-            be dicts {name: value} with names as `skip` has them; the first that fits a layer counts.
-        budget: share of the whole model's size that the result may have. Then alpha (of `rank`), or the rank (of
-            `lowrank`), is chosen for each layer so that the least is lost: of the network's output with `calibration`,
-            measured one layer at a time, else of the filters.
-        of: the size that `budget` means: `"parameters"`, or `"macs"`, multiply-adds of an image of a large batch.
-        error: relative error that each layer may have, given instead of a budget: of its outputs with `calibration`,
-            else of its filters. Each layer gets the fewest primary filters, or the least rank, within it.
+        alpha: share of primary filters (default: 0.5); `alpha=1` leaves the weights unchanged. `alpha` and `rank` may
+            be dicts {name: value} with names as in `skip`; the first entry that fits a layer counts.
+        budget: size of the result as a share of the whole model's. Then alpha (of `rank`), or the rank (of `lowrank`),
+            is chosen for each layer with the least loss: of the network's output with `calibration`, measured one layer
+            at a time, else of the filters.
+        of: unit of the `budget`: `"parameters"`, or `"macs"`, multiply-adds of an image of a large batch.
+        error: relative error of each layer, given instead of a budget: of its outputs with `calibration`, else of its
+            filters. Each layer gets the fewest primary filters, or the least rank, within it.
         skip: layers to leave alone: by name or glob pattern (`"features.0"`, `"layer1.*"`; a module's name or type
-            stands for all layers in it), by type, or by a predicate of name and layer; one, or a list of them.
-        include: the only layers to convert, given like `skip`; all where left out.
-        kinds: of the layers to convert, of `"conv2d"`, `"conv1d"`, `"linear"`. The latter become shells that hold a
-            LinearConv as `conv`; those that share a weight with another layer are left alone.
-        grow: convert layers that would not get smaller too.
+            selects all layers in it), by type, or by a predicate of name and layer; one, or a list of them.
+        include: the only layers to convert, given like `skip`. Default: all
+        kinds: of the layers to convert, from `"conv2d"`, `"conv1d"`, `"linear"`. The latter two become adapters that
+            hold a LinearConv as `conv`; those that share a weight with another layer are left alone.
+        grow: also convert layers that would not get smaller.
         init: `"fit"`, or `"scratch"` for the initial distributions of the layers.
-        calibration: a batch of what the model takes (a tensor, tuple or dict), or several, with or without labels. Then
-            outputs on these images are matched instead of filters (by the principal components of the outputs), and the
-            means of the outputs are kept through the biases, where there are any. Grouped layers are fitted to their
-            filters all the same.
-        example_input: what the model takes, for multiply-adds: a tensor, a tuple of all arguments, or a dict of them
-            by name. Left out, the first batch of `calibration` serves.
+        calibration: a batch of the model's inputs (a tensor, tuple or dict), or several, with or without labels. Then
+            outputs on these images are fitted instead of filters (by the principal components of the outputs), and the
+            means of the outputs are kept through the biases, if there are any. Grouped layers are always fitted to
+            their filters.
+        example_input: the model's input, for multiply-adds: a tensor, a tuple of all arguments, or a dict of them by
+            name. Default: the first batch of `calibration`
         inplace: change the model itself.
         return_report: return `(model, report)`.
 
@@ -83,40 +88,46 @@ def convert(
 
     Raises:
         ConversionError: for a model, or a layer that is not skipped, that cannot be converted, a budget that cannot be
-            reached, or inputs that the model does not take; the model is untouched.
+            reached, or inputs that the model does not take; the model is unchanged.
         ValueError: for a setting that is out of range.
     """
     if type not in LINEARCONV_TYPES:
         raise ValueError(f"type must be one of {', '.join(LINEARCONV_TYPES)}, got {type!r}")
     if init not in ("fit", "scratch"):
         raise ValueError(f"init must be one of fit, scratch, got {init!r}")
-    aim = Aim(budget, of, error)
-    aim.check(type, rank, alpha, grow)
+    size = CompressionTarget(budget, of, error)
+    size.check(type, rank, alpha, grow)
     _variant(type, sparsity, compute, *(None if isinstance(given, dict) else given for given in (rank, alpha)))
     surgery.check_model(model)
-    with in_shells(model, kinds):
+    with adapters_in_place(model, kinds):
         reasons = _reasons_to_keep(model, skip, include, kinds)
         if inplace and isinstance(model, nn.Conv2d):
             raise ConversionError("the model is itself a convolution, not to be replaced in place: give inplace=False")
         target = model if inplace else surgery.copy_of(model)
         layers = layers_of(target, nn.Conv2d)
         chosen = {name: layer for name, layer in layers.items() if not reasons[name]}
-        ranks, alphas = (values_by_name(target, chosen, *given) for given in ((rank, "rank"), (alpha, "alpha")))
+        ranks, alphas = values_by_name(target, chosen, rank, "rank"), values_by_name(target, chosen, alpha, "alpha")
         if isinstance(rank, dict) and type == "lowrank" and None in ranks.values():
             raise ConversionError(f"rank: no entry fits layer {next(name for name in ranks if ranks[name] is None)!r}")
         variants = {name: _variant(type, sparsity, compute, ranks[name], alphas[name]) for name in chosen}
-        evidence = gather(target, layers, chosen, calibration if init == "fit" or aim else None, example_input)
-        plan = choose(target, chosen, variants, evidence, aim) if aim else Plan()
-        variants |= plan.variants
-        reasons |= {name: _reason_of_size(layer, variants[name], grow) for name, layer in chosen.items()}
+        stats = collect_stats(target, layers, chosen, calibration if init == "fit" or size else None, example_input)
+        allocation = allocate(target, chosen, variants, stats, size) if size else Allocation()
+        variants |= allocation.variants
 
-        before = count_parameters(target)
-        replacements, reports = _replacements(layers, variants, reasons, evidence, plan, init)
+        before, replacements, rows = count_parameters(target), {}, []
+        for name, layer in layers.items():
+            reason = reasons[name] or _reason_of_size(layer, variants[name], grow)
+            new, errors = layer, {}
+            if not reason:
+                new, errors = _converted(name, layer, variants[name], stats.moments.get(name), init)
+                replacements[layer] = new
+                errors |= {"variant": variants[name], "expected": allocation.expected.get(name)}
+            rows.append(_row(name, layer, new, stats.positions.get(name), reason, errors))
         converted = surgery.replace(target, replacements)
-    give_back(converted)
+    remove_unused_adapters(converted)
     after, others = count_parameters(converted), other_layers(converted)
-    report = Report(reports, before, after, evidence.macs, plan.together, plan.curve, others)
-    warn_of_leftovers(report)
+    report = Report(rows, before, after, stats.macs, allocation.together, allocation.curve, others)
+    warn_of_small_savings(report)
     return (converted, report) if return_report else converted
 
 
@@ -129,44 +140,47 @@ def _reasons_to_keep(model, skip, include, kinds):
     layers = layers_of(model, nn.Conv2d)
     if not layers:
         done, others = len(layers_of(model, LinearConv)), ", ".join(other_layers(model))
-        found = f": its {done} LinearConv layers are what it would become" if done else ""
+        found = f": its {done} LinearConv layers need no conversion" if done else ""
         found = found or (others and f": of its {others}, kinds= converts some")
-        raise ConversionError(f"the model holds no nn.Conv2d{found}")
-    skipped = names_of(model, layers, skip, "skip")
-    included = names_of(model, layers, "*" if include is None else include, "include")
+        raise ConversionError(f"the model has no nn.Conv2d{found}")
+    skipped = select(model, layers, skip, "skip")
+    included = select(model, layers, "*" if include is None else include, "include")
     reasons = {}
     for name, layer in layers.items():
-        is_shell = isinstance(model.get_submodule(name.rpartition(".")[0]), ConvShell)
-        if name in skipped or name not in included or not (is_shell or "conv2d" in kinds):
-            reasons[name] = "skipped" if name in skipped else "not included"
-            continue
-        surgery.check_layer(name, layer, model)
-        reasons[name] = "" if take_apart(layer) else f"{type(layer).__name__} adds to nn.Conv2d"
+        in_adapter = isinstance(model.get_submodule(name.rpartition(".")[0]), Conv2dAdapter)
+        if name in skipped:
+            reasons[name] = "skipped"
+        elif name not in included or not (in_adapter or "conv2d" in kinds):
+            reasons[name] = "not included"
+        elif surgery.is_patched(layer):
+            reasons[name] = "has a method of its own, set on the instance"
+        else:
+            surgery.check_layer(name, layer, model)
+            reasons[name] = "" if split_padding(layer) else f"{type(layer).__name__} adds to nn.Conv2d"
     return reasons
-
-
-def _replacements(layers, variants, reasons, evidence, plan, init):
-    """{convolution: what stands for it}, and the reports of all convolutions."""
-    replacements, reports = {}, []
-    for name, layer in layers.items():
-        new, positions = layer, evidence.positions.get(name)
-        row = {"name": name, "reason": reasons[name], "parameters_before": count_parameters(layer)}
-        if not reasons[name]:
-            pad, conv = take_apart(layer)
-            new = like(conv, variants[name].conv)
-            replacements[layer] = new if pad is None else nn.Sequential(pad, new)
-            row |= {"variant": variants[name], "expected": plan.expected.get(name)}
-            if init == "fit":
-                row["filter_error"], row["output_error"] = fit(new, layer, evidence.moments.get(name))
-        row["parameters_after"] = count_parameters(new)
-        if positions is not None:
-            row |= {"macs_before": count_macs(layer, positions), "macs_after": count_macs(new, positions)}
-        reports.append(LayerReport(**row))
-    return replacements, reports
 
 
 def _reason_of_size(layer, variant, grow):
     if variant is None:
         return "plain is best"
-    before, after = count_parameters(layer), count_parameters(like(layer, variant.conv, device="meta"))
+    before, after = count_parameters(layer), count_parameters(linearconv_like(layer, variant.conv, device="meta"))
     return "" if grow or after < before else f"would not get smaller ({before:,} -> {after:,})"
+
+
+def _converted(name, layer, variant, moments, init):
+    """The replacement of a convolution, and the errors of its fit."""
+    pad, conv = split_padding(layer)
+    new, errors = linearconv_like(conv, variant.conv), {}
+    if init == "fit":
+        errors["filter_error"], errors["output_error"] = fit(new, conv, moments)
+        if not all(parameter.isfinite().all() for parameter in new.parameters()):
+            raise ConversionError(f"the weights fitted to layer {name!r} are not finite: skip it")
+    return (new if pad is None else nn.Sequential(pad, new)), errors
+
+
+def _row(name, layer, new, positions, reason, errors):
+    sizes = {"parameters_before": count_parameters(layer), "parameters_after": count_parameters(new)}
+    if positions is not None:
+        inner = new[1] if isinstance(new, nn.Sequential) else new  # without its padding module
+        sizes |= {"macs_before": count_macs(layer, positions), "macs_after": count_macs(inner, positions)}
+    return LayerReport(name, **sizes, reason=reason, **errors)

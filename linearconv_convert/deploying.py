@@ -1,4 +1,4 @@
-"""The form of a model for inference: plain torch modules, BatchNorm folded, the cheaper computation for each layer."""
+"""deploy: the form of a model for inference, of plain torch modules, each layer computed in the cheaper way."""
 
 import warnings
 from functools import reduce
@@ -9,14 +9,12 @@ from torch import fx
 
 from linearconv import GEOMETRY, MAP_COST
 from linearconv_convert import surgery
+from linearconv_convert.adapters import Conv2dAdapter, SamePad2d
 from linearconv_convert.folding import fuse, replace_layers
 from linearconv_convert.inputs import TOLERANCE, example_call, largest_error, outputs
-from linearconv_convert.kinds import ConvShell
-from linearconv_convert.leftovers import ConversionWarning
-from linearconv_convert.padding import SamePad2d
-from linearconv_convert.surgery import ConversionError
+from linearconv_convert.surgery import ConversionError, ConversionWarning
 
-LARGEST_COEFFICIENT = 1e2  # of A with BatchNorm folded in; larger ones amplify the rounding of the primary maps
+MAX_COEFFICIENT = 1e2  # of A with BatchNorm folded in; larger ones amplify the rounding of the primary maps
 
 
 def deploy(model: nn.Module, *, example_input: object = None, channels_last: bool = True) -> nn.Module:
@@ -52,11 +50,12 @@ def deploy(model: nn.Module, *, example_input: object = None, channels_last: boo
     except ConversionError as error:
         warnings.warn(f"no BatchNorm was folded: {error}", ConversionWarning, stacklevel=2)
         deployed = replace_layers(target, _deployed_layer, batch_norm=False)
-    own_modules = surgery.layers_of(deployed, (SamePad2d, ConvShell)).values()
+    own_modules = surgery.layers_of(deployed, (SamePad2d, Conv2dAdapter)).values()
     deployed = surgery.replace(deployed, {module: fx.symbolic_trace(module) for module in own_modules})
     deployed = deployed.eval().requires_grad_(False)
-    for conv in surgery.layers_of(deployed, nn.Conv2d).values() if channels_last else ():
-        conv.to(memory_format=torch.channels_last)
+    if channels_last:
+        for conv in surgery.layers_of(deployed, nn.Conv2d).values():
+            conv.to(memory_format=torch.channels_last)
     if example_input is not None:
         error = largest_error(outputs(deployed, call), expected)
         if not error <= TOLERANCE:
@@ -65,7 +64,7 @@ def deploy(model: nn.Module, *, example_input: object = None, channels_last: boo
 
 
 class _Pair(nn.Module):
-    """The feature maps of the primary filters, concatenated with their combinations."""
+    """The feature maps of the primary filters, concatenated with the secondary ones."""
 
     def __init__(self, primary, combinations):
         super().__init__()
@@ -99,7 +98,7 @@ def _pair(layer, factors, norm):
     factors[0] = scale_secondary[:, None] * factors[0]
     factors[-1] = factors[-1] / scale_primary
     product = reduce(torch.matmul, factors)
-    if norm is not None and not product.abs().amax() <= LARGEST_COEFFICIENT:  # or NaN, of a scale of 0
+    if norm is not None and not product.abs().amax() <= MAX_COEFFICIENT:  # or NaN, of a scale of 0
         return None
     geometry = {name: getattr(layer, name) for name in GEOMETRY} | {"out_channels": layer.primary_channels}
     filters = layer.conv_weights * scale_primary[:, None, None, None]

@@ -10,24 +10,28 @@ second moments S S^T (F, F): S = W fits the filters, S S^T = E[y y^T] of the lay
     low_rank    A = column @ row: alternately the best A of that rank (reduced-rank regression) and the best W_p
     sparse      A with a given number of zeros: alternately those whose loss costs least, and the best W_p
 
+    by_gradient A as a differentiable function of any parameters: L-BFGS from the best fit of A to the full-rank one
+
 The alternations start from the first P filters as primary ones with the secondary ones regressed on them, go down from
 there, and are tried from the full-rank solution too. All is computed in float64.
 """
 
-from functools import partial
+from collections.abc import Callable
+from functools import partial, reduce
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SMALLEST_LIFTED = 1e-4  # bounds the coefficients by its reciprocal
+MIN_SINGULAR_VALUE = 1e-4  # bounds the coefficients by its reciprocal
 RIDGE = 1e-7  # share of the primary filters' mean second moment; keeps regressions from huge coefficients
-GOOD_ENOUGH = 1.002  # times the smallest error: a solution of smaller coefficients is preferred
-MOST_ROUNDS = 100
-MOST_CHOICES = 4  # of the coefficients to prune
-LEAST_GAIN = 1e-4  # share of the error by which a round of an alternation must lower it, or it was the last
-CONJUGATE_GRADIENTS = 60  # iterations at most
-TOLERANCE = 1e-12  # of the squared residual, in the preconditioner's norm and relative to the first, that ends them
+ERROR_MARGIN = 1.002  # times the smallest error: a solution of smaller coefficients is preferred
+MAX_ROUNDS = 100
+MAX_MASK_ROUNDS = 4  # of the coefficients to prune
+MIN_GAIN = 1e-4  # share of the error by which a round of an alternation must lower it, or it was the last
+MAX_CG_ITERATIONS = 60  # iterations at most
+MAX_LBFGS_ITERATIONS = 50  # for each of the two objectives
+CG_TOLERANCE = 1e-12  # of the squared residual, in the preconditioner's norm and relative to the first, that ends them
 
 
 def root_of(filters: Tensor) -> Tensor:
@@ -78,11 +82,11 @@ def full_rank(root: Tensor, primary: int, dtype: torch.dtype = torch.float32) ->
     left = torch.linalg.svd(root, full_matrices=False).U[:, :primary]
     vectors, values, adjoint = torch.linalg.svd(left[:primary], full_matrices=False)
     solutions = []
-    for exponent in range(9):  # of limits from 1 down to SMALLEST_LIFTED
-        lifted = values.clamp_min(max(10 ** (-exponent / 2), SMALLEST_LIFTED))
+    for exponent in range(9):  # of limits from 1 down to MIN_SINGULAR_VALUE
+        lifted = values.clamp_min(max(10 ** (-exponent / 2), MIN_SINGULAR_VALUE))
         coefficients = left[primary:] @ adjoint.T / lifted @ vectors.T
         solutions.append((_rounded_error(coefficients, root, dtype), coefficients))
-    allowed = GOOD_ENOUGH * min(loss for loss, _ in solutions)
+    allowed = ERROR_MARGIN * min(loss for loss, _ in solutions)
     return next(coefficients for loss, coefficients in solutions if loss <= allowed)
 
 
@@ -113,26 +117,26 @@ def sparse(root: Tensor, primary: int, pruned: int, start: Tensor) -> tuple[Tens
     row make up for it, a^2 / (H^-1)_jj with H the second moments of the primary filters (Hassibi & Stork, "Optimal
     Brain Surgeon", 1993).
     """
-    chosen = _best_alternation(root, primary, start, partial(_prune_and_regress, root, pruned), MOST_CHOICES)
+    chosen = _best_alternation(root, primary, start, partial(_prune_and_regress, root, pruned), MAX_MASK_ROUNDS)
     mask = _mask_of_smallest(chosen.abs(), pruned)
     return _alternate(root, primary_of(chosen, root), partial(masked_regression, root, mask)), mask
 
 
-def _best_alternation(root, primary, start, fit, most_rounds=MOST_ROUNDS):
-    found = [_alternate(root, first, fit, most_rounds) for first in (root[:primary], primary_of(start, root))]
+def _best_alternation(root, primary, start, fit, max_rounds=MAX_ROUNDS):
+    found = [_alternate(root, first, fit, max_rounds) for first in (root[:primary], primary_of(start, root))]
     return min(found, key=partial(error, root=root))
 
 
-def _alternate(root, primary_root, fit, most_rounds=MOST_ROUNDS):
+def _alternate(root, primary_root, fit, max_rounds=MAX_ROUNDS):
     """Alternate `fit(primary rows of the root)` and the best primary rows; returns the best coefficients seen."""
     best, least = None, float("inf")
-    for _ in range(most_rounds):
+    for _ in range(max_rounds):
         coefficients = fit(primary_root)
         loss = error(coefficients, root)
         gained = least - loss
         if best is None or gained > 0:
             best, least = coefficients, loss
-        if not gained > LEAST_GAIN * loss:
+        if not gained > MIN_GAIN * loss:
             break
         primary_root = primary_of(coefficients, root)
     return best
@@ -176,8 +180,8 @@ def masked_regression(root: Tensor, mask: Tensor, primary_root: Tensor) -> Tenso
     solution, remainder = torch.zeros_like(cross), cross * mask
     direction = remainder * preconditioner
     squared = (remainder * direction).sum(1, keepdim=True)  # (F - P, 1)
-    enough = TOLERANCE * squared
-    for _ in range(CONJUGATE_GRADIENTS):
+    enough = CG_TOLERANCE * squared
+    for _ in range(MAX_CG_ITERATIONS):
         if (squared <= enough).all():
             break
         product = (direction @ gram) * mask
@@ -188,3 +192,29 @@ def masked_regression(root: Tensor, mask: Tensor, primary_root: Tensor) -> Tenso
         before, squared = squared, (remainder * preconditioned).sum(1, keepdim=True)
         direction = preconditioned + squared / before.clamp_min(tiny) * direction
     return solution
+
+
+def by_gradient(
+    root: Tensor, factors: Callable[[], tuple[Tensor, ...]], parameters: list[Tensor], start: Tensor
+) -> None:
+    """Fit parameters in place, so that the product of `factors()`, A (F - P, P), has a small error for a root S (F, r).
+
+    The first objective is the distance from `start` (F - P, P), as of full rank. The second one is the error itself,
+    which is differentiable because the best primary filters are an explicit function of A.
+    """
+
+    def minimise(objective):
+        optimizer = torch.optim.LBFGS(parameters, max_iter=MAX_LBFGS_ITERATIONS, line_search_fn="strong_wolfe")
+
+        def loss_with_gradients():
+            optimizer.zero_grad()
+            loss = objective(reduce(torch.matmul, factors())).square().sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(loss_with_gradients)
+
+    scale = torch.linalg.vector_norm(root).clamp_min(torch.finfo(root.dtype).tiny)
+    with torch.enable_grad():
+        minimise(lambda coefficients: coefficients - start)
+        minimise(lambda coefficients: residual(coefficients, root / scale))

@@ -1,4 +1,4 @@
-"""From LinearConv back to nn.Conv2d, and BatchNorm into the convolution before it."""
+"""fold: LinearConv back to nn.Conv2d, and BatchNorm into the convolution before it."""
 
 import warnings
 from collections import Counter
@@ -11,9 +11,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from linearconv import LinearConv
 from linearconv_convert import surgery
-from linearconv_convert.leftovers import ConversionWarning
-from linearconv_convert.padding import SamePad2d, take_apart
-from linearconv_convert.surgery import ConversionError, layers_of
+from linearconv_convert.adapters import SamePad2d, split_padding
+from linearconv_convert.surgery import ConversionError, ConversionWarning, is_patched, layers_of
 
 
 def fold(model: nn.Module, *, batch_norm: bool = False, inplace: bool = False) -> nn.Module:
@@ -21,20 +20,20 @@ def fold(model: nn.Module, *, batch_norm: bool = False, inplace: bool = False) -
 
     Args:
         model: any model.
-        batch_norm: also fold every nn.BatchNorm2d that alone takes the output of a convolution into that convolution,
-            and leave in its place an nn.Identity, or what a subclass applies after it (timm's BatchNormAct2d). The
-            model must be in eval mode and traceable by torch.fx, if need be outside of modules without BatchNorm.
-            Layers with hooks are left alone. A convolution that pads on its own, as timm's Conv2dSame, becomes an
-            nn.Sequential of a padding module and the convolution. Where there are BatchNorms and none is folded, a
-            ConversionWarning says so.
+        batch_norm: also fold every nn.BatchNorm2d into the convolution before it, if nothing else takes the output of
+            that convolution. An nn.Identity replaces the BatchNorm, or the activation that a subclass applies after it
+            (timm's BatchNormAct2d). The model must be in eval mode and traceable by torch.fx, at least outside of
+            modules without BatchNorm. Layers with hooks are left alone. A convolution that pads by itself, as timm's
+            Conv2dSame, becomes an nn.Sequential of a padding module and the convolution. If there are BatchNorms and
+            none is folded, a ConversionWarning gives the reason.
         inplace: change the model itself.
 
     Returns:
-        The folded model; a LinearConv gives an nn.Conv2d.
+        The folded model; an nn.Conv2d for a LinearConv. Layers with a method replaced on the instance stay.
 
     Raises:
         ConversionError: for a model that is scripted, compiled, wrapped or lazy, and with `batch_norm` for one in
-            training mode, or that cannot be traced; the model is untouched.
+            training mode, or that cannot be traced; the model is unchanged.
     """
     surgery.check_model(model)
     if inplace and isinstance(model, LinearConv):
@@ -56,16 +55,17 @@ def replace_layers(
 
     Args:
         model: in eval mode with `batch_norm`.
-        new_layer: returns what replaces a LinearConv and the BatchNorm after it, if given; None if the two must stay
-            apart.
+        new_layer: returns the replacement of a LinearConv and the BatchNorm after it, if given; None if the two must
+            stay apart.
         batch_norm: as for :func:`fold`.
 
     Raises:
-        ConversionError: with `batch_norm` for a model that cannot be traced; the model is untouched.
+        ConversionError: with `batch_norm` for a model that cannot be traced; the model is unchanged.
     """
     pairs = _convolutions_before_batch_norms(model) if batch_norm else []
     layers = layers_of(model, (nn.Conv2d, LinearConv, nn.BatchNorm2d))
-    replacements = {layer: new_layer(layer, None) for layer in layers_of(model, LinearConv).values()}
+    own = [layer for layer in layers.values() if isinstance(layer, LinearConv) and not is_patched(layer)]
+    replacements = {layer: new_layer(layer, None) for layer in own}
     for conv_name, norm_name in pairs:
         conv, norm = layers[conv_name], layers[norm_name]
         folded = new_layer(conv, norm) if isinstance(conv, LinearConv) else _fold_into_conv2d(conv, norm)
@@ -73,13 +73,13 @@ def replace_layers(
             replacements |= {conv: folded, norm: _after_batch_norm(norm)}
     norms = layers_of(model, nn.BatchNorm2d) if batch_norm else {}
     if norms and not pairs:
-        reason = "of none is it certain that it alone takes the output of a convolution without hooks"
-        warnings.warn(f"no BatchNorm was folded: {len(norms)} are there, {reason}", ConversionWarning, stacklevel=3)
+        reason = "none of them is certain to be alone in taking the output of a convolution without hooks"
+        warnings.warn(f"no BatchNorm was folded: of {len(norms)}, {reason}", ConversionWarning, stacklevel=3)
     return surgery.replace(model, replacements)
 
 
 class _DownToLayers(Tracer):
-    """A tracer that looks into everything but layers."""
+    """A tracer that traces the code of all modules but layers."""
 
     def is_leaf_module(self, module, qualified_name):
         layers = LinearConv, SamePad2d, nn.Conv2d, nn.BatchNorm2d  # and subclasses
@@ -87,7 +87,7 @@ class _DownToLayers(Tracer):
 
 
 class _DownToBatchNorm(Tracer):
-    """A tracer that looks only into modules that hold a BatchNorm: what others do need not be traceable."""
+    """A tracer that traces only modules that contain a BatchNorm; the others need not be traceable."""
 
     def is_leaf_module(self, module, qualified_name):
         inside = (child for child in module.modules() if child is not module)
@@ -113,29 +113,30 @@ def _convolutions_before_batch_norms(model):
 
 
 def _trace(model):
-    try:
-        return _DownToLayers().trace(model)
-    except Exception:  # any operation of a model's forward may refuse a stand-in
-        pass
-    try:
-        return _DownToBatchNorm().trace(model)
-    except Exception as error:
-        reason = f"cannot be traced by torch.fx to find what is normalised ({surgery.first_line(error)})"
-        raise ConversionError(f"the model {reason}") from None
+    """The graph of a copy, as a forward pass may store the stand-ins of tracing on the model."""
+    errors = []
+    for tracer in (_DownToLayers, _DownToBatchNorm):
+        try:
+            return tracer().trace(surgery.copy_of(model))
+        except Exception as error:  # any operation of a model's forward may refuse a stand-in
+            errors.append(error)
+    reason = f"cannot be traced by torch.fx to find its normalised convolutions ({surgery.first_line(errors[-1])})"
+    raise ConversionError(f"the model {reason}")
 
 
 def _can_be_folded(conv, norm):
-    is_convolution = isinstance(conv, LinearConv) or (isinstance(conv, nn.Conv2d) and take_apart(conv))
+    is_convolution = isinstance(conv, LinearConv) or (isinstance(conv, nn.Conv2d) and split_padding(conv))
     has_hooks = any(layer._forward_hooks or layer._forward_pre_hooks for layer in (conv, norm))
     is_fixed = norm.running_mean is not None and not norm.training
-    return is_convolution and is_fixed and not has_hooks and _after_batch_norm(norm) is not None
+    is_unchanged = not is_patched(conv) and not is_patched(norm)
+    return is_convolution and is_fixed and is_unchanged and not has_hooks and _after_batch_norm(norm) is not None
 
 
 @torch.no_grad()
 def _after_batch_norm(norm):
-    """What is left of a BatchNorm: the modules that a subclass, as timm's BatchNormAct2d, applies to what it gives.
+    """The modules that a subclass of BatchNorm2d, as timm's BatchNormAct2d, applies after the normalisation.
 
-    None where a random input shows that it does anything else.
+    None if a random input shows that the subclass computes anything else.
     """
     if type(norm) is nn.BatchNorm2d:
         return nn.Identity()
@@ -143,13 +144,12 @@ def _after_batch_norm(norm):
     images = torch.randn(2, norm.num_features, 3, 5, generator=torch.Generator().manual_seed(0)).to(norm.running_mean)
     try:
         same = torch.allclose(norm(images), rest(nn.BatchNorm2d.forward(norm, images)), rtol=1e-5, atol=1e-6)
-    except Exception:  # a subclass may ask for anything
+    except Exception:  # a subclass may do anything
         return None
     return rest if same else None
 
 
 def _fold_into_conv2d(conv, norm):
-    """The convolution followed by the BatchNorm."""
-    pad, plain = take_apart(conv)
+    pad, plain = split_padding(conv)
     folded = fuse_conv_bn_eval(plain, norm)
     return folded if pad is None else nn.Sequential(pad, folded)

@@ -1,4 +1,4 @@
-"""What models take and give: a tensor, a tuple of arguments, or a dict of them by name."""
+"""Inputs and outputs of models: a tensor, a tuple of arguments, or a dict of them by name."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from inspect import Parameter, signature
@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from linearconv_convert.surgery import ConversionError, first_line
 
-TOLERANCE = 1e-4  # largest difference over the largest magnitude of the outputs, for which outputs count as equal
+TOLERANCE = 1e-4  # largest difference of equal outputs, relative to their largest magnitude
 TINY = torch.finfo(torch.float64).tiny
 
 
@@ -20,45 +20,47 @@ class Call(NamedTuple):
 
     args: tuple
     kwargs: dict
-    what: str  # they are, in an error
+    source: str  # of the arguments, for errors
 
     @property
     def tensors(self) -> list[torch.Tensor]:
-        """All tensors in it."""
+        """All tensors in the arguments."""
         return tensors_of((self.args, self.kwargs))
 
     @property
     def batch(self) -> int:
-        """The length of the first tensor."""
-        return next((len(tensor) for tensor in self.tensors if tensor.ndim), 0)
+        """Number of images: of a list of them, as detectors take, or the length of the first tensor."""
+        if self.args and isinstance(self.args[0], list):
+            return len(self.args[0])
+        return next((len(tensor) for tensor in self.tensors if tensor.ndim), 1)
 
     def images(self, index: slice | torch.Tensor) -> "Call":
-        """Return the same of some of its images: every tensor as long as the first one is indexed."""
+        """Return the call with some of its images: every tensor as long as the first one is indexed."""
         return self.map(lambda tensor: tensor[index] if tensor.ndim and len(tensor) == self.batch else tensor)
 
     def map(self, function: Callable[[torch.Tensor], object]) -> "Call":
-        """Return the same with a function applied to all tensors."""
+        """Return the call with a function applied to all tensors."""
         args, kwargs = tree_map(
             lambda leaf: function(leaf) if isinstance(leaf, torch.Tensor) else leaf, (self.args, self.kwargs)
         )
-        return Call(args, kwargs, self.what)
+        return Call(args, kwargs, self.source)
 
     def run(self, model: nn.Module, changed: dict[str, torch.Tensor] | None = None) -> object:
-        """Return the model's output, of arguments on the model's device.
+        """Return the model's output. The arguments are moved to the model's device.
 
         Args:
-            model: takes the arguments.
-            changed: {name: tensor} of parameters to run it with instead of its own.
+            model: the model.
+            changed: {name: tensor} of parameters to replace in this pass.
 
         Raises:
-            ConversionError: where the model does not take them.
+            ConversionError: if the model does not run on the arguments.
         """
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         args, kwargs, _ = self.map(lambda tensor: tensor.to(device))
         try:
             return functional_call(model, changed, args, kwargs) if changed else model(*args, **kwargs)
         except Exception as error:  # a forward pass may fail in any way
-            raise ConversionError(f"the model does not run on {self.what}: {first_line(error)}") from error
+            raise ConversionError(f"the model does not run on {self.source}: {first_line(error)}") from error
 
 
 def tensors_of(tree: object) -> list[torch.Tensor]:
@@ -71,7 +73,7 @@ def outputs(model: nn.Module, call: Call) -> list[torch.Tensor]:
     """Return all tensors of a model's output, in float64.
 
     Raises:
-        ConversionError: for a model without them, or that does not take the arguments.
+        ConversionError: if there are none, or the model does not run on the arguments.
     """
     tensors = [tensor.double() for tensor in tensors_of(call.run(model))]
     if not tensors:
@@ -81,15 +83,17 @@ def outputs(model: nn.Module, call: Call) -> list[torch.Tensor]:
 
 def largest_error(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
     """Return the largest difference of outputs, each relative to the largest magnitude of the expected output."""
-    pairs = [(ours, theirs) for ours, theirs in zip(found, expected, strict=True) if theirs.numel()]
-    errors = [(ours - theirs).abs().max() / theirs.abs().max().clamp_min(TINY) for ours, theirs in pairs]
-    return torch.stack(errors).max().item() if errors else 0.0
+    errors = [0.0]
+    for ours, theirs in zip(found, expected, strict=True):
+        if theirs.numel():
+            errors.append(((ours - theirs).abs().max() / theirs.abs().max().clamp_min(TINY)).item())
+    return torch.tensor(errors).max().item()  # NaN if there is one
 
 
 def example_call(model: nn.Module, example: object) -> Call:
-    """Return the forward pass of an example input: a tuple holds all arguments, a dict those of its names.
+    """Return the forward pass of an example input: a tuple has all arguments, a dict those of its names.
 
-    A dict of which `forward` knows no name is itself the argument, as everything else is.
+    A dict without a name that `forward` knows is itself the argument, as is every other object.
     """
     return _call(model, example, "example_input")
 
@@ -98,33 +102,44 @@ def calibration_calls(model: nn.Module, calibration: object) -> Iterator[Call]:
     """Return the forward passes of calibration batches.
 
     Args:
-        model: gives the names and the number of arguments that have no default.
-        calibration: a batch (a tensor, tuple or dict), or several in any other iterable. Of a tuple or list as loaders
-            give them, the model gets as many elements as it cannot do without: what is left are labels.
+        model: has the names of its arguments, and the number of those without a default.
+        calibration: a batch (a tensor, tuple or dict), or several in any other iterable. Of a tuple or list of a data
+            loader, the model gets its first elements, one for each argument without a default; the rest are labels.
 
     Raises:
-        ConversionError: where there is no batch in it.
+        ConversionError: if there is no batch, or a batch without images or with values that are not finite.
     """
     is_one = isinstance(calibration, (torch.Tensor, tuple, Mapping)) or not isinstance(calibration, Iterable)
-    calls = [] if isinstance(calibration, tuple) and not calibration else [calibration] if is_one else calibration
-    found = False
-    for batch in calls:
-        found = True
+    batches = [] if isinstance(calibration, tuple) and not calibration else [calibration] if is_one else calibration
+    number = 0
+    for number, batch in enumerate(batches, 1):
         if isinstance(batch, (tuple, list)) and batch:
-            nested = isinstance(batch[0], (tuple, list, Mapping))
-            batch = batch[0] if nested else tuple(batch[: max(1, _required(model))])
-        yield _call(model, batch, "calibration")
-    if not found:
-        raise ConversionError("calibration holds no batch of images")
+            is_nested = isinstance(batch[0], (tuple, list, Mapping))
+            batch = batch[0] if is_nested else tuple(batch[: max(1, _required(model))])
+        call = _call(model, batch, "calibration")
+        _check_values(call, number)
+        yield call
+    if not number:
+        raise ConversionError("calibration has no batch of images")
 
 
-def _call(model, given, what):
+def _check_values(call, number):
+    for tensor in call.tensors:
+        if not tensor.numel():
+            raise ConversionError(f"calibration: batch {number} is empty, a tensor of shape {tuple(tensor.shape)}")
+        finite = tensor.isfinite()
+        if not finite.all():
+            image = f"image {finite.flatten(1).all(1).int().argmin().item()} of " if tensor.ndim > 1 else ""
+            raise ConversionError(f"calibration: {image}batch {number} has values that are not finite")
+
+
+def _call(model, given, source):
     if isinstance(given, Mapping):
-        parameters = signature(model.forward).parameters.values()
-        takes_all = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters)
-        named = {key: value for key, value in given.items() if takes_all or key in {each.name for each in parameters}}
-        return Call((), named, what) if named else Call((given,), {}, what)
-    return Call(tuple(given) if isinstance(given, tuple) else (given,), {}, what)
+        parameters = signature(model.forward).parameters
+        takes_all = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
+        named = {key: value for key, value in given.items() if takes_all or key in parameters}
+        return Call((), named, source) if named else Call((given,), {}, source)
+    return Call(tuple(given) if isinstance(given, tuple) else (given,), {}, source)
 
 
 def _required(model):

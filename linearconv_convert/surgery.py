@@ -1,22 +1,52 @@
-"""Replacing layers of a model: finding them, refusing those that cannot be replaced, putting others in their places."""
+"""Layers of a model: finding and selecting them, refusing those that cannot be replaced, and replacing them."""
 
 import copy
+import fnmatch
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import MethodType
 
 import torch
 import torch.nn as nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-# Dictionaries of hooks. Those of a layer's state_dict speak of parameters that the new layer does not have, the others
-# move with the layer, so that handles that were given out still remove their hook.
+# Hooks on the state_dict name parameters that a new layer does not have. All other hooks move to the new layer, as the
+# same dictionaries, so that existing handles still remove their hook.
 STATE_HOOKS = [name for name in vars(nn.Module()) if "state_dict" in name]
 CARRIED_HOOKS = [name for name in vars(nn.Module()) if "hook" in name and name not in STATE_HOOKS]
+THOP_BUFFERS = {"total_ops", "total_params"}  # thop leaves them on layers
+
+Choice = str | type | Callable[[str, nn.Module], bool]
+Selection = Choice | list[Choice] | tuple[Choice, ...] | set[Choice] | frozenset[Choice]
 
 
 class ConversionError(ValueError):
     """A model cannot be converted, folded or exported; str() is one line with the layer, the reason and the cure."""
+
+
+class ConversionWarning(UserWarning):
+    """Less was done than was asked for, or worse than possible; str() is one line with the reason and the cure."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type if there is no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """Return a deep copy.
+
+    Raises:
+        ConversionError: if the model cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # attributes of a module may fail in any way
+        raise ConversionError(f"the model cannot be copied ({first_line(error)}): give inplace=True") from None
+
+
+# ---- finding layers --------------------------------------------------------------------------------------------------
 
 
 def layers_of(model: nn.Module, kind: type | tuple[type, ...]) -> dict[str, nn.Module]:
@@ -24,18 +54,79 @@ def layers_of(model: nn.Module, kind: type | tuple[type, ...]) -> dict[str, nn.M
     return {name: module for name, module in model.named_modules() if isinstance(module, kind)}
 
 
+def select(model: nn.Module, layers: dict[str, nn.Module], selection: Selection, argument: str) -> dict[str, nn.Module]:
+    """Return the selected layers. The name or type of a module selects all layers in the module.
+
+    Args:
+        model: has the modules that names and types refer to.
+        layers: {name: layer} to select from.
+        selection: names, patterns, types and functions (name, layer), one or several.
+        argument: name of the selection in errors.
+
+    Raises:
+        ConversionError: for a name without a module, or an item that is not a selection.
+    """
+    modules, found = dict(model.named_modules()), {}
+    for item in selection if isinstance(selection, (list, tuple, set, frozenset)) else [selection]:
+        if isinstance(item, str):
+            parents = [name for name in modules if fnmatch.fnmatchcase(name, item)]
+            if not parents:
+                raise ConversionError(f"{argument}: no module of the model is called {item!r}")
+        elif isinstance(item, type):
+            parents = [name for name, module in modules.items() if isinstance(module, item)]
+        elif callable(item):
+            parents = [name for name, layer in layers.items() if item(name, layer)]
+        else:
+            raise ConversionError(f"{argument} takes names, patterns, types or functions (name, layer), got {item!r}")
+        prefixes = tuple(f"{parent}." if parent else "" for parent in parents)
+        found |= {name: layer for name, layer in layers.items() if f"{name}.".startswith(prefixes)}
+    return found
+
+
+def values_by_name(
+    model: nn.Module, layers: dict[str, nn.Module], given: float | dict[str, float] | None, argument: str
+) -> dict[str, float | None]:
+    """Return {name: value} of a setting that is given once for all layers, or by their names and patterns.
+
+    The first entry of a dict that fits a layer counts. The value of a layer that no entry fits is None.
+
+    Raises:
+        ConversionError: for an entry that fits no module, or no layer that is left.
+    """
+    if not isinstance(given, dict):
+        return dict.fromkeys(layers, given)
+    values, left = dict.fromkeys(layers), dict(layers)
+    for item, value in given.items():
+        found = select(model, layers, item, argument)
+        if found and not found.keys() & left.keys():
+            raise ConversionError(f"{argument}: other entries stand before {item!r} and take all of its layers")
+        for name in found.keys() & left.keys():
+            values[name] = value
+            del left[name]
+    return values
+
+
+def is_patched(layer: nn.Module) -> bool:
+    """Return True if a method was replaced on this instance, as by `layer.forward = ...`."""
+    return any(callable(getattr(type(layer), name, None)) for name in vars(layer))
+
+
 def is_plain_conv2d(layer: nn.Module) -> bool:
-    """Return True for an nn.Conv2d, or a subclass of it that computes the same of the same two parameters."""
+    """Return True for an nn.Conv2d, or an instance of a subclass that computes the same from weight and bias."""
     computing = ("forward", "_conv_forward", "__call__")
     inherits = all(getattr(type(layer), name, None) is getattr(nn.Conv2d, name) for name in computing)
-    return inherits and set(layer._parameters) == {"weight", "bias"} and not layer._buffers and not layer._modules
+    has_more = set(layer._parameters) != {"weight", "bias"} or layer._buffers.keys() - THOP_BUFFERS or layer._modules
+    return inherits and not has_more and not is_patched(layer)
+
+
+# ---- refusing models and layers --------------------------------------------------------------------------------------
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse a model of which no layer can be replaced.
+    """Refuse a model in which no layer can be replaced.
 
     Raises:
-        ConversionError: for a compiled, scripted or wrapped model, or one of which not all parameters exist yet.
+        ConversionError: for a compiled, scripted or wrapped model, or one without all of its parameters.
     """
     if not isinstance(model, nn.Module):
         raise ConversionError(f"expected an nn.Module, got {type(model).__name__}")
@@ -60,32 +151,31 @@ def check_layer(name: str, layer: nn.Module, model: nn.Module) -> None:
     where = _called(name)
     if parametrize.is_parametrized(layer):
         raise ConversionError(f"{where} is parametrized: parametrize.remove_parametrizations of torch makes it plain")
-    if isinstance(layer, nn.Conv2d) and "weight" not in layer._parameters:
+    if "weight" not in layer._parameters:
         hooks = "a hook (weight norm, spectral norm or pruning)"
         raise ConversionError(f"{where} has its weight computed by {hooks}: remove that with its own remove function")
     if any(getattr(layer, hooks) for hooks in STATE_HOOKS):
         raise ConversionError(f"{where} has hooks on its state_dict, which name its weight: remove them")
     names = [name for name, module in model.named_modules(remove_duplicate=False) if module is layer]
     if len(names) > 1:
-        raise ConversionError(f"one convolution stands in several places ({', '.join(names)}): skip it, or copy it")
+        raise ConversionError(f"one convolution is in several places ({', '.join(names)}): skip it, or copy it")
     for key, parameter in layer.named_parameters(recurse=False):
         names = [name for name, other in model.named_parameters(remove_duplicate=False) if other is parameter]
         if len(names) > 1:
-            raise ConversionError(f"one parameter stands in several places ({', '.join(names)}): skip these layers")
+            raise ConversionError(f"one parameter is in several places ({', '.join(names)}): skip these layers")
         if parameter.is_meta:
-            raise ConversionError(f"{where} lies on the meta device and has no weights yet: load them first")
+            raise ConversionError(f"{where} is on the meta device and has no weights yet: load them first")
         if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
             raise ConversionError(f"{key} of {where} has hooks, which a new parameter cannot keep: remove them")
         if not parameter.isfinite().all():
-            raise ConversionError(f"{key} of {where} holds values that are not finite")
+            raise ConversionError(f"{key} of {where} has values that are not finite")
 
 
-def copy_of(model: nn.Module) -> nn.Module:
-    """Return a deep copy; a ConversionError where the model cannot be copied."""
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:  # what a module holds may fail in any way
-        raise ConversionError(f"the model cannot be copied ({first_line(error)}): give inplace=True") from None
+def _called(name):
+    return f"layer {name!r}" if name else "the model"
+
+
+# ---- running and replacing layers ------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -104,25 +194,33 @@ def eval_with_hooks(
 
 
 def replace(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Put new modules in the places of old ones {old: new}, with their hooks and modes, and return the model.
+    """Replace modules {old: new} of a model, with their hooks and modes, and return the model.
 
-    It is changed in place, except where it is itself replaced; then its replacement is returned.
+    References in plain attributes, as `self.convs = [self.conv1]` or `self.op = self.conv1.forward`, are replaced too.
+    The model is changed in place, except if it is itself replaced. Then its replacement is returned.
     """
     for old, new in replacements.items():
         for hooks in CARRIED_HOOKS:
             setattr(new, hooks, getattr(old, hooks))
         new.train(old.training)
+    own = vars(nn.Module()).keys()  # attributes that every module has
     for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child in replacements:
-                setattr(parent, name, replacements[child])
+        parent._modules.update({name: replacements.get(child, child) for name, child in parent._modules.items()})
+        for name, value in [item for item in vars(parent).items() if item[0] not in own]:
+            setattr(parent, name, _with_replaced(value, replacements))
     return replacements.get(model, model)
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its type where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _called(name):
-    return f"layer {name!r}" if name else "the model"
+def _with_replaced(value, replacements):
+    """A plain container, or a method of a module, that refers to the new modules; anything else unchanged."""
+    if isinstance(value, nn.Module):
+        return replacements.get(value, value)
+    if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module) and value.__self__ in replacements:
+        return getattr(replacements[value.__self__], value.__name__, value)
+    if type(value) is dict:
+        new = {key: _with_replaced(each, replacements) for key, each in value.items()}
+        return new if any(new[key] is not value[key] for key in value) else value
+    if type(value) in (list, tuple):
+        new = type(value)(_with_replaced(each, replacements) for each in value)
+        return new if any(ours is not theirs for ours, theirs in zip(new, value, strict=True)) else value
+    return value

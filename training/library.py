@@ -17,11 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from linearconv_convert.choosing import UNITS, Aim
+from linearconv_convert.budget import UNITS, CompressionTarget
 from linearconv_convert.convert import convert
-from linearconv_convert.leftovers import told_in_lines
-from linearconv_convert.networks import load_network, load_weights
-from linearconv_convert.recorded import convert_again, setting_of
+from linearconv_convert.networks import convert_again, load_network, load_weights, setting_of
+from linearconv_convert.report import warnings_as_lines
 from linearconv_convert.surgery import ConversionError
 from linearconv_variants import Variant, add_options, non_negative_int, positive_share
 from training.distributed import Group
@@ -71,7 +70,7 @@ class Library:
         if variant.type == "dense" and options.budget is not None:
             raise ValueError("--budget is for what is converted: -t dense is not")
         if options.budget is not None:
-            Aim(options.budget, options.of).check(variant.type, *_given(variant), grow=False)
+            CompressionTarget(options.budget, options.of).check(variant.type, *_given(variant), grow=False)
 
     def label(self, options: argparse.Namespace) -> list[str]:
         """Return the parts of a run's name that distinguish the network from others."""
@@ -165,7 +164,7 @@ class Library:
 def _errors_in_one_line(options: argparse.Namespace) -> Iterator[None]:
     """Print warnings of the conversion as one line each, and raise its errors as UsageError."""
     try:
-        with told_in_lines(options.program):
+        with warnings_as_lines(options.program):
             yield
     except ValueError as error:
         raise UsageError(str(error)) from None

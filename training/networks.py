@@ -12,7 +12,7 @@ from functools import partial
 import torch.nn as nn
 
 from baselines import HELP as BASELINES_HELP
-from linearconv_convert.starting import STARTS, initialise
+from linearconv_convert.weights import STARTS, initialise
 from linearconv_sparse import SCHEDULES
 from linearconv_variants import add_options, positive_float
 from training.distributed import Group

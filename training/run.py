@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dataloaders import DataError, Loader, dataloaders, describe, kept_in_memory
 from linearconv import LinearConv
-from linearconv_convert.carrying import carry_over
+from linearconv_convert.weights import copy_weights
 from training import checkpoints, counting, report
 from training.distributed import Group, join
 from training.errors import EXPECTED, UsageError, report_failure
@@ -263,7 +263,7 @@ def train(
         progress = warm_up.fit()
         if dense_epochs >= recipe.epochs:
             return warm_up
-        carry_over(warm_up.model, network.model.to(group.device))
+        copy_weights(warm_up.model, network.model.to(group.device))
     trainer = make_trainer(network.model, first_epoch=dense_epochs, progress=progress)
     if checkpoint:
         trainer.load_state(*checkpoint, options.may_change)

@@ -10,8 +10,7 @@ import torch.nn as nn
 from linearconv import LinearConv
 from linearconv_convert import ConversionError, convert
 from linearconv_convert.budget import Option, curve_of, share_out
-from linearconv_convert.effects import Effect
-from linearconv_convert.spectrum import alpha_of, full_rank_spectrum, low_rank_spectrum
+from linearconv_convert.losses import LossCurve, alpha_of, full_rank_spectrum, low_rank_spectrum
 from linearconv_lowrank import LinearConvLowRank
 from tests.helpers.layers import relative_error
 from tests.helpers.networks import images, tiny
@@ -149,7 +148,7 @@ def test_an_error_gives_each_layer_the_fewest_filters_within_it():
 
 def test_effects_pass_through_what_was_measured_and_are_proportional_beyond():
     points = tuple((float(x), float(d)) for x, d in ((0.01, 0.001), (0.1, 0.05)))
-    effect = Effect(points)
+    effect = LossCurve(points)
 
     def at(x):
         return effect.at((1 - torch.exp(torch.tensor(-x, dtype=torch.float64)).item()) ** 0.5)
@@ -157,7 +156,7 @@ def test_effects_pass_through_what_was_measured_and_are_proportional_beyond():
     assert at(0.01) == pytest.approx(0.001) and at(0.1) == pytest.approx(0.05)
     assert at(0.005) == pytest.approx(0.0005) and at(0.2) == pytest.approx(0.1) and at(0) == 0
     assert 0.001 < at(0.03) < 0.05
-    assert Effect().at(0.1) == pytest.approx(0.01, rel=0.01) and Effect().at(1.0) < float("inf")
+    assert LossCurve().at(0.1) == pytest.approx(0.01, rel=0.01) and LossCurve().at(1.0) < float("inf")
 
 
 def test_alpha_and_rank_are_given_by_name_or_pattern():
@@ -179,8 +178,8 @@ def test_alpha_and_rank_are_given_by_name_or_pattern():
         (dict(type="rank", budget=0.5, rank=0.5), "nothing else"),
         (dict(type="rank", budget=0.5, grow=True), "leave grow out"),
         (dict(type="rank", budget=0.5, of="macs"), "needs example_input or calibration"),
-        (dict(type="rank", budget=1.5), "budget must lie in"),
-        (dict(type="rank", error=0), "error must lie in"),
+        (dict(type="rank", budget=1.5), "budget must be in"),
+        (dict(type="rank", error=0), "error must be in"),
         (dict(type="rank", budget=0.5, of="bytes"), "of must be one of"),
         (dict(type="lowrank"), "lowrank needs a rank"),
         (dict(type="lowrank", rank={"stem": 3}), "rank: no entry fits"),

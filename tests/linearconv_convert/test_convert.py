@@ -1,4 +1,4 @@
-"""Any network is converted with its weights carried over, and told in one line where that cannot be."""
+"""convert: any network, with its weights carried over, and one line for what cannot be converted."""
 
 import copy
 
@@ -23,29 +23,24 @@ def check_convert_and_fold(name, dtype, tolerance):
         assert relative_error(same(batch), model(batch)) <= (1e-12 if dtype == torch.float64 else 2e-6)
         small = convert(model, "rank")
         assert count_parameters(small) < count_parameters(model)
-        plain = fold(small)
-        assert not any(isinstance(layer, LinearConv) for layer in plain.modules())
-        assert relative_error(plain(batch), small(batch)) <= tolerance
-        for folded in (fold(small, batch_norm=True), deploy(small)):
+        for folded in (fold(small), fold(small, batch_norm=True), deploy(small)):
             assert relative_error(folded(batch), small(batch)) <= tolerance
             assert not any(isinstance(layer, LinearConv) for layer in folded.modules())
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.float64, 1e-10)])
-@pytest.mark.parametrize("name", SMALL)
-def test_small_networks_of_libraries_are_converted_and_folded_with_equal_outputs(name, dtype, tolerance):
-    check_convert_and_fold(name, dtype, tolerance)
+def test_a_network_of_a_library_is_converted_and_folded_with_equal_outputs():
+    check_convert_and_fold("torchvision:mobilenet_v3_small", torch.float32, 1e-4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", SMALL + FAMILIES)
 def test_all_families_are_converted_and_folded_with_equal_outputs(name):
     check_convert_and_fold(name, torch.float32, 1e-4)
     check_convert_and_fold(name, torch.float64, 1e-10)
 
 
 @pytest.mark.parametrize("setting, kind", CONVERSIONS.values(), ids=CONVERSIONS)
-def test_every_variant_takes_the_place_of_the_layer(setting, kind):
+def test_every_variant_replaces_the_layer(setting, kind):
     model = tiny().train().to(torch.float64)
     model.stem.weight.requires_grad_(False)
     model.block[0].eval()
@@ -76,11 +71,8 @@ def test_the_conversion_of_a_conversion_is_the_same():
 @pytest.mark.parametrize(
     "skip, left",
     [
-        ("stem", {"stem"}),
-        (["stem", "thin"], {"stem", "thin"}),
         ("block", {"block.0"}),
         ("*t*", {"stem", "twice", "depthwise", "thin"}),
-        (nn.Sequential, {"block.0"}),
         (lambda name, layer: layer.in_channels == 24, {"grouped", "depthwise", "thin"}),
         ([nn.Sequential, "stem"], {"stem", "block.0"}),
     ],
@@ -104,24 +96,14 @@ def test_a_subclass_is_converted_only_if_it_adds_nothing():
         def forward(self, input):
             return 2 * super().forward(input)
 
-    small, report = convert(nn.Sequential(Named(8, 16, 3), Scaled(16, 16, 3)), "rank", return_report=True)
+    model = nn.Sequential(Named(8, 16, 3), Scaled(16, 16, 3))
+    model[0].register_buffer("total_ops", torch.zeros(1))  # as thop leaves them
+    small, report = convert(model, "rank", return_report=True)
     assert [type(layer) for layer in small] == [LinearConv, Scaled]
     assert report.layers[1].reason == "Scaled adds to nn.Conv2d"
 
 
-@pytest.mark.parametrize(
-    "selection, message",
-    [
-        (dict(skip="conv9"), "skip: no module of the model is called 'conv9'"),
-        (dict(include=[3]), "include takes names"),
-    ],
-)
-def test_a_selection_that_fits_nothing_is_an_error(selection, message):
-    with pytest.raises(ConversionError, match=message):
-        convert(tiny(), "rank", **selection)
-
-
-def test_the_model_is_left_alone_or_changed_in_place():
+def test_the_model_is_changed_only_in_place():
     model = tiny()
     state, modules = copy.deepcopy(model.state_dict()), [type(module) for module in model.modules()]
     small = convert(model, "rank")
@@ -134,7 +116,7 @@ def test_the_model_is_left_alone_or_changed_in_place():
     torch.testing.assert_close(model(images()), small(images()))
 
 
-def test_hooks_go_over_and_their_handles_still_remove_them():
+def test_hooks_move_and_their_handles_still_remove_them():
     model, calls = tiny(), []
     handle = model.twice.register_forward_hook(lambda layer, inputs, output: calls.append(type(layer)))
     model.twice.register_forward_pre_hook(lambda layer, inputs, kwargs: calls.append("before"), with_kwargs=True)
@@ -153,8 +135,7 @@ def test_scratch_is_the_initial_distribution():
 
 
 def test_memory_format_is_kept():
-    model = tiny().to(memory_format=torch.channels_last)
-    layer = convert(model, "rank").twice
+    layer = convert(tiny().to(memory_format=torch.channels_last), "rank").twice
     assert layer.conv_weights.is_contiguous(memory_format=torch.channels_last)
     assert not layer.conv_weights.is_contiguous()
 
@@ -190,10 +171,7 @@ def test_sparse_layers_keep_their_mask_through_training_and_state_dicts():
     [
         (dict(type="full"), "type must be one of"),
         (dict(type="rank", rank=2), "share of the primary filters"),
-        (dict(type="lowrank", rank=0.5), "integer of at least 1"),
         (dict(type="sparse", rank=3), "rank has no meaning"),
-        (dict(type="rank", sparsity=0.5), "sparsity has no meaning"),
-        (dict(type="sparse", sparsity=1), "sparsity must be in"),
         (dict(type="rank", alpha=0), "alpha must be in"),
         (dict(type="rank", init="random"), "init must be one of"),
     ],

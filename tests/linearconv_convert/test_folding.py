@@ -19,11 +19,15 @@ def kinds(model):
     return {name: type(module) for name, module in model.named_modules() if not list(module.children())}
 
 
+def sequence(*layers):
+    return disturb(nn.Sequential(*layers)).double().eval()
+
+
 @pytest.mark.parametrize("conv", VARIANTS.values(), ids=VARIANTS)
 def test_batch_norm_is_folded_into_every_variant(conv):
     torch.manual_seed(0)
-    layers = [prune_half(conv(3, 8, 3, bias=False)), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 12, 3, groups=1)]
-    model = disturb(nn.Sequential(*layers, nn.BatchNorm2d(12))).double().eval()
+    layers = prune_half(conv(3, 8, 3, bias=False)), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 12, 3), nn.BatchNorm2d(12)
+    model = sequence(*layers)
     folded = fold(model, batch_norm=True)
     assert [type(layer) for layer in folded][1::3] == [nn.Identity, nn.Identity]
     assert type(folded[0]) is type(folded[3]) is nn.Conv2d
@@ -32,13 +36,14 @@ def test_batch_norm_is_folded_into_every_variant(conv):
 
 def test_only_a_batch_norm_that_alone_takes_the_output_is_folded():
     model = tiny().double()
-    folded = kinds(fold(model, batch_norm=True))
-    assert folded["norm1"] is folded["block.1"] is folded["norm3"] is nn.Identity
-    assert folded["norm2"] is nn.BatchNorm2d  # its input is used again in the shortcut
-    assert relative_error(fold(model, batch_norm=True)(IMAGES), model(IMAGES)) < 1e-10
+    folded = fold(model, batch_norm=True)
+    found = kinds(folded)
+    assert found["norm1"] is found["block.1"] is found["norm3"] is nn.Identity
+    assert found["norm2"] is nn.BatchNorm2d  # its input is used again in the shortcut
+    assert relative_error(folded(IMAGES), model(IMAGES)) < 1e-10
 
 
-def test_folding_leaves_the_model_alone_unless_in_place():
+def test_folding_leaves_the_model_unchanged_unless_in_place():
     model = convert(tiny(), "rank")
     before = kinds(model)
     plain = fold(model, batch_norm=True)
@@ -47,32 +52,55 @@ def test_folding_leaves_the_model_alone_unless_in_place():
     assert not any(isinstance(layer, LinearConv) for layer in model.modules())
 
 
+class Storing(nn.Module):
+    """Keeps its features and counts its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.calls, self.kept = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), 0, []
+
+    def forward(self, x):
+        self.calls += 1
+        self.features = self.conv(x)
+        self.kept.append(self.features)
+        return self.norm(self.kept[0]) + self.calls
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_tracing_leaves_no_trace_in_a_model_that_stores_tensors_on_itself(inplace):
+    model = disturb(Storing()).double().eval()
+    folded = fold(model, batch_norm=True, inplace=inplace)
+    for each in (model, folded):
+        assert each.calls == 0 and each.kept == [] and not hasattr(each, "features")
+    assert type(folded(IMAGES)) is torch.Tensor
+
+
 def test_hooks_on_the_pair_keep_it_apart():
     model = tiny()
     model.stem.register_forward_hook(lambda *arguments: None)
     assert kinds(fold(model, batch_norm=True))["norm1"] is nn.BatchNorm2d
 
 
-def test_a_batch_norm_used_twice_stays():
-    norm = nn.BatchNorm2d(8)
-    model = disturb(nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.Conv2d(8, 8, 3), norm)).double().eval()
-    assert relative_error(fold(model, batch_norm=True)(IMAGES), model(IMAGES)) < 1e-10
+class Again(nn.Module):
+    """Uses a convolution of its parent; the tracer does not look inside, as there is no BatchNorm."""
+
+    def __init__(self, conv):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x):
+        return self.conv(x[:, :3])
 
 
-def test_a_convolution_that_is_used_elsewhere_unseen_stays():
-    class Again(nn.Module):
-        def __init__(self, conv):
-            super().__init__()
-            self.conv = conv
-
-        def forward(self, x):
-            return self.conv(x[:, :3])  # holds no BatchNorm, so that nobody looks inside
-
-    conv = nn.Conv2d(3, 8, 3)
-    model = disturb(nn.Sequential(conv, nn.BatchNorm2d(8), Again(conv))).double().eval()
-    folded = fold(model, batch_norm=True)
-    assert type(folded[1]) is nn.BatchNorm2d
-    assert relative_error(folded(IMAGES), model(IMAGES)) < 1e-10
+def test_layers_that_are_used_twice_stay():
+    norm, conv = nn.BatchNorm2d(8), nn.Conv2d(3, 8, 3)
+    for model in (
+        sequence(nn.Conv2d(3, 8, 3), norm, nn.Conv2d(8, 8, 3), norm),
+        sequence(conv, nn.BatchNorm2d(8), Again(conv)),
+    ):
+        folded = fold(model, batch_norm=True)
+        assert type(folded[1]) is nn.BatchNorm2d
+        assert relative_error(folded(IMAGES), model(IMAGES)) < 1e-10
 
 
 class Activated(nn.BatchNorm2d):
@@ -87,9 +115,7 @@ class Activated(nn.BatchNorm2d):
 
 
 def test_an_activation_inside_of_a_batch_norm_stays_when_that_is_folded():
-    model = (
-        disturb(nn.Sequential(nn.Conv2d(3, 8, 3), Activated(8), nn.Conv2d(8, 8, 3), Activated(8, 2))).double().eval()
-    )
+    model = sequence(nn.Conv2d(3, 8, 3), Activated(8), nn.Conv2d(8, 8, 3), Activated(8, 2))
     folded = fold(model, batch_norm=True)
     assert kinds(folded)["1.0"] is nn.ReLU and type(folded[3]) is Activated
     assert relative_error(folded(IMAGES), model(IMAGES)) < 1e-10
@@ -100,23 +126,19 @@ class Untraceable(nn.Module):
         return x if x.sum() > 0 else -x
 
 
-@pytest.mark.parametrize("rest", [nn.Identity(), Untraceable()], ids=["traceable", "untraceable"])
-def test_batch_norm_is_folded_across_containers_and_beside_what_cannot_be_traced(rest):
-    inside = nn.Sequential(nn.Conv2d(3, 8, 3)) if isinstance(rest, nn.Identity) else nn.Conv2d(3, 8, 3)
-    model = disturb(nn.Sequential(inside, nn.BatchNorm2d(8), rest)).double().eval()
-    folded = fold(model, batch_norm=True)
-    assert type(folded[1]) is nn.Identity
-    assert relative_error(folded(IMAGES), model(IMAGES)) < 1e-10
+def test_batch_norm_is_folded_across_containers_and_beside_modules_that_cannot_be_traced():
+    inside = nn.Sequential(nn.Conv2d(3, 8, 3)), nn.BatchNorm2d(8), nn.Identity()
+    for model in (sequence(*inside), sequence(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), Untraceable())):
+        folded = fold(model, batch_norm=True)
+        assert type(folded[1]) is nn.Identity
+        assert relative_error(folded(IMAGES), model(IMAGES)) < 1e-10
 
 
-def test_training_mode_and_control_flow_are_told():
-    class Choosing(nn.Module):
+def test_training_mode_and_control_flow_are_refused():
+    class Choosing(Untraceable):
         def __init__(self):
             super().__init__()
             self.norm = nn.BatchNorm2d(3)
-
-        def forward(self, x):
-            return self.norm(x) if x.sum() > 0 else x
 
     with pytest.raises(ConversionError, match="eval mode"):
         fold(tiny().train(), batch_norm=True)
@@ -134,7 +156,7 @@ def test_the_networks_of_the_paper_are_traceable():
 
 
 @pytest.mark.parametrize("conv", VARIANTS.values(), ids=VARIANTS)
-def test_switch_to_deploy_makes_a_plain_convolution_in_place(conv):
+def test_switch_to_deploy_gives_a_plain_convolution_in_place(conv):
     torch.manual_seed(0)
     layer = prune_half(conv(6, 10, 3, dtype=torch.float64)).eval()
     maps = torch.randn(2, 6, 7, 7, dtype=torch.float64)
@@ -148,12 +170,9 @@ def test_switch_to_deploy_makes_a_plain_convolution_in_place(conv):
 
 
 def test_timm_reparameterizes_converted_models():
-    pytest.importorskip("timm")
-    from timm.utils.model import reparameterize_model
-
+    reparameterize_model = pytest.importorskip("timm.utils.model").reparameterize_model
     model = convert(tiny(), "rank")
     plain = reparameterize_model(model)
     assert not any(isinstance(layer, LinearConv) for layer in plain.modules())
-    images = IMAGES.float()
     with warnings.catch_warnings(), torch.no_grad():
-        assert relative_error(plain(images), model(images)) < 1e-4
+        assert relative_error(plain(IMAGES.float()), model(IMAGES.float())) < 1e-4

@@ -97,7 +97,7 @@ def test_some_images_of_a_call_are_taken_of_all_its_tensors():
         (dict(calibration=torch.randn(2, 5, 8, 8)), "does not run on calibration: .*channels"),
         (dict(calibration=[torch.randn(2, 3)]), "does not run on calibration"),
         (dict(calibration="images"), "does not run on calibration"),
-        (dict(calibration=[]), "calibration holds no batch"),
+        (dict(calibration=[]), "calibration has no batch"),
         (dict(calibration=3), "does not run on calibration"),
         (dict(example_input=(IMAGE, IMAGE)), "does not run on example_input"),
         (dict(example_input={"pixels": IMAGE}), "does not run on example_input"),
@@ -106,4 +106,28 @@ def test_some_images_of_a_call_are_taken_of_all_its_tensors():
 def test_what_the_model_does_not_take_is_told_in_one_line(setting, message):
     with pytest.raises(ConversionError, match=message) as caught:
         convert(tiny(), "rank", **setting)
+    assert "\n" not in str(caught.value)
+
+
+def broken(value):
+    batch = images(12)
+    batch[1, 2, 3, 4] = value
+    return batch
+
+
+@pytest.mark.parametrize(
+    "calibration, message",
+    [
+        (broken(float("nan")), "image 1 of batch 1 has values that are not finite"),
+        ([IMAGE, (broken(float("-inf")), LABELS)], "image 1 of batch 2 has values that are not finite"),
+        (torch.empty(0, 3, 12, 12), r"batch 1 is empty, a tensor of shape \(0, 3, 12, 12\)"),
+        ([IMAGE, IMAGE[:0]], "batch 2 is empty"),
+        (1e30 * IMAGE, "the outputs of layer '.*' on these images are not finite"),
+    ],
+)
+def test_calibration_without_finite_images_is_refused(calibration, message):
+    model = tiny()
+    model.stem.weight.data *= 1e30
+    with pytest.raises(ConversionError, match=message) as caught:
+        convert(model, "rank", calibration=calibration)
     assert "\n" not in str(caught.value)

@@ -13,7 +13,7 @@ from torchvision.models import get_model
 from linearconv import LinearConv
 from linearconv_convert import load_converted
 from linearconv_convert.__main__ import main as convert_command
-from linearconv_convert.recorded import read_record
+from linearconv_convert.networks import read_record
 from tests.helpers.runs import EVERY_SCRIPT, ROOT
 from tests.training.test_scripts import REPORT_KEYS
 from tests.training.test_survival import assert_same_run, at_step

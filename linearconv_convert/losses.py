@@ -1,0 +1,181 @@
+"""The loss of a network by a LinearConv layer: its relative errors e for all P, or all ranks, and what they cost.
+
+    e(P)^2 = sum_{i > P} s_i^2 / sum_i s_i^2        (Eckart-Young; s_i the singular values of the root S, fitting.py)
+    d = -log(1 - e^2)                               by filters: the sum over layers is -log of the product of the shares
+                                                    of variance that the layers keep
+    d = s (-log(1 - e^2))^q                         by outputs: fitted to |f'(x) - f(x)|^2 / |f(x)|^2 on calibration
+                                                    images, f' being the network f with this layer alone truncated
+
+f' keeps the first components of the layer's outputs, which a LinearConv can keep. It is measured for the errors
+`MEASURED_ERRORS`. s and q are those of the two measurements around e; q = 1 below the least and above the largest one.
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from linearconv_convert import fitting
+from linearconv_convert.calibration import Moments
+from linearconv_convert.inputs import Call, tensors_of
+from linearconv_convert.surgery import eval_with_hooks
+
+MAX_VALUES = 64  # settings that are compared for a layer
+MEASURED_ERRORS = (0.8, 0.5, 0.25, 0.1)
+MAX_IMAGES = 64  # for the measurements
+MIN_LOSS = 1e-30  # measured loss of a layer without effect
+MAX_ERROR = 1 - 1e-9  # a layer that keeps nothing would have an infinite loss
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The errors of one layer by its value: the number of primary filters, or the rank of the coefficients."""
+
+    errors: Tensor  # relative, in the Frobenius norm, for the values 0, 1, ...
+    setting: Callable[[int], dict[str, float]]  # alpha or rank for a value
+    projection: Callable[[int], Tensor]  # Q (F, F) for a value, which leaves Q W of the filters, Q y of the outputs
+
+    def smallest_within(self, error: float) -> int:
+        """Return the smallest value within an error, or the largest value."""
+        return min(max(1, int((self.errors > error).sum())), len(self.errors) - 1)
+
+    def values(self) -> list[int]:
+        """Return the values to choose from, at even distances."""
+        most = len(self.errors) - 1
+        return sorted({1, *range(most, 0, -math.ceil(most / MAX_VALUES))})
+
+
+def full_rank_spectrum(root: Tensor) -> Spectrum:
+    """Return the errors of LinearConv with P = 0, ..., F - 1, for a root S (F, r)."""
+    filters = len(root)
+    left, values, _ = torch.linalg.svd(root, full_matrices=False)
+    squares = root.new_zeros(filters)
+    squares[: len(values)] = _tails(values)[:filters]
+    return Spectrum(
+        (squares / _total(root)).sqrt(),
+        lambda primary: {"alpha": alpha_of(primary, filters)},
+        lambda primary: left[:, :primary] @ left[:, :primary].T,
+    )
+
+
+def low_rank_spectrum(root: Tensor, primary: int) -> Spectrum:
+    """Return the errors of LinearConvLowRank with R = 0, ..., min(P, F - P), for P and a root S (F, r).
+
+    They are the tails of the combined part A T S plus the error of P primary filters, which the fit improves a little.
+    """
+    full = fitting.full_rank(root, primary)
+    left, values, _ = torch.linalg.svd(full @ fitting.primary_of(full, root), full_matrices=False)
+    values = values[: min(full.shape)]
+    squares = fitting.error(full, root) ** 2 + torch.cat((_tails(values), values.new_zeros(1)))
+    identity = torch.eye(len(root), dtype=root.dtype, device=root.device)
+
+    def projection(rank):
+        return identity - fitting.residual(left[:, :rank] @ (left[:, :rank].T @ full), identity)
+
+    return Spectrum((squares / _total(root)).sqrt(), lambda rank: {"rank": rank}, projection)
+
+
+def alpha_of(primary: int, out_channels: int) -> float:
+    """Return a share with which a layer has exactly so many primary filters, P = int(alpha F)."""
+    alpha = primary / out_channels
+    return alpha if int(alpha * out_channels) == primary else math.nextafter(alpha, 1)
+
+
+def _tails(values):
+    """Sums of squares of all but the first 0, 1, ... values."""
+    return values.square().flip(0).cumsum(0).flip(0)
+
+
+def _total(root):
+    return root.square().sum().clamp_min(torch.finfo(root.dtype).tiny)
+
+
+@dataclass(frozen=True)
+class LossCurve:
+    """The loss of the network by the error of one layer; by default that of filters."""
+
+    points: tuple[tuple[float, float], ...] = ((1.0, 1.0),)  # (-log(1 - e^2), d), of rising e
+
+    def at(self, error: float) -> float:
+        """Return d for a relative error e of the layer."""
+        x = _filter_loss(error)
+        after = min(bisect_left(self.points, (x,)), len(self.points) - 1)
+        before = max(after - 1, 0) if x <= self.points[-1][0] else after
+        (x_before, d_before), (x_after, d_after) = self.points[before], self.points[after]
+        power = math.log(d_after / d_before) / math.log(x_after / x_before) if x_before < x_after else 1.0
+        return d_before * (x / x_before) ** power
+
+
+def expected_error(loss: float) -> float:
+    """Return the relative error of outputs for a sum of losses d."""
+    return (1 - math.exp(-loss)) ** 0.5
+
+
+def _filter_loss(error):
+    return -math.log1p(-(min(error, MAX_ERROR) ** 2))
+
+
+@torch.no_grad()
+def measure_losses(
+    model: nn.Module,
+    layers: dict[str, nn.Conv2d],
+    spectra: dict[str, Spectrum],
+    moments: dict[str, Moments],
+    call: Call,
+) -> dict[str, LossCurve]:
+    """Measure the loss of a network by each of its layers, one at a time.
+
+    Args:
+        model: with the convolutions; unchanged afterwards.
+        layers: {name: convolution} of the model.
+        spectra: of the layers to measure.
+        moments: of the outputs of calibrated layers, whose means are kept through the biases.
+        call: the images; the first `MAX_IMAGES` are used.
+
+    Returns:
+        {name: curve}, the default ones if the outputs of two runs cannot be compared.
+    """
+    call, curves = call.images(slice(MAX_IMAGES)), {}
+    with eval_with_hooks(model, {}, None):
+        expected = _outputs(call.run(model))
+        for name, spectrum in spectra.items():
+            points = {}
+            for value in {spectrum.smallest_within(error) for error in MEASURED_ERRORS}:
+                changed = _truncated(name, layers[name], spectrum.projection(value), moments.get(name))
+                change = _change(_outputs(call.run(model, changed)), expected)
+                if not math.isfinite(change):
+                    return dict.fromkeys(spectra, LossCurve())
+                x = _filter_loss(spectrum.errors[value].item())
+                if x > 0:
+                    points[x] = max(change, MIN_LOSS)
+            curves[name] = LossCurve(tuple(sorted(points.items()))) if points else LossCurve()
+    return curves
+
+
+def _truncated(name, layer, projection, moments):
+    """The parameters, by their names in the model, of a layer whose outputs are projected."""
+    prefix = f"{name}." if name else ""
+    weight = projection @ layer.weight.double().flatten(1)
+    changed = {f"{prefix}weight": weight.to(layer.weight.dtype).view_as(layer.weight)}
+    if layer.bias is not None and moments is not None:
+        lost = moments.mean - projection @ moments.mean
+        changed[f"{prefix}bias"] = layer.bias + lost.to(layer.bias.dtype)
+    return changed
+
+
+def _outputs(tree):
+    return [output.double() for output in tensors_of(tree) if output.is_floating_point()]
+
+
+def _change(outputs, expected):
+    """Relative squared difference, the mean over the output tensors; NaN if their shapes differ."""
+    if not expected or [output.shape for output in outputs] != [output.shape for output in expected]:
+        return math.nan
+    total = 0.0
+    for ours, theirs in zip(outputs, expected, strict=True):
+        total += (ours - theirs).square().sum() / theirs.square().sum().clamp_min(torch.finfo(theirs.dtype).tiny)
+    return total.item() / len(outputs)

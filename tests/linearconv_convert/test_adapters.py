@@ -1,0 +1,164 @@
+"""nn.Linear and nn.Conv1d are converted if asked for; convolutions that pad by themselves are split; others stay."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from linearconv import LinearConv
+from linearconv_convert import ConversionError, convert, export, fold
+from linearconv_convert.adapters import Conv2dAdapter, SamePad2d, adapters_in_place, split_padding
+from tests.helpers.layers import relative_error
+from tests.helpers.networks import disturb
+from training.counting import count_parameters
+
+SEQUENCE = torch.randn(2, 16, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+class Mixed(nn.Module):
+    """A Conv1d of every setting, Linears of tokens, of images and of nothing but channels, one of them tied."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(16, 32, 3, stride=2, padding=2, dilation=2, groups=2, padding_mode="circular")
+        self.tokens, self.thin = nn.Linear(32, 64), nn.Linear(64, 1)
+        self.embedding, self.tied = nn.Embedding(64, 64), nn.Linear(64, 64, bias=False)
+        self.tied.weight = self.embedding.weight
+
+    def forward(self, x):
+        x = self.tied(self.tokens(self.conv(x).transpose(1, 2)).relu())  # (N, L, 64)
+        return self.thin(x[0, 0]) + self.thin(x[:, 0]).sum() + self.thin(x[:, :, None]).sum()
+
+
+def mixed():
+    torch.manual_seed(0)
+    return Mixed().double().eval()
+
+
+@torch.no_grad()
+def test_adapters_compute_what_the_layers_compute_and_are_removed():
+    model = mixed()
+    layers, expected = dict(model.named_modules()), model(SEQUENCE)
+    with adapters_in_place(model, ("conv1d", "linear")):
+        assert {type(layer) for layer in (model.conv, model.tokens, model.thin)}.isdisjoint({nn.Conv1d, nn.Linear})
+        assert type(model.tied) is nn.Linear and model.tokens.weight.shape == (64, 32)
+        assert count_parameters(model) == count_parameters(mixed())
+        torch.testing.assert_close(model(SEQUENCE), expected)
+    assert dict(model.named_modules()) == layers
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("inplace", [False, True])
+def test_linear_layers_are_converted_with_their_weights(inplace):
+    model = mixed()
+    before = copy.deepcopy(model)
+    same = convert(model, "rank", alpha=1.0, grow=True, kinds=("conv1d", "linear"), inplace=inplace)
+    assert (same is model) is inplace
+    assert all(type(adapter.conv) is LinearConv for adapter in (same.conv, same.tokens, same.thin))
+    torch.testing.assert_close(same(SEQUENCE), before(SEQUENCE))
+    small, report = convert(before, "rank", alpha=0.25, kinds=("linear",), calibration=SEQUENCE, return_report=True)
+    assert isinstance(small.tokens, Conv2dAdapter) and type(small.thin) is nn.Linear and type(small.conv) is nn.Conv1d
+    assert type(before.tokens) is nn.Linear and count_parameters(small) < count_parameters(before)
+    (row,) = report.converted
+    assert small.tokens.in_features == 32 and same.conv.kernel_size == (3,)
+    assert row.name == "tokens.conv" and row.output_error > 0 and row.macs_before == 10 * 32 * 64
+    torch.testing.assert_close(fold(small)(SEQUENCE), small(SEQUENCE))
+    assert fold(small).tokens.weight.shape == (64, 32)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(0, 64), (2, 0, 64), (0, 3, 64)])
+def test_a_converted_linear_takes_zero_rows(shape):
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU())
+    for small in (
+        convert(model, "rank", kinds=("linear",)),
+        convert(model, "rank", kinds=("linear",), compute="features"),
+    ):
+        for each in (small, fold(small)):
+            assert each(torch.zeros(shape)).shape == model(torch.zeros(shape)).shape
+
+
+def test_a_budget_takes_all_kinds_and_errors_leave_the_model_unchanged():
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 512), nn.Linear(512, 9)
+    )
+    small, report = convert(model, "rank", budget=0.6, kinds=("conv2d", "linear"), return_report=True)
+    assert report.parameters_after <= 0.6 * report.parameters_before and isinstance(small[4], Conv2dAdapter)
+    with pytest.raises(ConversionError, match="cannot be reached"):
+        convert(model, "rank", budget=1e-4, kinds=("linear",), inplace=True)
+    assert type(model[3]) is nn.Linear
+    with pytest.raises(ConversionError, match="kinds must be several of conv2d, conv1d, linear"):
+        convert(model, "rank", kinds=("conv3d",))
+
+
+def test_converted_linear_layers_are_exported(tmp_path):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 64), nn.ReLU(), nn.Linear(64, 8))
+    small = convert(model, "rank", kinds=("linear",))
+    assert export(small, tmp_path / "net.pt2", torch.randn(2, 3, 4, 4)).error <= 1e-4
+
+
+class Static(nn.Conv2d):
+    """Padding of its own, as Conv2dStaticSamePadding."""
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.static_padding = nn.ZeroPad2d((0, 1, 0, 1))
+
+    def forward(self, x):
+        return F.conv2d(self.static_padding(x), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class Wrapped(nn.Conv2d):
+    def forward(self, x):
+        self.calls = getattr(self, "calls", 0) + 1
+        return x if x.numel() == 0 else super().forward(x)
+
+
+class Noisy(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x + torch.randn_like(x) if self.training else x)
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        return F.conv2d(x, self.weight - self.weight.mean(), self.bias, self.stride, self.padding)
+
+
+def same(*arguments, **settings):
+    return pytest.importorskip("timm.layers").Conv2dSame(*arguments, **settings)
+
+
+@pytest.mark.parametrize(
+    "build, pad, padding",
+    [(same, SamePad2d, (0, 0)), (Static, nn.ZeroPad2d, (0, 0)), (Wrapped, type(None), (1, 1))],
+    ids=["timm", "static", "wrapped"],
+)
+@pytest.mark.parametrize("settings", [{"stride": 2, "bias": False}, {"dilation": 2, "groups": 2}])
+def test_layers_that_pad_are_converted_with_equal_outputs(build, pad, padding, settings):
+    torch.manual_seed(0)
+    layer = build(4, 8, (3, 5), padding=padding, **settings).double().eval()
+    images = torch.randn(2, 4, 19, 22, dtype=torch.float64)
+    found, conv = split_padding(layer)
+    assert type(found) is pad and conv.weight is layer.weight and not hasattr(layer, "calls")
+    model = disturb(nn.Sequential(layer, nn.BatchNorm2d(8))).double().eval()
+    same_model = convert(model, "rank", alpha=1.0, grow=True)
+    assert any(isinstance(module, LinearConv) for module in same_model.modules())
+    assert relative_error(same_model(images), model(images)) < 1e-12
+    for folded in (fold(model, batch_norm=True), fold(same_model, batch_norm=True)):
+        assert type(folded[1]) is nn.Identity and relative_error(folded(images), model(images)) < 1e-12
+
+
+@pytest.mark.parametrize("kind", [Noisy, Standardised])
+def test_layers_that_compute_anything_else_are_left_alone(kind):
+    layer = kind(4, 8, 3, padding=1).eval()
+    assert split_padding(layer) is None and not layer.training
+
+
+@pytest.mark.parametrize("kernel, stride, dilation", [(3, 1, 1), (3, 2, 1), (2, 3, 1), (3, 2, 2)])
+def test_same_padding_gives_outputs_of_the_size_over_the_stride(kernel, stride, dilation):
+    pad = SamePad2d((kernel, kernel), (stride, stride), (dilation, dilation))
+    for side in range(7, 12):
+        maps = F.conv2d(pad(torch.ones(1, 1, side, side)), torch.ones(1, 1, kernel, kernel), None, stride, 0, dilation)
+        assert maps.shape[-2:] == (-(-side // stride),) * 2
