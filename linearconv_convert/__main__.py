@@ -78,7 +78,7 @@ def _parser():
     return parser
 
 
-def positive_int(text: str) -> int:  # also in linearconv_variants, once that has the number types of all parsers
+def positive_int(text: str) -> int:  # to be imported from linearconv_variants when that defines it
     """Return the integer of an option's text; argparse names this function in its error."""
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")

@@ -21,11 +21,11 @@ def fold(model: nn.Module, *, batch_norm: bool = False, inplace: bool = False) -
     Args:
         model: any model.
         batch_norm: also fold every nn.BatchNorm2d, nn.SyncBatchNorm and FrozenBatchNorm2d of torchvision into the
-            convolution before it, if nothing else takes the output of that convolution. An nn.Identity replaces the BatchNorm, or the activation that a subclass applies after it
-            (timm's BatchNormAct2d). The model must be in eval mode and traceable by torch.fx, at least outside of
-            modules without BatchNorm. Layers with hooks are left alone. A convolution that pads by itself, as timm's
-            Conv2dSame, becomes an nn.Sequential of a padding module and the convolution. If there are BatchNorms and
-            none is folded, a ConversionWarning gives the reason.
+            convolution before it, if nothing else takes the output of that convolution. An nn.Identity replaces the
+            BatchNorm, or the activation that a subclass applies after it (timm's BatchNormAct2d). The model must be in
+            eval mode and traceable by torch.fx, at least outside of modules without BatchNorm. Layers with hooks are
+            left alone. A convolution that pads by itself, as timm's Conv2dSame, becomes an nn.Sequential of a padding
+            module and the convolution. If there are BatchNorms and none is folded, a ConversionWarning says why.
         inplace: change the model itself.
 
     Returns:
