@@ -20,12 +20,12 @@ def fold(model: nn.Module, *, batch_norm: bool = False, inplace: bool = False) -
 
     Args:
         model: any model.
-        batch_norm: also fold every nn.BatchNorm2d into the convolution before it, if nothing else takes the output of
-            that convolution. An nn.Identity replaces the BatchNorm, or the activation that a subclass applies after it
-            (timm's BatchNormAct2d). The model must be in eval mode and traceable by torch.fx, at least outside of
-            modules without BatchNorm. Layers with hooks are left alone. A convolution that pads by itself, as timm's
-            Conv2dSame, becomes an nn.Sequential of a padding module and the convolution. If there are BatchNorms and
-            none is folded, a ConversionWarning gives the reason.
+        batch_norm: also fold every nn.BatchNorm2d, nn.SyncBatchNorm and FrozenBatchNorm2d of torchvision into the
+            convolution before it, if nothing else takes the output of that convolution. An nn.Identity replaces the
+            BatchNorm, or the activation that a subclass applies after it (timm's BatchNormAct2d). The model must be in
+            eval mode and traceable by torch.fx, at least outside of modules without BatchNorm. Layers with hooks are
+            left alone. A convolution that pads by itself, as timm's Conv2dSame, becomes an nn.Sequential of a padding
+            module and the convolution. If there are BatchNorms and none is folded, a ConversionWarning says why.
         inplace: change the model itself.
 
     Returns:
@@ -63,16 +63,15 @@ def replace_layers(
         ConversionError: with `batch_norm` for a model that cannot be traced; the model is unchanged.
     """
     pairs = _convolutions_before_batch_norms(model) if batch_norm else []
-    layers = layers_of(model, (nn.Conv2d, LinearConv, nn.BatchNorm2d))
-    own = [layer for layer in layers.values() if isinstance(layer, LinearConv) and not is_patched(layer)]
+    own = [layer for layer in layers_of(model, LinearConv).values() if not is_patched(layer)]
     replacements = {layer: new_layer(layer, None) for layer in own}
     for conv_name, norm_name in pairs:
-        conv, norm = layers[conv_name], layers[norm_name]
+        conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
         folded = new_layer(conv, norm) if isinstance(conv, LinearConv) else _fold_into_conv2d(conv, norm)
         if folded is not None:
             replacements |= {conv: folded, norm: _after_batch_norm(norm)}
-    norms = layers_of(model, nn.BatchNorm2d) if batch_norm else {}
-    if norms and not pairs:
+    norms = [module for module in model.modules() if _is_batch_norm(module)]
+    if batch_norm and norms and not pairs:
         reason = "none of them is certain to be alone in taking the output of a convolution without hooks"
         warnings.warn(f"no BatchNorm was folded: of {len(norms)}, {reason}", ConversionWarning, stacklevel=3)
     return surgery.replace(model, replacements)
@@ -82,8 +81,8 @@ class _DownToLayers(Tracer):
     """A tracer that traces the code of all modules but layers."""
 
     def is_leaf_module(self, module, qualified_name):
-        layers = LinearConv, SamePad2d, nn.Conv2d, nn.BatchNorm2d  # and subclasses
-        return isinstance(module, layers) or super().is_leaf_module(module, qualified_name)
+        is_layer = isinstance(module, (LinearConv, SamePad2d, nn.Conv2d)) or _is_batch_norm(module)  # or a subclass
+        return is_layer or super().is_leaf_module(module, qualified_name)
 
 
 class _DownToBatchNorm(Tracer):
@@ -91,12 +90,17 @@ class _DownToBatchNorm(Tracer):
 
     def is_leaf_module(self, module, qualified_name):
         inside = (child for child in module.modules() if child is not module)
-        return not any(isinstance(child, nn.BatchNorm2d) for child in inside)
+        return not any(_is_batch_norm(child) for child in inside)
+
+
+def _is_batch_norm(module):
+    """True for BatchNorm2d, SyncBatchNorm and torchvision's FrozenBatchNorm2d, which are affine in eval mode."""
+    return isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)) or type(module).__name__ == "FrozenBatchNorm2d"
 
 
 def _convolutions_before_batch_norms(model):
     """Names (convolution, BatchNorm) of all pairs of which the second alone takes the first's output."""
-    if not layers_of(model, nn.BatchNorm2d):
+    if not any(_is_batch_norm(module) for module in model.modules()):
         return []
     graph = _trace(model)
     calls = {node: model.get_submodule(node.target) for node in graph.nodes if node.op == "call_module"}
@@ -105,7 +109,7 @@ def _convolutions_before_batch_norms(model):
     pairs = []
     for node, norm in calls.items():
         before = node.args[0] if node.args else None
-        if isinstance(norm, nn.BatchNorm2d) and before in calls and len(before.users) == 1:
+        if _is_batch_norm(norm) and before in calls and len(before.users) == 1:
             conv = calls[before]
             if uses[conv] == uses[norm] == names[conv] == names[norm] == 1 and _can_be_folded(conv, norm):
                 pairs.append((before.target, node.target))
@@ -138,7 +142,7 @@ def _after_batch_norm(norm):
 
     None if a random input shows that the subclass computes anything else.
     """
-    if type(norm) is nn.BatchNorm2d:
+    if type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) or not isinstance(norm, nn.BatchNorm2d):
         return nn.Identity()
     rest = nn.Sequential(*norm.children())
     images = torch.randn(2, norm.num_features, 3, 5, generator=torch.Generator().manual_seed(0)).to(norm.running_mean)

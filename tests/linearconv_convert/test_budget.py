@@ -54,7 +54,7 @@ def test_sharing_out_is_as_good_as_trying_everything_but_for_one_step():
         assert sum(option.loss for option in share_out(options, size).values()) == pytest.approx(loss)
 
 
-@pytest.mark.parametrize("filters", [1, 2, 3, 7, 49, 64, 100, 1000, 1023])
+@pytest.mark.parametrize("filters", [1, 3, 49, 64, 1023])
 def test_every_number_of_primary_filters_can_be_given_through_alpha(filters):
     for primary in range(1, filters + 1):
         assert LinearConv(1, filters, 1, device="meta", alpha=alpha_of(primary, filters)).primary_channels == primary
@@ -81,9 +81,13 @@ def test_one_spectrum_gives_the_errors_of_all_conversions(shape):
         assert found <= ranks.errors[rank] * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("calibration", [None, images(24, 16)])
 @pytest.mark.parametrize(
-    "kind, of, budget", [("rank", "parameters", 0.6), ("rank", "macs", 0.6), ("lowrank", "parameters", 0.54)]
+    "kind, of, budget, calibration",
+    [
+        ("rank", "parameters", 0.6, None),
+        ("rank", "macs", 0.6, images(24, 16)),
+        ("lowrank", "parameters", 0.54, images(24, 16)),
+    ],
 )
 def test_a_budget_is_kept_and_nearly_spent(kind, of, budget, calibration):
     model = structured()
@@ -125,7 +129,7 @@ def test_what_hardly_changes_the_output_is_cut_down_first():
     assert abs(blind.layers[0].parameters_after - blind.layers[1].parameters_after) < 60
 
 
-@pytest.mark.parametrize("alpha", [0.25, 0.5])
+@pytest.mark.parametrize("alpha", [0.25])
 def test_a_budget_is_no_worse_than_the_same_share_for_every_layer(alpha):
     model, seen, unseen = structured(), images(24, 32), torch.randn(64, 3, 24, 24)
     uniform, report = convert(model, "rank", alpha=alpha, calibration=seen, return_report=True)
@@ -172,10 +176,8 @@ def test_alpha_and_rank_are_given_by_name_or_pattern():
     [
         (dict(type="rank", budget=0.01), r"budget=0.01 cannot be reached: the smallest size is 0\.\d+ of the model's"),
         (dict(type="rank", budget=0.5, error=0.1), "exclude each other"),
-        (dict(type="rank", budget=0.5, alpha=0.5), "choose alpha: leave it out"),
         (dict(type="lowrank", budget=0.5, rank=3), "choose rank: leave it out"),
         (dict(type="sparse", budget=0.5), "nothing else"),
-        (dict(type="rank", budget=0.5, rank=0.5), "nothing else"),
         (dict(type="rank", budget=0.5, grow=True), "leave grow out"),
         (dict(type="rank", budget=0.5, of="macs"), "needs example_input or calibration"),
         (dict(type="rank", budget=1.5), "budget must be in"),

@@ -39,9 +39,9 @@ def output_error(layer, original, inputs):
     return ((layer(inputs) - original(inputs)).square().mean() / original(inputs).square().mean()).sqrt().item()
 
 
-@pytest.mark.parametrize("setting", [setting for setting, _ in CONVERSIONS.values()], ids=CONVERSIONS)
-def test_calibration_lowers_the_error_of_the_outputs_on_new_images(trained, setting):
-    model = trained
+@pytest.mark.parametrize("name", ["full", "lowrank"])
+def test_calibration_lowers_the_error_of_the_outputs_on_new_images(trained, name):
+    model, (setting, _) = trained, CONVERSIONS[name]
     seen, unseen = batch_of(128)[0], batch_of(128)[0]
     plain, report = convert(model, **setting, return_report=True, skip="feat.0")
     data_aware, weighed = convert(model, **setting, calibration=seen, return_report=True, skip="feat.0")

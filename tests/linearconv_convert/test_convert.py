@@ -29,7 +29,7 @@ def check_convert_and_fold(name, dtype, tolerance):
 
 
 def test_a_network_of_a_library_is_converted_and_folded_with_equal_outputs():
-    check_convert_and_fold("torchvision:mobilenet_v3_small", torch.float32, 1e-4)
+    check_convert_and_fold("torchvision:shufflenet_v2_x0_5", torch.float32, 1e-4)
 
 
 @pytest.mark.slow

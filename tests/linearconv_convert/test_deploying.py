@@ -17,7 +17,7 @@ from linearconv_lowrank import LinearConvLowRank
 from linearconv_rankratio import LinearConvRankRatio
 from models.resnet_xcnn import ResNet18
 from tests.helpers.layers import VARIANTS, prune_half, reference, relative_error
-from tests.helpers.networks import build, disturb, images, tiny
+from tests.helpers.networks import disturb, images, tiny
 
 GEOMETRIES = {
     "no bias": dict(bias=False, stride=2, padding="valid"),
@@ -224,12 +224,3 @@ def test_a_model_that_cannot_be_traced_keeps_its_batch_norm_and_a_warning_says_s
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         deploy(convert(tiny(), "rank"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:mobilenetv3_small_050"])
-def test_networks_of_libraries_are_deployed_with_equal_outputs(name, form):
-    small, batch = convert(build(name), "rank"), images(64)
-    deployed = deploy(small, example_input=batch)
-    assert not any(isinstance(module, (LinearConv, nn.BatchNorm2d)) for module in deployed.modules())
-    assert any(isinstance(module, fx.GraphModule) for module in deployed.modules()) == (form is fx.GraphModule)

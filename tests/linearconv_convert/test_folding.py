@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 
 from linearconv import LinearConv
-from linearconv_convert import ConversionError, convert, fold
+from linearconv_convert import ConversionError, convert, deploy, fold
 from models.vgg_xcnn import VGG11
 from tests.helpers.layers import VARIANTS, explicit_filters, prune_half, relative_error
 from tests.helpers.networks import disturb, tiny
@@ -119,6 +119,18 @@ def test_an_activation_inside_of_a_batch_norm_stays_when_that_is_folded():
     folded = fold(model, batch_norm=True)
     assert kinds(folded)["1.0"] is nn.ReLU and type(folded[3]) is Activated
     assert relative_error(folded(IMAGES), model(IMAGES)) < 1e-10
+
+
+def test_batch_norms_of_other_types_are_folded():
+    frozen = pytest.importorskip("torchvision.ops").FrozenBatchNorm2d(8)
+    frozen.running_mean.normal_()
+    frozen.running_var.uniform_(0.5, 2)
+    model = sequence(nn.Conv2d(3, 8, 3), frozen, LinearConv(8, 8, 3), nn.SyncBatchNorm(8))
+    model[3].running_mean.normal_()
+    folded = fold(model, batch_norm=True)
+    assert type(folded[1]) is type(folded[3]) is nn.Identity
+    assert relative_error(folded(IMAGES), model(IMAGES)) < 1e-10
+    assert relative_error(deploy(model)(IMAGES), model(IMAGES)) < 1e-10
 
 
 class Untraceable(nn.Module):

@@ -215,7 +215,7 @@ def test_a_checkpoint_is_exported(run, weights, tmp_path, capsys, monkeypatch):
     path = tmp_path / "small.pt2"
     convert_command([str(folder / "best.pt"), "--export", str(path)])
     out = capsys.readouterr().out
-    assert "torchvision:squeezenet1_1: " in out and "\nfeatures" in out
+    assert "torchvision:squeezenet1_1: " in out and "\ndeployed" in out
     model = load_converted(folder / "best.pt").eval()
     images = torch.randn(3, 3, 32, 32)
     torch.testing.assert_close(torch.export.load(path).module()(images), model(images), rtol=1e-4, atol=1e-5)
