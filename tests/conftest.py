@@ -1,6 +1,11 @@
 """Training runs of seconds, on three colours."""
 
+import os
 import sys
+
+# Tests compute with small tensors: a second thread of an operation only waits for the first one. Processes that tests
+# start inherit the setting.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

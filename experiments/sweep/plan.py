@@ -13,7 +13,7 @@ from pathlib import Path
 
 from experiments.command_line import shown_command
 from experiments.sweep.runner import Run
-from linearconv_variants import OneLineParser, Variant
+from linearconv_variants import VARIANTS, OneLineParser, Variant
 from training.errors import UsageError
 from training.options import dataset_label, make_parser, parse_arguments, run_name
 from training.recipe import SHORT, Recipe
@@ -36,6 +36,7 @@ WITHOUT_EFFECT = (  # options that the result does not depend on
     "variant",  # replaced by its fields
 )
 OF_VARIANT = ("-t", "-r", "-s", "--alpha")
+SETTINGS = {"rank": "-r", "sparsity": "-s"}  # options of the variants' settings
 WITHOUT_ALPHA = ("dense", "basis")
 LISTED = {  # options for which a sweep has lists, and the names of those
     "type": "type",
@@ -202,24 +203,36 @@ def _why_not_varied(option, action, values, fixed):
 
 def _variants(options: Namespace) -> list[list[str]]:
     """-t with -r or -s, for every type and every value that belongs to it."""
-    ranks, sparsities = options.rank or [], options.sparsity or []
-    shares, numbers = [rank for rank in ranks if rank <= 1], [rank for rank in ranks if not rank <= 1]
+    given = {"rank": options.rank or [], "sparsity": options.sparsity or []}
     types = list(dict.fromkeys(options.type or ()))
     if not types:
-        wanted = {"rank": shares, "lowrank": numbers, "sparse": sparsities}
+        wanted = {"rank": _shares(given["rank"]), "lowrank": _numbers(given["rank"]), "sparse": given["sparsity"]}
         types = [type for type, values in wanted.items() if values] or ["rank"]
-    if ranks and not {"rank", "lowrank"} & set(types):
-        raise UsageError(f"-r has no meaning with -t {' '.join(types)}: it belongs to lowrank and rank")
-    if sparsities and "sparse" not in types:
-        raise UsageError(f"-s has no meaning with -t {' '.join(types)}: it belongs to sparse")
-    if "rank" not in types or "lowrank" not in types:
-        shares = numbers = ranks
-    given = {"rank": ("-r", shares), "lowrank": ("-r", numbers), "sparse": ("-s", sparsities)}
-    variants = []
-    for type in types:
-        option, values = given.get(type, ("", ()))
-        variants += [["-t", type, option, shortest(value)] for value in values] or [["-t", type]]
+    variants = [["-t", type] for type in types]
+    for setting, values in given.items():
+        if not values:
+            continue
+        option = SETTINGS[setting]
+        owners = [type for type in types if type in VARIANTS and VARIANTS[type].setting == setting]
+        if not owners:
+            known = sorted(type for type, entry in VARIANTS.items() if entry.setting == setting)
+            raise UsageError(f"{option} has no meaning with -t {' '.join(types)}: it belongs to {' and '.join(known)}")
+        takes_numbers = {type: isinstance(VARIANTS[type].default, int) for type in owners}
+        for type in owners:
+            mine = values
+            if len(set(takes_numbers.values())) == 2:  # shares and whole numbers in one list
+                mine = _numbers(values) if takes_numbers[type] else _shares(values)
+            place = variants.index(["-t", type])
+            variants[place : place + 1] = [["-t", type, option, shortest(value)] for value in mine] or [["-t", type]]
     return variants
+
+
+def _shares(values):
+    return [value for value in values if value <= 1]
+
+
+def _numbers(values):
+    return [value for value in values if not value <= 1]
 
 
 def _settings(options, script):
