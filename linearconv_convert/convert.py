@@ -72,7 +72,7 @@ def convert(
             a module selects all layers in the module), by type, or by a predicate of name and layer; one, or a list.
         include: the only layers to convert, in the form of `skip`. Default: all layers
         kinds: kinds of layers to convert, from `"conv2d"`, `"conv1d"`, `"linear"`. Layers of the latter two kinds
-            become adapters with a LinearConv as `conv`. Layers that share a weight with another layer are not converted.
+            become adapters with a LinearConv as `conv`. Layers that share a weight with other layers are not converted.
         grow: also convert layers that would not get smaller.
         init: `"fit"`, or `"scratch"` for weights from the initial distributions of the layers.
         calibration: a batch of the model's inputs (a tensor, tuple or dict), or several, with or without labels. With

@@ -33,8 +33,8 @@ def fold(model: nn.Module, *, batch_norm: bool = False, inplace: bool = False) -
         The folded model; an nn.Conv2d for a LinearConv. Layers with a method replaced on the instance are not folded.
 
     Raises:
-        ConversionError: for a model that is scripted, compiled, wrapped or lazy; with `batch_norm` also for a model that
-            is in training mode or cannot be traced. The model is unchanged.
+        ConversionError: for a model that is scripted, compiled, wrapped or lazy; with `batch_norm` also for a model
+            that is in training mode or cannot be traced. The model is unchanged.
     """
     surgery.check_model(model)
     if inplace and isinstance(model, LinearConv):

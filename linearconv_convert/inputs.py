@@ -103,9 +103,9 @@ def calibration_calls(model: nn.Module, calibration: object) -> Iterator[Call]:
 
     Args:
         model: the model, whose `forward` defines the argument names and the arguments without a default.
-        calibration: a batch (a tensor, tuple or dict), or several in any other iterable. If a data loader returns tuples
-            or lists, the model gets their first elements, one for each argument without a default. The other elements
-            are labels.
+        calibration: a batch (a tensor, tuple or dict), or several in any other iterable. If a data loader returns
+            tuples or lists, the model gets their first elements, one for each argument without a default. The other
+            elements are labels.
 
     Raises:
         ConversionError: if there is no batch, or if a batch has no images or has values that are not finite.

@@ -25,7 +25,7 @@ from linearconv_convert.report import Report
 from linearconv_convert.surgery import ConversionError, ConversionWarning, first_line
 
 AUXILIARY = ("aux1", "aux2", "AuxLogits")  # training heads of torchvision's googlenet and inception_v3
-CHECKPOINT_KEYS = ("model", "state_dict", "model_state_dict")  # keys of the state_dict in checkpoints of training scripts
+CHECKPOINT_KEYS = ("model", "state_dict", "model_state_dict")  # keys of a state_dict in a checkpoint
 RECORD = "network"  # key of the record in a checkpoint
 AVERAGE = "average"  # key of averaged weights in a checkpoint, which take precedence
 LIBRARIES = ("torchvision", "timm")

@@ -48,7 +48,7 @@ class Report:
     macs_before: int | None = None  # multiply-adds of one image in the whole model; None without inputs
     expected: float | None = None  # relative error of the network's output, if a budget chose settings
     curve: list[tuple[float, float]] = field(default_factory=list)  # (size, expected error) of the best choices
-    others: dict[str, tuple[int, int]] = field(default_factory=dict)  # {type: (number, parameters)} of layers that were not converted
+    others: dict[str, tuple[int, int]] = field(default_factory=dict)  # {type: (number, parameters)}, not converted
 
     @property
     def macs_after(self) -> int | None:

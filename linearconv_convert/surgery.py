@@ -11,8 +11,8 @@ import torch.nn as nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-# Hooks on the state_dict refer to parameters that a new layer does not have. All other hooks move to the new layer. They
-# stay in the same dictionaries, so that existing handles still remove their hooks.
+# Hooks on the state_dict refer to parameters that a new layer does not have. All other hooks move to the new layer, in
+# the same dictionaries, so that existing handles still remove their hooks.
 STATE_HOOKS = [name for name in vars(nn.Module()) if "state_dict" in name]
 CARRIED_HOOKS = [name for name in vars(nn.Module()) if "hook" in name and name not in STATE_HOOKS]
 THOP_BUFFERS = {"total_ops", "total_params"}  # buffers that thop adds to layers
@@ -196,7 +196,7 @@ def eval_with_hooks(
 def replace(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> nn.Module:
     """Replace modules {old: new} of a model, keep their hooks and modes, and return the model.
 
-    References in plain attributes, such as `self.convs = [self.conv1]` or `self.op = self.conv1.forward`, are replaced too.
+    References in plain attributes are replaced too, such as `self.convs = [self.conv1]` or `self.op = self.conv1.forward`.
     The model is changed in place. If the model itself is replaced, the function returns its replacement.
     """
     for old, new in replacements.items():
