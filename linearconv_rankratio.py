@@ -10,8 +10,8 @@ class LinearConvRankRatio(LinearConvLowRank):
     """LinearConv with A = column_weights @ row_weights of rank R = max(1, int(P * rank)).
 
     Args:
-        rank: share of the P primary filters, 0 < rank <= 1. With rank 1 the factors can represent any `A`, but have more
-            parameters than `A`; :class:`linearconv.LinearConv` is the usual form of full rank. Default: 0.5
+        rank: share of the P primary filters, 0 < rank <= 1. With rank 1 the factors can represent any `A`, but have
+            more parameters than `A`; :class:`linearconv.LinearConv` is vanilla full rank. Default: 0.5
 
     All other arguments and the parameters are those of :class:`linearconv_lowrank.LinearConvLowRank`.
 

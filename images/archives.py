@@ -3,8 +3,8 @@
     load = published("CIFAR10")
     train, test = load(Path("dataset"), True)      # each (images uint8 (N, 3, 32, 32), labels int64 (N,))
 
-torchvision defines the files, MD5 sums and mirrors of each set. It checks the MD5 sum of an archive before unpacking the
-archive, so an interrupted download is repeated and never read.
+torchvision defines the files, MD5 sums and mirrors of each set. It checks the MD5 sum of an archive before it unpacks
+the archive, so an interrupted download is repeated and never read.
 """
 
 import socket

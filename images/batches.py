@@ -25,7 +25,7 @@ def crop(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
     Args:
         images: (B, C, H, W), any dtype.
         padding: pixels on each side.
-        top, left: (B,) int64 in 0 .. 2 * padding, the first row and column of each window; `padding` is the input image.
+        top, left: (B,) int64 in 0 .. 2 * padding, the start of each window; `padding` returns the input image.
     """
     batch, channels, height, width = images.shape
     # A row of a window is `width` contiguous values in memory, so the crop is a gather of B * C * H rows. The gather

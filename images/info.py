@@ -41,7 +41,7 @@ class DataSet:
         classes: names of the classes, in the order of the labels.
         mean, std: of each channel, for values scaled to 0 .. 1; None: computed from the training images.
         in_channels, image_size: channels, and height and width, of an image.
-        crop: width of the zero padding on each side of a training image for random crops to the image's size, in pixels.
+        crop: zero padding on each side of a training image, in pixels, for random crops to the image's size.
         flip: True to flip training images left to right at random.
     """
 

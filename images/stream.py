@@ -5,8 +5,8 @@
 Images are transformed by torchvision's usual recipe for large photographs. In training: `RandomResizedCrop(size)` and a
 flip. In a test: the shorter side is resized to `size * 256 / 224`, and the central `size` x `size` pixels are cropped.
 
-All random draws for an image depend only on the seed, the pass and the image. Therefore the batches are the same for any
-number of workers, and a resumed pass returns the same batches as an uninterrupted pass.
+All random draws for an image depend only on the seed, the pass and the image. Therefore the batches are the same for
+any number of workers, and a resumed pass returns the same batches as an uninterrupted pass.
 """
 
 import atexit
@@ -88,7 +88,7 @@ class StreamLoader(Loader):
         """
         order = self._draw_order()
         flipped = self._draw_flips(order) & self.flip
-        seeds = torch.randint(2**32, (self.num_images,), generator=self.generator)  # the largest range of seeds of a CPU generator
+        seeds = torch.randint(2**32, (self.num_images,), generator=self.generator)  # largest range of CPU seeds
         draws = torch.stack([self._shard(draw) for draw in (order, flipped.long(), seeds)], dim=1)
         requests = draws[skip * self.batch_size :].split(self.batch_size)
         if len(requests[0]) == 0:  # all batches are skipped, or there are fewer images than processes

@@ -4,8 +4,8 @@
 
     train, test = read_tree(root, size=32)       # each (images uint8 (N, 3, size, size), labels int64 (N,))
 
-Images may be in subfolders of a class, and may have any size and mode. They are converted to RGB and resized to `size` x
-`size` (antialiased bilinear; the aspect ratio changes). Regular files with an ending in `IMAGE_ENDINGS` are images;
+Images may be in subfolders of a class, and may have any size and mode. They are converted to RGB and resized to `size`
+x `size` (antialiased bilinear; the aspect ratio changes). Regular files with an ending in `IMAGE_ENDINGS` are images;
 other files and hidden files are ignored. All other errors raise a `DataError` with the file or folder.
 """
 

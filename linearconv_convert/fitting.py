@@ -2,7 +2,7 @@ r"""Least-squares fit of LinearConv to given filters: primary filters and coeffi
 
     W ~ C W_p,    C = [I ; A],    W (F, K),    W_p (P, K),    A (F - P, P)
 
-For any A and any weighting of the inputs, the best primary filters are W_p = T W with T = C^+ = (I + A^T A)^-1 [I  A^T].
+For any A and any weighting of inputs, the best primary filters are W_p = T W with T = C^+ = (I + A^T A)^-1 [I  A^T].
 The residual is (I - C T) W. Therefore the functions solve for A only. They need only a root S of the second moments
 S S^T (F, F) of the filters: S = W fits the filters, S S^T = E[y y^T] of the layer's outputs y fits the outputs.
 

@@ -7,7 +7,7 @@
                                                     images; f' is the network f with only this layer truncated
 
 f' keeps the first components of the layer's outputs, which a LinearConv can represent. The loss is measured at the
-errors `MEASURED_ERRORS`. The two measurements around e determine s and q; q = 1 outside of the range of measured errors.
+errors `MEASURED_ERRORS`. The two measurements around e determine s and q; q = 1 outside of the measured range.
 """
 
 import math
@@ -65,7 +65,7 @@ def full_rank_spectrum(root: Tensor) -> Spectrum:
 def low_rank_spectrum(root: Tensor, primary: int) -> Spectrum:
     """Return the errors of LinearConvLowRank with R = 0, ..., min(P, F - P), for P and a root S (F, r).
 
-    The errors are the tails of the combined part A T S plus the error of P primary filters. The fit lowers them a little.
+    The errors are tails of the combined part A T S plus the error of P primary filters. The fit lowers them slightly.
     """
     full = fitting.full_rank(root, primary)
     left, values, _ = torch.linalg.svd(full @ fitting.primary_of(full, root), full_matrices=False)

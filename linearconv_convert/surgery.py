@@ -196,7 +196,7 @@ def eval_with_hooks(
 def replace(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> nn.Module:
     """Replace modules {old: new} of a model, keep their hooks and modes, and return the model.
 
-    References in plain attributes are replaced too, such as `self.convs = [self.conv1]` or `self.op = self.conv1.forward`.
+    References in attributes are replaced too, such as `self.convs = [self.conv1]` or `self.op = self.conv1.forward`.
     The model is changed in place. If the model itself is replaced, the function returns its replacement.
     """
     for old, new in replacements.items():
