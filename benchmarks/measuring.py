@@ -33,8 +33,8 @@ def keep_freed_memory() -> None:
     """Restart this process with settings of glibc that keep freed memory for later allocations.
 
     glibc returns large blocks to the system, and the system zeroes each new page. This takes a third of the time of
-    some networks on a CPU. glibc also adapts the threshold for large blocks, so the time depends on earlier allocations.
-    If GLIBC_TUNABLES is set, or the C library is not glibc, the function does nothing.
+    some networks on a CPU. glibc also adapts the threshold for large blocks, so the time depends on earlier
+    allocations. If GLIBC_TUNABLES is set, or the C library is not glibc, the function does nothing.
     """
     if platform.libc_ver()[0] == "glibc" and TUNABLES not in os.environ:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {TUNABLES: KEEPING})

@@ -6,7 +6,7 @@
 
 MODEL is `FILE.py:NAME` (for example `models/vgg_xcnn.py:VGG11`; the file is executed), `torchvision:NAME`,
 `timm:NAME`, or a checkpoint of models/zoo_xcnn.py. The network of a checkpoint is already converted and trained; it is
-only exported. The type `lowrank` has no default rank: give -r or --budget. The installed command is
+only exported. The type `lowrank` has no default rank: give -r, --budget or --error. The installed command is
 `linearconv-convert`.
 """
 

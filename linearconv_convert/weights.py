@@ -183,7 +183,7 @@ def initialise(model: nn.Module, start: str) -> nn.Module:
 def _balance(layer):
     """Draw the parameters of A from U(-b, b), such that secondary and primary filters have the same mean square.
 
-    For n factors with inner dimensions d_1 ... d_n = P, each factor needs a variance of (d_1 ... d_n)^(-1/n).
+    For n factors with inner dimensions d_1, ..., d_n, where d_n = P, each needs a variance of (d_1 ... d_n)^(-1/n).
     """
     shapes = [factor.shape for factor in layer.factors()]
     inner = 1
