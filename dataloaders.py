@@ -1,12 +1,12 @@
-"""Every data set behind one function.
+"""One function for all data sets.
 
     info, train, test = dataloaders("cifar10", "dataset", batch_size=50)
     for images, labels in train: ...         # float32 (B, C, H, W), normalised; int64 (B,)
 
-A data set is a line in `DATASETS`, where its augmentation is; images/digits.py is an example of a `load` function.
-Images are kept in memory as uint8. An imagefolder that would take more than half of the free memory is streamed from
-disk instead, and its training images are cropped by RandomResizedCrop. Data that cannot be used raise a `DataError`:
-one line that names the file or folder and says what to do.
+Each data set is an entry in `DATASETS`, which includes its augmentation; images/digits.py is an example of a `load`
+function. Images are kept in memory as uint8. An imagefolder that would need more than half of the free memory is
+streamed from disk instead, and RandomResizedCrop crops its training images. Data that cannot be used raise a
+`DataError`: one line that names the file or folder and the remedy.
 """
 
 import os
@@ -24,7 +24,7 @@ from images.loader import Loader
 from images.stream import StreamLoader
 from images.tree import class_names, decoded_bytes, list_tree, read_images, read_tree
 
-DATASETS = {  # the CIFAR deviations are smaller than those of the data: they are part of the published recipe
+DATASETS = {  # the CIFAR deviations are smaller than the actual ones, as in the published recipe
     "cifar10": DataSet(
         published("CIFAR10"), CIFAR10, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010), crop=4, flip=True
     ),
@@ -42,7 +42,7 @@ DATASETS = {  # the CIFAR deviations are smaller than those of the data: they ar
     "imagefolder": DataSet(load=None, flip=True),  # train/<class>/* and test/<class>/*; crop: image_size // 8
 }
 IN_MEMORY = ("auto", "yes", "no")
-SAMPLE = 1024  # training images, evenly spaced, from which mean and std of a streamed set are estimated
+SAMPLE = 1024  # evenly spaced training images, to estimate mean and std of a streamed set
 
 __all__ = [
     "DATASETS",
@@ -59,11 +59,11 @@ __all__ = [
 
 
 def describe(name: str, root: str | os.PathLike = "dataset", image_size: int = 32) -> DataSet:
-    """Return the description of a data set, without reading an image.
+    """Return the description of a data set without reading images.
 
     Args:
         name: one of `DATASETS`.
-        root: of an `imagefolder`, whose classes are the folders in `root/train`; ignored for other sets.
+        root: folder of an `imagefolder`, whose classes are the folders in `root/train`; ignored for other sets.
         image_size: height and width of the images of an `imagefolder`; ignored for other sets.
 
     Raises:
@@ -90,16 +90,16 @@ def kept_in_memory(
     device: str | torch.device = "cpu",
     copies: int = 1,
 ) -> bool:
-    """Return True where `dataloaders` reads a data set into memory, False where it streams it.
+    """Return True if `dataloaders` reads a data set into memory, False if it streams the data set from disk.
 
     Args:
-        name, root, image_size, limit, device: of `dataloaders`.
-        in_memory: one of `IN_MEMORY`. "auto": an imagefolder is streamed if its decoded images would take more than
-            half of the free memory; other sets are kept in memory.
-        copies: processes on this machine that each keep all images.
+        name, root, image_size, limit, device: see `dataloaders`.
+        in_memory: one of `IN_MEMORY`. `"auto"` streams an imagefolder if its decoded images would need more than half
+            of the free memory; other sets are kept in memory.
+        copies: number of processes on this machine that each keep all images.
 
     Raises:
-        DataError: for `"no"` with a set that cannot be streamed, and for an imagefolder without the required folders.
+        DataError: for `"no"` with a set that cannot be streamed, or for an imagefolder without the required folders.
         ValueError: for an `in_memory` that is not in `IN_MEMORY`.
     """
     if in_memory not in IN_MEMORY:
@@ -131,31 +131,31 @@ def dataloaders(
     in_memory: str = "auto",
     workers: int | None = None,
 ) -> tuple[DataSet, Loader, Loader]:
-    """Read a data set into the memory of `device`, or prepare to stream it there.
+    """Read a data set into the memory of `device`, or prepare to stream it to `device`.
 
     Args:
         name: one of `DATASETS`.
-        root: the folder that holds the data or receives the download; ignored for `digits`.
+        root: the folder with the data, or for the download; ignored for `digits`.
         batch_size: images in a batch.
         image_size: height and width for `imagefolder`; ignored for other sets.
-        download: False: no network. Archives in `root` are unpacked all the same.
-        device: where the images are kept and the batches are built.
-        seed: of the order and the augmentation. The split of `digits` does not depend on it.
-        channels_last: batches in `torch.channels_last` memory format.
-        limit: use this many images of each split, evenly spaced, for a quick try.
-        validation: hold out this many of the training images, evenly spaced, and give them as `test`; the test images
-            are not looked at. For choices that are not to be made on these.
-        flip: `"random"` or `"alternating"`, see `Loader`, where images are flipped.
-        shard: (rank, size) of this process among those that share every batch, see `Loader`.
+        download: download missing data. With False, archives in `root` are still unpacked.
+        device: device of the images and batches.
+        seed: seed of the order and the augmentation. The split of `digits` does not depend on the seed.
+        channels_last: return batches in the `torch.channels_last` memory format.
+        limit: number of images of each split, evenly spaced, for a quick test.
+        validation: number of training images, evenly spaced, to hold out and return as `test` instead of the test
+            images, for choices that must not depend on the test images.
+        flip: `"random"` or `"alternating"`, for sets whose images are flipped; see `Loader`.
+        shard: (rank, size) of this process among the processes that share every batch, see `Loader`.
         in_memory: `"auto"`, `"yes"` or `"no"`, see `kept_in_memory`.
-        workers: processes that decode a streamed set, see `StreamLoader`.
+        workers: number of processes that decode a streamed set, see `StreamLoader`.
 
     Returns:
-        `(info, train, test)`: `train` is shuffled and augmented as `DATASETS` says; `test` yields every image once, in
-        order.
+        `(info, train, test)`: `train` is shuffled and augmented as defined in `DATASETS`; `test` yields every image
+        once, in order.
 
     Raises:
-        DataError: for data that are not available or damaged.
+        DataError: if data are not available or damaged.
     """
     info, root = describe(name, root, image_size), Path(os.path.expanduser(root))
     if limit is not None and limit < 1:
@@ -178,7 +178,7 @@ def dataloaders(
 
     options = {"batch_size": batch_size, "channels_last": channels_last, "shard": shard}
     augmentation = {"shuffle": True, "seed": seed, "flip": info.flip, "alternating": flip == "alternating"}
-    (images, labels), (test_images, test_labels) = train, test  # paths of the images where they are streamed
+    (images, labels), (test_images, test_labels) = train, test  # paths of images in streamed sets
     labels, test_labels = labels.to(device), test_labels.to(device)
     if kept:
         images, test_images, loader = images.to(device), test_images.to(device), BatchLoader
@@ -192,7 +192,7 @@ def dataloaders(
 
 
 def _load(name, root, download):
-    """Both splits of a registered data set, checked against the registration."""
+    """Both splits of a registered data set, checked against its entry in `DATASETS`."""
     info = DATASETS[name]
     shape = (info.in_channels, info.image_size, info.image_size)
     splits = info.load(root, download)
@@ -220,6 +220,6 @@ def _hold_out(split, count):
     total = len(split[0])
     if count >= total:
         raise DataError(f"{count} images for validation leave none of {total} to train on: hold out fewer")
-    held = evenly_spaced(total, count).numpy()  # paths of images are a numpy array
+    held = evenly_spaced(total, count).numpy()  # paths are a numpy array
     rest = np.delete(np.arange(total), held)
     return [part[rest] for part in split], [part[held] for part in split]

@@ -14,9 +14,9 @@ class LinearConvLowRank(LinearConv):
     """LinearConv with A = column_weights @ row_weights of constant rank; the rows "-LRr" of the paper (rank 10).
 
     Args:
-        rank: inner dimension R >= 1 of the two factors. It is taken as given, as in the published code and its
-            parameter counts, even above P or F - P, where it adds parameters to `A` but nothing that `A` could not
-            express with R = min(P, F - P). A layer without secondary filters has factors of rank 0. Default: 10
+        rank: inner dimension R >= 1 of the two factors, as in the published code and its parameter counts. A rank above
+            R = min(P, F - P) adds parameters to `A` without more expressive power. A layer without secondary filters
+            has factors of rank 0. Default: 10
 
     All other arguments are those of :class:`linearconv.LinearConv`.
 
@@ -26,7 +26,7 @@ class LinearConvLowRank(LinearConv):
         - bias (out_channels,), U(-0.1, 0.1), or None
 
     Raises:
-        ValueError: for a rank that is no integer of at least 1.
+        ValueError: for a rank that is not an integer of at least 1.
     """
 
     def __init__(self, *args: Any, rank: int = 10, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""LinearConvRankRatio: low-rank LinearConv whose rank is a share of its primary filters, R = max(1, int(P * rank))."""
+"""LinearConvRankRatio: low-rank LinearConv whose rank is a share of the primary filters, R = max(1, int(P * rank))."""
 
 from numbers import Real
 from typing import Any
@@ -10,10 +10,10 @@ class LinearConvRankRatio(LinearConvLowRank):
     """LinearConv with A = column_weights @ row_weights of rank R = max(1, int(P * rank)).
 
     Args:
-        rank: share of the P primary filters, 0 < rank <= 1. At 1 the factors are as large as `A` can need
-            and hold more numbers than `A` itself: vanilla full rank is :class:`linearconv.LinearConv`. Default: 0.5
+        rank: share of the P primary filters, 0 < rank <= 1. With rank 1 the factors can represent any `A`, but have
+            more parameters than `A`; :class:`linearconv.LinearConv` is vanilla full rank. Default: 0.5
 
-    All other arguments, and the parameters, are those of :class:`linearconv_lowrank.LinearConvLowRank`.
+    All other arguments and the parameters are those of :class:`linearconv_lowrank.LinearConvLowRank`.
 
     Raises:
         ValueError: for a rank outside (0, 1].

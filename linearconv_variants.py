@@ -1,9 +1,9 @@
-"""The registry of LinearConv's variants, and the options -t, -r, -s, --alpha and --compute of every command line.
+"""The registry of LinearConv variants, and the options -t, -r, -s, --alpha and --compute of every command line.
 
     Variant("lowrank", rank=10).conv(64, 128, 3, padding=1)          # a layer
     add_options(parser); Variant.of(parser.parse_args()).conv        # a factory, called like nn.Conv2d
 
-A new variant is a layer class in a file of its own and an entry in `VARIANTS`. The type `dense` is nn.Conv2d.
+A new variant needs a layer class in a separate file and an entry in `VARIANTS`. The type `dense` is nn.Conv2d.
 """
 
 import argparse
@@ -22,23 +22,23 @@ from linearconv_sparse import LinearConvSparse
 
 @dataclass(frozen=True)
 class VariantType:
-    """An entry of the registry: how the layer of a variant is built, and what command lines print about it."""
+    """An entry of the registry: how to build the layer of a variant, and how command lines describe the variant."""
 
     layer: Callable[..., LinearConv]  # called with the arguments of nn.Conv2d, alpha, compute and `arguments`
     help: str
-    title: str  # a format of the fields of Variant
+    title: str  # a format string with fields of Variant
     arguments: dict[str, str]  # {argument of the layer: field of Variant}; the first field is the variant's setting
     default: float  # value of the setting; an int makes the setting an integer
-    values: str  # values that the setting takes
+    values: str  # description of the values of the setting
 
     @property
     def setting(self) -> str:
-        """The field of Variant, and option, that sets the variant: "rank" or "sparsity"."""
+        """The field of Variant and the option that set the variant: "rank" or "sparsity"."""
         return next(iter(self.arguments.values()))
 
 
 def full_or_ratio(*args: object, rank: float, **kwargs: object) -> LinearConv:
-    """Return a layer of full rank for `rank=1`, and a LinearConvRankRatio below."""
+    """Return a full-rank layer for `rank=1`, and a LinearConvRankRatio for lower ranks."""
     return LinearConv(*args, **kwargs) if rank == 1 else LinearConvRankRatio(*args, rank=rank, **kwargs)
 
 
@@ -63,12 +63,12 @@ VARIANTS = {
         values="share of coefficients to prune in [0, 1)",
     ),
 }
-LINEARCONV_TYPES = VARIANTS.keys()  # a view, which contains later entries too
+LINEARCONV_TYPES = VARIANTS.keys()  # a view, which also contains later entries
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A variant with its setting. A rank or sparsity of None becomes the default of the type that has one.
+    """A variant with its setting. For a rank or sparsity of None, the default of the type applies.
 
     Raises:
         ValueError: for a setting that does not belong to the type or is out of its range.
@@ -89,7 +89,7 @@ class Variant:
             owners = [owner for owner, entry in VARIANTS.items() if entry.setting == name]
             if getattr(self, name) is not None and self.type not in owners:
                 raise ValueError(f"{name} has no meaning with type {self.type}: it belongs to {' and '.join(owners)}")
-        LinearConv(1, 1, 1, device="meta", alpha=self.alpha, compute=self.compute)  # the layers check their settings
+        LinearConv(1, 1, 1, device="meta", alpha=self.alpha, compute=self.compute)  # the layer checks the settings
         if self.type != "dense":
             entry = VARIANTS[self.type]
             value = getattr(self, entry.setting)
@@ -105,14 +105,14 @@ class Variant:
         """Return the variant given by the options of :func:`add_options`.
 
         Raises:
-            ValueError: as the class does.
+            ValueError: as for :class:`Variant`.
         """
         given = vars(options)
         return cls(**{name: given[name] for name in cls.__dataclass_fields__ if name in given})
 
     @property
     def conv(self) -> Callable[..., nn.Module]:
-        """The layer with its setting, to be called with the arguments of nn.Conv2d."""
+        """A function that takes the arguments of nn.Conv2d and returns the layer with its setting."""
         if self.type == "dense":
             return nn.Conv2d
         entry = VARIANTS[self.type]
@@ -120,12 +120,12 @@ class Variant:
         return partial(entry.layer, alpha=self.alpha, compute=self.compute, **settings)
 
     def build(self, network: Callable[..., nn.Module], **arguments: object) -> nn.Module:
-        """Return a network with this layer for its convolutions: `network(conv=self.conv, **arguments)`."""
+        """Return a network with this layer as its convolutions: `network(conv=self.conv, **arguments)`."""
         return network(conv=self.conv, **arguments)
 
     @property
     def label(self) -> str:
-        """Type and setting for the names of runs: `rank0.5`, `lowrank10`, `sparse0.25`, `dense`."""
+        """Type and setting, for the names of runs: `rank0.5`, `lowrank10`, `sparse0.25`, `dense`."""
         return "dense" if self.type == "dense" else f"{self.type}{getattr(self, VARIANTS[self.type].setting):g}"
 
     def __str__(self) -> str:
@@ -145,9 +145,9 @@ def add_options(
     """Add -t, -r, -s, --alpha and --compute to a parser.
 
     Args:
-        parser: of a command line, or a group of it.
-        types: types to choose from; default: all variants and `dense`.
-        several: let -t, -r, -s and --alpha take lists, with None as their default, for sweeps.
+        parser: the parser of a command line, or an argument group.
+        types: types to choose from. Default: all variants and `dense`
+        several: accept lists for -t, -r, -s and --alpha, with None as their default, for sweeps.
         others: further types, {name: meaning}.
         usual_ranks: replaces the default of -r in the help.
     """
@@ -185,7 +185,7 @@ def _number(kind, is_allowed, allowed):
             raise argparse.ArgumentTypeError(f"must be {allowed}, got {text}")
         return value
 
-    parse.__name__ = kind.__name__  # argparse names the type of a text that is no number
+    parse.__name__ = kind.__name__  # argparse prints this name for a text that is not a number
     return parse
 
 

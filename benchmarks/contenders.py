@@ -1,4 +1,4 @@
-"""The networks, tasks and layers that the benchmarks time."""
+"""The networks, tasks and layers of the benchmarks."""
 
 from functools import partial
 from types import MethodType
@@ -25,15 +25,15 @@ NETWORKS = {
     "ResNeXt29": ResNeXt29_2x64d,
 }
 VARIANTS = {"full rank": LinearConv, "rank 10": partial(LinearConvLowRank, rank=10)}
-TRAINING = {"train 50": 50, "train 256": 256, "train 1024": 1024}  # images of a step
-INFERENCE = {"infer 1": 1, "infer 8": 8, "infer 50": 50, "infer 256": 256, "infer 1024": 1024}  # images of a batch
+TRAINING = {"train 50": 50, "train 256": 256, "train 1024": 1024}  # images in a step
+INFERENCE = {"infer 1": 1, "infer 8": 8, "infer 50": 50, "infer 256": 256, "infer 1024": 1024}  # images in a batch
 TASKS = TRAINING | INFERENCE
 FOR_GPUS = ("train 1024", "infer 1024")  # too large for a CPU
 IMAGE = (3, 32, 32)
 
 
 def as_in_the_paper(*arguments: object, **keywords: object) -> LinearConv:
-    """Return a full-rank LinearConv that is evaluated as published: it builds all filters in every pass."""
+    """Return a full-rank LinearConv with the published evaluation, which builds all filters in every pass."""
     layer = LinearConv(*arguments, **keywords)
     layer.forward = MethodType(_build_filters_and_convolve, layer)
     return layer

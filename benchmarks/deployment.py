@@ -1,14 +1,14 @@
-"""Speed and size of inference: the layers, what `deploy` makes of them, and onnxruntime, against the dense network.
+"""Speed and size at inference: LinearConv layers, `deploy`, and onnxruntime, compared with the dense network.
 
     python -m benchmarks.deployment                                   # five networks; a quarter of an hour
     python -m benchmarks.deployment --networks VGG11 --seconds 10
     python -m benchmarks.deployment --precision bfloat16              # without onnxruntime
 
-Each network has random weights, full rank, channels_last, and as many threads in onnxruntime as in torch. The
-contenders take turns: `dense` (nn.Conv2d and BatchNorm), `dense, folded` (BatchNorm folded into the convolutions),
-`layers` (LinearConv as trained), `as in the paper` (all filters built in every pass), `deployed`
-(linearconv_convert.deploy), and the ONNX files of the dense and of the deployed network. Each call of this command
-adds a sitting to results/deployment_cpu_<precision>.json; tables show the median over sittings, and their range.
+The networks have random weights, full rank and the channels_last format. onnxruntime and torch use the same number of
+threads. The contenders take turns: `dense` (nn.Conv2d and BatchNorm), `dense, folded` (BatchNorm folded into the
+convolutions), `layers` (LinearConv as trained), `as in the paper` (all filters built in every pass), `deployed`
+(linearconv_convert.deploy), and the ONNX files of the dense and of the deployed network. Each run of this command adds
+a sitting to results/deployment_cpu_<precision>.json. Tables show the median over sittings and their range.
 """
 
 import os
@@ -31,11 +31,11 @@ from training.report import ROOT
 
 DEFAULT_NETWORKS = ("VGG11", "ResNet18", "AllConv", "Base", "MobileNetV2")
 BATCHES = {task: batch for task, batch in INFERENCE.items() if batch <= 256}
-ONNX = ("dense", "deployed")  # networks that are run by onnxruntime too
+ONNX = ("dense", "deployed")  # networks that onnxruntime runs too
 
 
 def contenders(network: str) -> dict[str, nn.Module]:
-    """Return the networks that torch runs, by name, in eval mode."""
+    """Return the networks that torch runs, {name: network}, in eval mode."""
     torch.manual_seed(0)
     dense, ours = NETWORKS[network]().eval(), NETWORKS[network](conv=LinearConv).eval()
     paper = NETWORKS[network](conv=as_in_the_paper).eval()
@@ -49,9 +49,9 @@ def contenders(network: str) -> dict[str, nn.Module]:
 
 
 def benchmark(network: str, options: Namespace) -> list[dict]:
-    """Return a row per batch size and contender for one network."""
+    """Return one row for each batch size and contender of a network."""
     models = contenders(network)
-    if options.precision == "bfloat16":  # the others are cast in every pass, by autocast
+    if options.precision == "bfloat16":  # autocast casts the other networks in every pass
         for name in ("dense, folded", "deployed"):
             models[name].to(torch.bfloat16)
     runners, sizes = {}, {name: weight_bytes(model) for name, model in models.items()}
@@ -84,7 +84,7 @@ def in_onnxruntime(model: nn.Module) -> tuple[Callable[[torch.Tensor], torch.Ten
 
 
 def main() -> None:
-    """Measure what the command line asks for."""
+    """Run the command line."""
     parser = command_line(__doc__)
     add = parser.add_argument
     add("--networks", nargs="+", choices=NETWORKS, default=list(DEFAULT_NETWORKS))

@@ -1,12 +1,12 @@
-"""Filters built against feature maps combined, layer by layer: the measurement behind `compute="auto"`.
+"""Comparison of building filters and combining feature maps for each layer: the measurement behind `compute="auto"`.
 
     python -m benchmarks.layers                           # every layer of the six networks, training and inference
-    python -m benchmarks.layers --read                    # judge an earlier measurement
+    python -m benchmarks.layers --read                    # evaluate an earlier measurement
     python -m benchmarks.layers --precision bfloat16
 
-For each shape of layer nn.Conv2d, `filters` and `features` take turns. The command reports, for several values of the
-rule's constant linearconv.MAP_COST, the time of all layers of a network if each of them is evaluated as the rule
-chooses, compared with the faster of the two for each layer. Writes results/layers_<device>_<precision>.json.
+For each layer shape, nn.Conv2d, `filters` and `features` take turns. For several values of the rule's constant
+linearconv.MAP_COST, the command compares the total time of all layers of a network with the choices of the rule to the
+total time with the faster choice for each layer. The results are in results/layers_<device>_<precision>.json.
 """
 
 import itertools
@@ -27,11 +27,11 @@ from training.checkpoints import write_json
 from training.report import ROOT, origin
 
 WAYS = ("filters", "features")
-MAP_COSTS = (16, 32, 64, 96, 128, 192, 256)  # candidates
+MAP_COSTS = (16, 32, 64, 96, 128, 192, 256)  # candidate values of the constant
 
 
 def layers_of(network: Callable[[], nn.Module]) -> dict[tuple, int]:
-    """Return the number of layers by (arguments of nn.Conv2d, side of the input), for all that have one group."""
+    """Return {(arguments of nn.Conv2d, side of the input): number of layers} for all layers with one group."""
     found = {}
 
     def note(layer, inputs, _):
@@ -52,7 +52,7 @@ def layers_of(network: Callable[[], nn.Module]) -> dict[tuple, int]:
 def make_step(
     layer: nn.Module, images: torch.Tensor, training: bool, autocast: Callable[[], torch.autocast]
 ) -> Callable[[], None]:
-    """Return a function that runs the layer once, forward only or with its backward pass."""
+    """Return a function that runs the layer once: the forward pass, in training also the backward pass."""
     layer.to(images.device, memory_format=torch.channels_last).train(training)
     if not training:
 
@@ -76,12 +76,12 @@ def make_step(
 
 
 def benchmark(task: str, key: tuple, options: Namespace) -> dict[str, float]:
-    """Return the median microseconds of each contender, for a layer of :func:`layers_of`."""
+    """Return the median microseconds of each contender for a layer of :func:`layers_of`."""
     in_channels, out_channels, kernel, stride, padding, bias, side = key
     arguments = (in_channels, out_channels, kernel, stride, padding)
     images = torch.randn(TASKS[task], in_channels, side, side, device=options.device)
     images = images.contiguous(memory_format=torch.channels_last)
-    images = images.to(getattr(torch, options.precision) if in_channels > 3 else torch.float32)  # as the layer before
+    images = images.to(getattr(torch, options.precision) if in_channels > 3 else torch.float32)  # as in a network
     layers = {"dense": nn.Conv2d(*arguments, bias=bias)}
     for variant, conv in VARIANTS.items():
         for way in WAYS:
@@ -93,14 +93,14 @@ def benchmark(task: str, key: tuple, options: Namespace) -> dict[str, float]:
 
 
 def judge(rows: Sequence[dict], map_cost: float = linearconv.MAP_COST) -> list[dict]:
-    """Compare the time of all layers of a network as the rule evaluates them with dense and with the faster way.
+    """Compare the time of all layers with the rule's choices to the dense layers and to the faster choices.
 
     Args:
-        rows: of the result file.
-        map_cost: the constant of the rule.
+        rows: rows of the result file.
+        map_cost: value of the rule's constant.
 
     Returns:
-        For each network, task and variant `speed_against_dense` and, at most 1, `of_the_best_choice`.
+        One verdict for each network, task and variant: `speed_against_dense` and `of_the_best_choice`, at most 1.
     """
     verdicts = []
     for network, task in dict.fromkeys((row["network"], row["task"]) for row in rows):
@@ -121,13 +121,13 @@ def judge(rows: Sequence[dict], map_cost: float = linearconv.MAP_COST) -> list[d
 
 
 def saved_macs(layer: linearconv.LinearConv, map_cost: float) -> float:
-    """Return what combining feature maps saves per output position: LinearConv's rule with another constant."""
+    """Return the rule's saving per output position by combining feature maps, for a given constant."""
     saved = layer.secondary_channels * layer.filter_size
     return saved - layer.coefficients - map_cost * layer.out_channels
 
 
 def main() -> None:
-    """Measure or read, and judge, as the command line asks."""
+    """Run the command line: measure or read, then evaluate."""
     parser = command_line(__doc__)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["train 50", "infer 50", "infer 8"])

@@ -1,4 +1,4 @@
-"""How the benchmarks measure: contenders in turns, the memory of a step, and results over several sittings."""
+"""Measurement for the benchmarks: contenders in turns, the memory of a step, and results over several sittings."""
 
 import ctypes
 import json
@@ -24,17 +24,17 @@ from training.report import origin
 
 SHORTEST_TURN = 0.02  # seconds
 LEAST_ROUNDS, MOST_ROUNDS = 3, 200
-MUCH = 0.3  # of the machine's memory
+MUCH = 0.3  # share of the machine's memory
 TUNABLES = "GLIBC_TUNABLES"
 KEEPING = "glibc.malloc.mmap_threshold=4000000000:glibc.malloc.trim_threshold=8000000000"  # bytes
 
 
 def keep_freed_memory() -> None:
-    """Start this process anew with a C library that keeps freed memory for what is allocated next.
+    """Restart this process with settings of glibc that keep freed memory for later allocations.
 
-    glibc gives large blocks back to the system, and fresh pages are zeroed one by one: a third of the time of some
-    networks on a CPU. Which blocks are large it adapts as a process goes on, so that it depends on what ran before.
-    Where GLIBC_TUNABLES is set, or the C library is another, nothing happens.
+    glibc returns large blocks to the system, and the system zeroes each new page. This takes a third of the time of
+    some networks on a CPU. glibc also adapts the threshold for large blocks, so the time depends on earlier
+    allocations. If GLIBC_TUNABLES is set, or the C library is not glibc, the function does nothing.
     """
     if platform.libc_ver()[0] == "glibc" and TUNABLES not in os.environ:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {TUNABLES: KEEPING})
@@ -56,16 +56,16 @@ def _device(name):
 
 
 def compare(steps: dict[str, Callable[[], object]], seconds: float, device: str) -> dict[str, dict[str, object]]:
-    """Measure contenders in turns, and compare their speeds with that of `dense` within each turn.
+    """Measure contenders in turns, and compare their speeds with the speed of `dense` in the same turn.
 
     Args:
-        steps: {name: what is timed}, `dense` among them.
-        seconds: that it takes in all, about.
-        device: on which the steps run.
+        steps: {name: function to time}, including `dense`.
+        seconds: approximate total time.
+        device: device of the steps.
 
     Returns:
         For each name the median `milliseconds`, the median `ratio` of speeds (above 1: faster than dense), the first
-        and third `ratio_quartiles`, and the number of turns, `rounds`.
+        and third quartile `ratio_quartiles`, and the number of turns `rounds`.
     """
     taken = measure(steps, seconds, device)
     compared = {}
@@ -82,10 +82,10 @@ def compare(steps: dict[str, Callable[[], object]], seconds: float, device: str)
 
 
 def measure(steps: dict[str, Callable[[], object]], seconds: float, device: str) -> dict[str, list[float]]:
-    """Return the seconds of every contender, turn by turn, measured for about `seconds` in all.
+    """Return the seconds of each contender in each turn, measured for about `seconds` in total.
 
-    Memory that is kept when it is freed has gaps, as its blocks are of many sizes; it takes a few turns until every
-    contender finds what it needs. A step that takes much of the machine's memory starts without gaps instead.
+    Freed memory that glibc keeps is fragmented, as its blocks have many sizes. After a few turns every contender finds
+    the blocks that it needs. For steps that use much of the machine's memory, each turn starts without kept memory.
     """
     takes_much = False
     for step in steps.values():
@@ -102,7 +102,7 @@ def measure(steps: dict[str, Callable[[], object]], seconds: float, device: str)
 
 
 def memory_held() -> float:
-    """Return the share of the machine's memory that this process holds, 0 where the system does not tell."""
+    """Return the share of the machine's memory that this process holds, or 0 if the system does not report it."""
     if not sys.platform.startswith("linux"):
         return 0.0
     with open("/proc/self/statm") as file:
@@ -110,14 +110,17 @@ def memory_held() -> float:
 
 
 def give_back_memory() -> None:
-    """Give what `keep_freed_memory` has kept back to the system."""
+    """Return the memory kept by `keep_freed_memory` to the system."""
     if KEEPING in os.environ.get(TUNABLES, ""):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _take_turns(steps, device, without_gaps=False):
-    """Seconds of one step of each contender. Short steps are repeated: one image alone would find no code or weight
-    in the processor's caches, which the other contenders have filled."""
+    """The seconds of one step of each contender.
+
+    Short steps are repeated. Otherwise a step with one image would find neither code nor weights in the processor's
+    caches, which the other contenders have filled.
+    """
     seconds = {}
     for name, step in steps.items():
         if without_gaps:
@@ -134,7 +137,7 @@ def _take_turns(steps, device, without_gaps=False):
 
 
 def kept_bytes(loss: Callable[[], Tensor], model: nn.Module) -> int:
-    """Return the bytes of distinct storage that autograd keeps for a backward pass of `loss()`, without parameters."""
+    """Return the bytes of storage that autograd keeps for a backward pass of `loss()`, excluding parameters."""
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     storages = {}
 
@@ -148,7 +151,7 @@ def kept_bytes(loss: Callable[[], Tensor], model: nn.Module) -> int:
 
 
 def peak_bytes(step: Callable[[], object], device: str) -> int:
-    """Return the most bytes that stand allocated during a step, beyond those from before it."""
+    """Return the peak of the bytes allocated during a step, excluding earlier allocations."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -166,13 +169,13 @@ def peak_bytes(step: Callable[[], object], device: str) -> int:
 
 
 def add_sitting(path: Path, rows: Sequence[dict], device: str, conditions: dict[str, object]) -> None:
-    """Add what one call of a benchmark measured to a result file `{"sittings": [...]}`, which is written anew.
+    """Add the rows of one benchmark run to a result file `{"sittings": [...]}`, which is rewritten.
 
     Args:
-        path: of the result file.
-        rows: one per `network`, `task` and `contender`, with the `ratio` of speeds to `dense`.
-        device: on which the rows were measured.
-        conditions: what else the result depends on.
+        path: path of the result file.
+        rows: one row for each `network`, `task` and `contender`, with the `ratio` of speeds to `dense`.
+        device: device of the measurement.
+        conditions: other conditions of the measurement.
     """
     sittings = json.loads(path.read_text())["sittings"] if path.exists() else []
     ended = datetime.now(UTC).isoformat(timespec="minutes")
@@ -181,7 +184,7 @@ def add_sitting(path: Path, rows: Sequence[dict], device: str, conditions: dict[
 
 
 def ratios_over_sittings(record: dict) -> dict[tuple[str, str, str], list[float]]:
-    """Return the sorted ratios of speeds to dense, one per sitting, by network, task and contender."""
+    """Return {(network, task, contender): sorted ratios of speeds to dense, one for each sitting}."""
     ratios = {}
     for sitting in record["sittings"]:
         for row in sitting["rows"]:
@@ -190,7 +193,7 @@ def ratios_over_sittings(record: dict) -> dict[tuple[str, str, str], list[float]
 
 
 def markdown(record: dict) -> list[str]:
-    """Return a table of ratios to dense: the median over sittings, and their range in brackets."""
+    """Return a table of ratios to dense: the median over sittings, with the range in parentheses."""
     ratios = ratios_over_sittings(record)
     tasks = list(dict.fromkeys(task for _, task, _ in ratios))
     rows = []

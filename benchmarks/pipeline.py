@@ -1,18 +1,17 @@
-"""Images per second of the input pipeline: augmented, normalised float batches, in alternating passes.
+"""Speed of the input pipeline, in images per second: augmented, normalised float batches, in alternating passes.
 
     python -m benchmarks.pipeline
     python -m benchmarks.pipeline --device cuda --images 50000
     python -m benchmarks.pipeline --streamed --cores 1 --images 2000
 
-Contenders: `ours` in both memory formats (dataloaders.BatchLoader, a block of batches at a time from memory);
-`indexing`, a plain sketch that crops image by image with slices; and the published pipeline, torchvision's PIL
-transforms in DataLoader workers, where torchvision is installed. All crop with padding 4, mirror, and normalise
-3x32x32 images.
-Writes results/pipeline_<device>.json.
+Contenders: `ours` in both memory formats (dataloaders.BatchLoader, which builds blocks of batches from memory);
+`indexing`, a simple version that crops each image with slices; and, if torchvision is installed, the published pipeline
+with torchvision's PIL transforms in DataLoader workers. All contenders crop with padding 4, flip and normalise 3x32x32
+images. The results are in results/pipeline_<device>.json.
 
-With --streamed, JPEG files of 500x375 become 224x224: `ours` (dataloaders.StreamLoader) and torchvision's ImageFolder
-with transforms.v2, both by RandomResizedCrop and a flip. All processes of a contender share --cores cores, with a
-worker for each. Writes results/stream_<device>.json.
+With --streamed, the contenders decode JPEG files of 500x375 to 224x224: `ours` (dataloaders.StreamLoader) and
+torchvision's ImageFolder with transforms.v2, both with RandomResizedCrop and a flip. All processes of a contender share
+--cores cores, with one worker for each core. The results are in results/stream_<device>.json.
 """
 
 import os
@@ -40,7 +39,7 @@ WORKERS = 2
 
 
 class PublishedDataset(Dataset):
-    """Image by image through PIL, as the published code has it."""
+    """The data set of the published code, which transforms each image with PIL."""
 
     def __init__(self, images: Tensor, labels: Tensor, mean: tuple, std: tuple) -> None:
         from torchvision import transforms
@@ -62,7 +61,7 @@ Batches = Iterator[tuple[Tensor, Tensor]]  # images (B, 3, 32, 32) and labels (B
 
 
 def indexing(images: Tensor, labels: Tensor, mean: tuple, std: tuple) -> Batches:
-    """Yield batches whose images are cropped one by one out of a padded copy of the set."""
+    """Yield batches; a loop crops each image from a padded copy of the set."""
     padded = F.pad(images, (4, 4, 4, 4))
     mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (mean, std))
     for index in torch.randperm(len(images)).split(BATCH):
@@ -74,7 +73,7 @@ def indexing(images: Tensor, labels: Tensor, mean: tuple, std: tuple) -> Batches
 
 
 def passes(images: Tensor, labels: Tensor) -> dict[str, Callable[[], Batches]]:
-    """Return for each contender a function that begins one pass over uint8 images (N, 3, 32, 32) and labels (N,)."""
+    """Return {contender: function that begins one pass} over uint8 images (N, 3, 32, 32) and labels (N,)."""
     info = describe("cifar10")
     made = {}
     augmented = {"batch_size": BATCH, "shuffle": True, "padding": 4, "flip": True}
@@ -93,7 +92,7 @@ def passes(images: Tensor, labels: Tensor) -> dict[str, Callable[[], Batches]]:
 
 
 def write_photographs(root: Path, count: int) -> None:
-    """Write JPEG files of 500x375 as an imagefolder of ten classes: smooth shapes under a little noise."""
+    """Write an imagefolder of ten classes with JPEG files of 500x375: smooth shapes with slight noise."""
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -107,7 +106,7 @@ def write_photographs(root: Path, count: int) -> None:
 
 
 def streamed_passes(root: Path, workers: int, device: str) -> dict[str, Callable[[], Batches]]:
-    """Return for each contender a function that begins one pass over the training images of an imagefolder."""
+    """Return {contender: function that begins one pass} over the training images of an imagefolder."""
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
 
@@ -128,7 +127,7 @@ def streamed_passes(root: Path, workers: int, device: str) -> dict[str, Callable
 
 
 def images_per_second(one_pass: Callable[[], Batches], device: str) -> float:
-    """Return the speed of one pass; the workers' start is not counted where they live on from the pass before."""
+    """Return the speed of one pass. The time includes the start of workers only in the first pass."""
     start, seen = time.perf_counter(), 0
     for images, _ in one_pass():
         assert images.dtype == torch.float32
@@ -139,7 +138,7 @@ def images_per_second(one_pass: Callable[[], Batches], device: str) -> float:
 
 
 def main() -> None:
-    """Measure what the command line asks for."""
+    """Run the command line."""
     parser = command_line(__doc__)
     parser.add_argument("--images", type=positive_int, default=20_000, help="in a pass (default: 20000)")
     parser.add_argument("--rounds", type=positive_int, default=5, help="passes of each contender (default: 5)")
@@ -168,12 +167,12 @@ def main() -> None:
 
 
 def measure(made: dict[str, Callable[[], Batches]], rounds: int, device: str) -> list[dict]:
-    """Return, and print, the speeds of contenders over so many passes of each, in turns."""
+    """Measure `rounds` passes of each contender in turns; print and return their speeds."""
     speeds = {name: [] for name in made}
     for turn in range(rounds + 1):
         for name, one_pass in made.items():
             speed = images_per_second(one_pass, device)
-            if turn:  # the first warms up
+            if turn:  # the first turn is a warm-up
                 speeds[name].append(speed)
     rows = [
         {"pipeline": name, "images_per_second": statistics.median(values), "least": min(values), "most": max(values)}

@@ -1,15 +1,14 @@
-"""Speed and memory of a training step: LinearConv against nn.Conv2d.
+"""Speed and memory of a training step: LinearConv compared with nn.Conv2d.
 
     python -m benchmarks.speed                                  # all networks; about half an hour
     python -m benchmarks.speed --networks VGG11 --seconds 60    # one network, more rounds
     python -m benchmarks.speed --precision bfloat16
     python -m benchmarks.speed --device cuda --graphs           # each step is captured in a CUDA graph and replayed
 
-A step is the forward pass, the backward pass and fused Adam, in channels_last. The contenders take turns, so that all
-of them see the same changes of the machine's speed. They are `dense` (nn.Conv2d), LinearConv with full rank and with
-rank 10, and full rank evaluated as in the paper, which builds all filters in every pass. Each call of this command
-adds a sitting to results/speed_<device>_<precision>[_graphs].json; tables show the median over
-sittings, and their range.
+A step is the forward pass, the backward pass and fused Adam, in channels_last. The contenders take turns, so that
+changes of the machine's speed affect all of them. The contenders are `dense` (nn.Conv2d), LinearConv with full rank and
+with rank 10, and full rank as in the paper, which builds all filters in every pass. Each run of this command adds a
+sitting to results/speed_<device>_<precision>[_graphs].json. Tables show the median over sittings and their range.
 """
 
 import gc
@@ -43,16 +42,16 @@ from training import counting
 from training.objective import REGULARISE_EVERY
 from training.report import ROOT
 
-SCHEDULED_STEPS = 1000  # of the run that the pruning schedule is fitted to: every 6th step chooses a new mask
+SCHEDULED_STEPS = 1000  # steps of the pruning schedule: every 6th step chooses a new mask
 
 
 def make_step(
     model: nn.Module, task: str, options: Namespace
 ) -> tuple[Callable[[], None], Callable[[], torch.Tensor] | None]:
-    """Return a function that runs a training step or an inference pass, and for training the function of the loss.
+    """Return a function that runs a training step or an inference pass, and for training the loss function.
 
     Args:
-        model: a network, moved to the device and to channels_last.
+        model: the network, which is moved to the device and to channels_last.
         task: one of `TASKS`.
         options: `device`, `precision` (`"float32"` or `"bfloat16"` by autocast) and `graphs`.
     """
@@ -88,7 +87,7 @@ def make_step(
 
 
 def captured(step: Callable[[], None]) -> Callable[[], None]:
-    """Return the replay of a CUDA graph of a step."""
+    """Capture a step in a CUDA graph, and return the function that replays the graph."""
     side = torch.cuda.Stream()  # warm-up steps run on a side stream, as the capture requires
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -102,7 +101,7 @@ def captured(step: Callable[[], None]) -> Callable[[], None]:
 
 
 def regulariser_seconds(model: nn.Module, options: Namespace) -> float:
-    """Return what the regularisers add to the mean step: a tenth of their forward and backward pass."""
+    """Return the seconds that the regularisers add to a mean step: a tenth of their forward and backward pass."""
 
     def step():
         (0.01 * (corr_loss(model) + l1_loss(model))).backward()
@@ -114,7 +113,7 @@ def regulariser_seconds(model: nn.Module, options: Namespace) -> float:
 
 
 def benchmark(network: str, task: str, options: Namespace) -> list[dict]:
-    """Return a row per contender for one network and task."""
+    """Return one row for each contender of a network and task."""
     models, steps, losses = {}, {}, {}
     for name, conv in CONTENDERS.items():
         torch.manual_seed(0)
@@ -137,7 +136,7 @@ def benchmark(network: str, task: str, options: Namespace) -> list[dict]:
 
 
 def main() -> None:
-    """Measure what the command line asks for."""
+    """Run the command line."""
     parser = command_line(__doc__)
     add = parser.add_argument
     add("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
@@ -153,7 +152,7 @@ def main() -> None:
     name = f"speed_{options.device}_{options.precision}{'_graphs' if options.graphs else ''}.json"
     rows = []
     for network, task in itertools.product(options.networks, tasks):
-        gc.collect()  # frees the networks of the round before
+        gc.collect()  # frees the networks of the previous round
         new = benchmark(network, task, options)
         print(f"{network}, {task}: " + ", ".join(f"{row['contender']} {row['ratio']:.2f}" for row in new), flush=True)
         rows += new

@@ -1,1 +1,1 @@
-"""Images as dataloaders.py gives them: kept in memory or streamed from disk, handed out in augmented batches."""
+"""Loaders of images for dataloaders.py: sets in memory or streamed from disk, and augmented batches."""

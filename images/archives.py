@@ -3,8 +3,8 @@
     load = published("CIFAR10")
     train, test = load(Path("dataset"), True)      # each (images uint8 (N, 3, 32, 32), labels int64 (N,))
 
-torchvision knows the files of each set, their MD5s and mirrors. It checks the MD5 of an archive before it unpacks the
-archive, so an interrupted download is repeated and never read.
+torchvision defines the files, MD5 sums and mirrors of each set. It checks the MD5 sum of an archive before it unpacks
+the archive, so an interrupted download is repeated and never read.
 """
 
 import socket
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from images.info import DataError, Split, no_torchvision, one_line
 
-TIMEOUT = 10  # seconds that a server has to answer
+TIMEOUT = 10  # limit for a server's answer, in seconds
 
 CIFAR10 = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 CIFAR100 = tuple(
@@ -37,14 +37,14 @@ def published(name: str, padding: int = 0) -> Callable[[Path, bool], tuple[Split
     """Return the function that loads a data set of torchvision, for `DataSet.load`.
 
     Args:
-        name: the class in `torchvision.datasets`.
-        padding: zeros on every side of each image.
+        name: name of the class in `torchvision.datasets`.
+        padding: width of the zero padding on each side of the images.
     """
     return partial(_load, name, padding)
 
 
 def _load(name, padding, root, download):
-    """Both splits: from their files in `root`, else from their archives there, else from the network."""
+    """Both splits, from the files in `root`, else from the archives in `root`, else from the network."""
     try:
         from torchvision import datasets
         from torchvision.datasets.utils import check_integrity
@@ -54,11 +54,11 @@ def _load(name, padding, root, download):
     folder, address, archives = _archives(dataset, root)
     timeout = socket.getdefaulttimeout()
     try:
-        # torchvision unpacks an archive only where it may download; where all archives are there, nothing is downloaded
+        # torchvision unpacks archives only with download=True, which downloads nothing if all archives exist
         download = download or all(check_integrity(folder / file, md5) for file, md5 in archives)
         socket.setdefaulttimeout(TIMEOUT)
         return tuple(_read_split(dataset, split, root, download, padding) for split in ("train", "test"))
-    except Exception as error:  # torchvision, pickle, scipy, network and disk raise nearly anything
+    except Exception as error:  # torchvision, pickle, scipy, network and disk may raise any error
         reason = one_line(error).removesuffix(". You can use download=True to download it")
         files = ", ".join(file for file, _ in archives)
         cure = f"remove damaged files there and download {files} from {address}, or use --dataset digits"
@@ -68,7 +68,7 @@ def _load(name, padding, root, download):
 
 
 def _archives(dataset, root):
-    """Where the archives of a data set belong, where torchvision finds them, and the name and MD5 of each."""
+    """The folder for the archives of a data set, their URL, and the name and MD5 sum of each archive."""
     if dataset.__name__ == "SVHN":
         url, *train = dataset.split_list["train"]
         return root, url.removesuffix(train[0]), [train, dataset.split_list["test"][1:]]
@@ -79,7 +79,7 @@ def _archives(dataset, root):
 
 def _read_split(dataset, split, root, download, padding):
     which = {"split": split} if dataset.__name__ == "SVHN" else {"train": split == "train"}
-    with warnings.catch_warnings(action="ignore"):  # numpy's, about the age of the CIFAR pickles
+    with warnings.catch_warnings(action="ignore"):  # numpy warns about the old format of the CIFAR pickles
         data = dataset(root, download=download, **which)
     images = torch.as_tensor(data.data)
     labels = torch.as_tensor(data.labels if dataset.__name__ == "SVHN" else data.targets, dtype=torch.int64)

@@ -1,8 +1,8 @@
-"""Whole batches at once: random crop and horizontal flip, drawn for every image on its own, then normalisation.
+"""Augmentation of whole batches: random crop and horizontal flip with separate draws per image, then normalisation.
 
-A batch is a handful of tensor operations on images that lie in memory, nothing is done image by image. An image comes
-out with exactly the distribution of torchvision's `RandomCrop(size, padding)` and `RandomHorizontalFlip(0.5)` on its
-uint8 values, before normalisation, so that the padding is black.
+A few tensor operations build a batch from images in memory; no operation works on a single image. The distribution of
+each image is exactly the distribution of torchvision's `RandomCrop(size, padding)` and `RandomHorizontalFlip(0.5)` on
+the uint8 values. Normalisation comes last, so the padding is black.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,22 +14,22 @@ from torch import Tensor
 
 from images.loader import Loader
 
-# Batches are made in blocks of about this many values and handed out in slices, which spares most of the cost of
-# starting operations. A block (six batches of 50 CIFAR images) fits the cache and is there at once.
+# Batches are built in blocks of about this many values and returned as slices, which avoids most of the overhead of
+# starting operations. A block (six batches of 50 CIFAR images) fits in the cache and takes little time.
 BLOCK = 2**20
 
 
 def crop(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
-    """Return images padded by zeros on every side, of each of which a window of the old size is cut out.
+    """Pad images with zeros on every side, and return a window of the original size of each image.
 
     Args:
         images: (B, C, H, W), any dtype.
         padding: pixels on each side.
-        top, left: (B,) int64 in 0 .. 2 * padding: where each window begins; at `padding` it is the image itself.
+        top, left: (B,) int64 in 0 .. 2 * padding, the start of each window; `padding` returns the input image.
     """
     batch, channels, height, width = images.shape
-    # A row of a window is `width` neighbours in memory, so the crop is a gather of B * C * H such rows. It
-    # copies whole rows; indexing by (b, :, top, left) copies byte by byte and takes three times as long.
+    # A row of a window is `width` contiguous values in memory, so the crop is a gather of B * C * H rows. The gather
+    # copies whole rows; indexing by (b, :, top, left) copies single bytes and takes three times as long.
     padded = F.pad(images, (padding,) * 4)
     plane = torch.arange(batch * channels, device=images.device).view(batch, channels, 1)
     row = plane * padded.shape[2] + top.view(batch, 1, 1) + torch.arange(height, device=images.device)  # (B, C, H)
@@ -39,25 +39,25 @@ def crop(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
 
 
 def horizontal_flip(images: Tensor, flipped: Tensor) -> Tensor:
-    """Return images (B, C, H, W), those left to right of which `flipped` (B,) is True."""
+    """Return images (B, C, H, W), flipped left to right where `flipped` (B,) is True."""
     batch = len(images)
     both = torch.cat([images, images.flip(3)])  # four times as fast as torch.where
     return both.index_select(0, torch.arange(batch, device=images.device) + batch * flipped)
 
 
 class BatchLoader(Loader):
-    """Batches of a set of images that lies in memory.
+    """Batches of a set of images in memory.
 
-    A pass draws all its crops and flips when it begins, so that on a GPU no batch waits for the host.
+    Each pass draws all crops and flips at its start, so that no batch on a GPU waits for the host.
 
     Args:
         images: uint8 (N, C, H, W).
         labels: int64 (N,), on the same device.
-        mean, std, **options: of `Loader`.
-        padding: zeros around an image, in pixels, that `crop` takes its window from.
+        mean, std, **options: arguments of `Loader`.
+        padding: width of the zero padding for random crops, in pixels.
 
     Raises:
-        ValueError: for a batch size below 1, and for more or fewer labels than images.
+        ValueError: for a batch size below 1, or for different numbers of images and labels.
     """
 
     def __init__(
@@ -76,16 +76,16 @@ class BatchLoader(Loader):
         self.images, self.padding = images, padding
 
     def batches(self, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Begin a pass and yield its batches without the first `skip`."""
+        """Begin a pass and yield its batches, except the first `skip`."""
         device, order = self.images.device, self._draw_order()
         top, left = torch.randint(2 * self.padding + 1, (2, self.num_images), generator=self.generator)
         flipped = self._draw_flips(order)
 
-        per_block = max(1, BLOCK // (self.batch_size * self.images[0].numel()))  # batches
+        per_block = max(1, BLOCK // (self.batch_size * self.images[0].numel()))  # number of batches
         draws = (self._shard(draw)[skip * self.batch_size :] for draw in (order, top, left, flipped))
         blocks = (draw.to(device).split(per_block * self.batch_size) for draw in draws)
         for index, top, left, flipped in zip(*blocks, strict=True):
-            if len(index) == 0:  # all are skipped, or there are fewer than processes
+            if len(index) == 0:  # all batches are skipped, or there are fewer images than processes
                 return
             images = self.images.index_select(0, index)
             if self.padding:

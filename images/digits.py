@@ -1,4 +1,4 @@
-"""scikit-learn's bundled digits; an example of a data set in one file, with one line in dataloaders.DATASETS."""
+"""The digits data set of scikit-learn; an example of a data set with one file and one entry in dataloaders.DATASETS."""
 
 from pathlib import Path
 
@@ -11,16 +11,16 @@ CLASSES = tuple("0123456789")
 
 
 def load(root: Path | None = None, download: bool = False) -> tuple[Split, Split]:
-    """Return 1,438 training and 359 test images, 8x8 with 17 grey values, enlarged to 3x32x32 with 256.
+    """Return 1,438 training and 359 test images of 8x8 pixels and 17 grey values, resized to 3x32x32 and 256 values.
 
-    They have three channels, so that the network is the one whose counts the paper gives for CIFAR-10. The split is
+    The images have three channels, so that the paper's parameter counts for CIFAR-10 apply to the network. The split is
     stratified and does not depend on the seed.
 
     Args:
-        root, download: of `DataSet.load`; the digits need neither.
+        root, download: arguments of `DataSet.load`; both are ignored.
 
     Raises:
-        DataError: without scikit-learn.
+        DataError: if scikit-learn cannot be imported.
     """
     try:
         from sklearn.datasets import load_digits

@@ -1,6 +1,6 @@
-"""What every loader of images has: an order for each pass, a shard of each batch, and a place to go on from.
+"""The base class of all loaders of images: the order of each pass, the shard of each batch, and the state to resume.
 
-The loaders themselves differ in where their images are: `batches.py` has them in memory, `stream.py` on disk.
+The subclass in `batches.py` has its images in memory, the subclass in `stream.py` on disk.
 """
 
 from abc import ABC, abstractmethod
@@ -11,26 +11,26 @@ from torch import Tensor
 
 
 class Loader(ABC):
-    """Batches of a set of images, shuffled and augmented if wanted.
+    """Batches of a set of images, optionally shuffled and augmented.
 
-    Iterating gives `(images, labels)`: float32 `(B, C, H, W)`, normalised as `(x / 255 - mean) / std`, and int64
-    `(B,)`, on the device of `labels`. Every image comes once a pass; the last batch may be smaller.
+    Iteration yields `(images, labels)`: float32 `(B, C, H, W)`, normalised as `(x / 255 - mean) / std`, and int64
+    `(B,)`, on the device of `labels`. A pass contains every image once; the last batch may be smaller.
 
-    A pass draws its order and its augmentation when it begins, on the CPU: the same seed gives the same batches on
-    every device. A run is resumed, and sees the batches that it would have seen, by a `state_dict()` taken between two
-    passes and `batches(skip)` where the next one was begun.
+    A pass draws its order and its augmentation at its start, on the CPU: the same seed gives the same batches on every
+    device. To resume a run with the same batches as without an interruption, load the `state_dict()` from before the
+    interrupted pass, and continue the pass with `batches(skip)`.
 
     Args:
         labels: int64 (N,), one for each image.
         mean, std: C numbers each, for values scaled to 0 .. 1.
-        batch_size: images in a batch of this process.
-        shuffle: a new order in every pass; without it the order is that of `labels`.
-        flip: images left to right with probability 0.5.
-        alternating: draw that for the first pass alone; from then on each image is flipped in every second one.
-        seed: of the loader's own generator. The global one is neither read nor moved.
-        channels_last: batches in `torch.channels_last` memory format.
-        shard: (rank, size): of `size` processes with loaders of the same seed, each gives its part of batches of
-            `size * batch_size` images. Of fewer than `size` images left over, shuffled passes drop all.
+        batch_size: number of images in a batch of this process.
+        shuffle: draw a new order in every pass; otherwise the order is the order of `labels`.
+        flip: flip images left to right with probability 0.5.
+        alternating: draw the flips of the first pass only; afterwards each image is flipped in every second pass.
+        seed: seed of the loader's own generator. The global generator is neither read nor changed.
+        channels_last: return batches in the `torch.channels_last` memory format.
+        shard: (rank, size). Each of `size` processes with loaders of the same seed returns its part of batches of
+            `size * batch_size` images. If fewer than `size` images remain, shuffled passes drop these images.
 
     Raises:
         ValueError: for a batch size below 1.
@@ -52,11 +52,11 @@ class Loader(ABC):
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        self.labels, self.num_images = labels, len(labels)  # of all shards together
+        self.labels, self.num_images = labels, len(labels)  # number of images in all shards together
         self.batch_size, self.shuffle, self.flip = batch_size, shuffle, flip
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.generator = torch.Generator().manual_seed(seed)
-        self.passes = 0  # begun
+        self.passes = 0  # number of passes that have begun
         in_first = torch.randint(2, (len(labels),), generator=torch.Generator().manual_seed(seed)).bool()
         self.flipped_in_first = in_first if alternating else None
         self.rank, self.num_shards = shard
@@ -69,7 +69,7 @@ class Loader(ABC):
         return -(-len(self._shard(torch.empty(self.num_images, device="meta"))) // self.batch_size)
 
     def share(self, batch: int, images: int) -> float:
-        """Return the weight of a shard with `images` of a batch in the mean over shards: 1 where all are as large."""
+        """Return the weight of a shard with `images` of a batch in the mean over shards: 1 for shards of equal size."""
         global_batch = self.batch_size * self.num_shards
         return images * self.num_shards / min(global_batch, self.num_images - batch * global_batch)
 
@@ -78,16 +78,16 @@ class Loader(ABC):
 
     @abstractmethod
     def batches(self, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Begin a pass and yield its batches without the first `skip`."""
+        """Begin a pass and yield its batches, except the first `skip`."""
 
     def state_dict(self) -> dict[str, Tensor | int]:
-        """Return where the next pass stands in the loader's draws."""
+        """Return the state of the generator and the number of passes."""
         return {"generator": self.generator.get_state(), "passes": self.passes}
 
     def load_state_dict(self, state: dict[str, Tensor | int]) -> None:
-        """Let the next pass stand where that of the loader stood that gave `state`."""
+        """Load a `state_dict()`, so that the next pass has the same draws as the next pass of the saved loader."""
         self.generator.set_state(state["generator"].cpu())
-        self.passes = state.get("passes", 0)  # earlier checkpoints have none
+        self.passes = state.get("passes", 0)  # earlier checkpoints lack this entry
 
     def _shard(self, values):
         """This process's part of one value per image: (N,) to about (N / num_shards,)."""
@@ -102,12 +102,12 @@ class Loader(ABC):
         return torch.cat([mine.flatten(), rest.tensor_split(self.num_shards)[self.rank]])
 
     def _draw_order(self):
-        """The images of a pass that begins, (N,)."""
+        """The order of the images in a new pass, (N,)."""
         n = self.num_images
         return torch.randperm(n, generator=self.generator) if self.shuffle else torch.arange(n)
 
     def _draw_flips(self, order):
-        """Which images of the pass are flipped, (N,) in this order; the pass is counted."""
+        """The images of the pass that are flipped, bool (N,) in this order; increments `passes`."""
         flipped = torch.randint(2, (self.num_images,), generator=self.generator).bool()
         if self.flipped_in_first is not None:
             flipped = self.flipped_in_first[order] ^ bool(self.passes % 2)
@@ -115,6 +115,6 @@ class Loader(ABC):
         return flipped
 
     def _normalise(self, images):
-        """uint8 images (B, C, H, W) on the loader's device as float32."""
+        """Normalised float32 images from uint8 images (B, C, H, W) on the loader's device."""
         images = images.float().mul_(self.scale).add_(self.shift)
         return images.contiguous(memory_format=self.memory_format)

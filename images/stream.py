@@ -1,12 +1,12 @@
-"""A set of images larger than memory: decoded anew in every pass, by worker processes, a few batches ahead.
+"""Streaming of a set of images larger than memory: worker processes decode the images in every pass, ahead of use.
 
     train = StreamLoader(paths, labels, mean, std, size=224, random_crop=True, shuffle=True, flip=True, batch_size=256)
 
-What an image becomes is torchvision's usual recipe for large photographs. In training: `RandomResizedCrop(size)` and a
-flip. In a test: the shorter side is resized to `size * 256 / 224`, and the middle of `size` x `size` is cut out.
+Images are transformed by torchvision's usual recipe for large photographs. In training: `RandomResizedCrop(size)` and a
+flip. In a test: the shorter side is resized to `size * 256 / 224`, and the central `size` x `size` pixels are cropped.
 
-Everything that is random of an image hangs on the seed, the pass and the image alone. So the batches are the same for
-any number of workers, and a pass that is gone on with gives what the unbroken one would have given.
+All random draws for an image depend only on the seed, the pass and the image. Therefore the batches are the same for
+any number of workers, and a resumed pass returns the same batches as an uninterrupted pass.
 """
 
 import atexit
@@ -26,31 +26,31 @@ from torch.utils.data import DataLoader, Dataset
 from images.info import DataError, decode, no_torchvision, one_line
 from images.loader import Loader
 
-MOST_WORKERS = 8  # unless more are asked for
-MAX_PIXELS = 2**27  # of a resized test image: 400 MB
+MOST_WORKERS = 8  # default limit
+MAX_PIXELS = 2**27  # limit for a resized test image, 400 MB
 LEFT_TO_PARENT = (signal.SIGINT, signal.SIGTERM)
 
 
 def default_workers() -> int:
-    """Return one worker for each core that this process may run on, at most `MOST_WORKERS`."""
+    """Return the number of cores that this process may use, at most `MOST_WORKERS`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(MOST_WORKERS, cores)
 
 
 class StreamLoader(Loader):
-    """Batches of a set of images that lies on disk.
+    """Batches of a set of images on disk.
 
     Args:
-        paths: (N,) of a `Listing`.
-        labels: int64 (N,), on the device that the batches are to be on.
-        mean, std, **options: of `Loader`.
+        paths: paths (N,) of a `Listing`.
+        labels: int64 (N,), on the device for the batches.
+        mean, std, **options: arguments of `Loader`.
         size: height and width of the images in a batch.
-        random_crop: `RandomResizedCrop(size)`; without it the middle of each image.
-        workers: processes that decode, which live as long as the loader; 0: this process decodes. Left out, it is
-            `default_workers`.
+        random_crop: use `RandomResizedCrop(size)`; otherwise the center of each image.
+        workers: number of processes that decode, for the lifetime of the loader; with 0 this process decodes. Default:
+            `default_workers()`
 
     Raises:
-        DataError: without a torchvision.
+        DataError: if torchvision cannot be imported.
     """
 
     def __init__(
@@ -68,30 +68,30 @@ class StreamLoader(Loader):
         super().__init__(labels, mean, std, **options)
         self.workers = default_workers() if workers is None else workers
         self.looked_after = self.workers == 0
-        self.requests = []  # of the pass in hand: for each batch int64 (B, 3), index, whether flipped, and seed
+        self.requests = []  # of the current pass: for each batch int64 (B, 3): index, flip and seed
         self.loader = DataLoader(
             _Decoded(paths, size, random_crop),
-            batch_size=None,  # a request is a batch already
+            batch_size=None,  # each request is a whole batch
             sampler=self.requests,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             worker_init_fn=_leave_signals_to_parent,
             pin_memory=labels.is_cuda,
-            generator=torch.Generator(),  # DataLoader draws from the global one otherwise, at every pass
+            generator=torch.Generator(),  # otherwise DataLoader draws from the global generator in every pass
         )
 
     def batches(self, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Begin a pass and yield its batches without the first `skip`.
+        """Begin a pass and yield its batches, except the first `skip`.
 
         Raises:
-            DataError: naming an image that cannot be decoded; and when a worker dies.
+            DataError: if an image cannot be decoded, with the name of its file, or if a worker dies.
         """
         order = self._draw_order()
         flipped = self._draw_flips(order) & self.flip
-        seeds = torch.randint(2**32, (self.num_images,), generator=self.generator)  # all that a CPU's generator takes
+        seeds = torch.randint(2**32, (self.num_images,), generator=self.generator)  # largest range of CPU seeds
         draws = torch.stack([self._shard(draw) for draw in (order, flipped.long(), seeds)], dim=1)
         requests = draws[skip * self.batch_size :].split(self.batch_size)
-        if len(requests[0]) == 0:  # all are skipped, or there are fewer than processes
+        if len(requests[0]) == 0:  # all batches are skipped, or there are fewer images than processes
             return
         self.requests[:] = [request.numpy() for request in requests]
         for images, request in zip(self._decoded(), requests, strict=True):
@@ -112,18 +112,18 @@ class StreamLoader(Loader):
             raise DataError(f"{reason}: give it more memory or shared memory, or use fewer --workers") from error
 
     def _begin(self):
-        """DataLoader's iterator; the workers that it starts end when this process does, and die in silence."""
+        """DataLoader's iterator. The workers end together with this process and print no messages."""
         if self.looked_after:
             return iter(self.loader)
         on_child = signal.getsignal(signal.SIGCHLD)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_PARENT)  # workers take that over from their start on
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_PARENT)  # workers inherit this mask
         try:
             batches = iter(self.loader)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if threading.current_thread() is threading.main_thread():
-            # DataLoader has a worker's death raised wherever the program is. It is found out without that, by whoever
-            # waits for the next batch.
+            # DataLoader's handler raises an error at any point of the program if a worker dies. Without the handler,
+            # the wait for the next batch raises the error.
             signal.signal(signal.SIGCHLD, on_child or signal.SIG_DFL)
         atexit.register(_end_workers, weakref.ref(batches), batches._workers)
         self.looked_after = True
@@ -131,10 +131,10 @@ class StreamLoader(Loader):
 
 
 def _end_workers(batches, workers):
-    """Tell workers to go. DataLoader itself waits five seconds for each where an error keeps it alive to the end.
+    """Shut down the workers. DataLoader waits five seconds for each if an error keeps the iterator alive until exit.
 
-    One that cannot go, because another was killed with a lock that both need, is killed: it heeds no SIGTERM, so that
-    this process would wait for it for ever.
+    If another worker was killed while it held a shared lock, a worker cannot end. It ignores SIGTERM, so this function
+    kills it; otherwise this process would wait forever.
     """
     if (alive := batches()) is not None:
         alive._shutdown_workers()
@@ -144,13 +144,13 @@ def _end_workers(batches, workers):
 
 
 def _leave_signals_to_parent(_):
-    """Ctrl-C and a scheduler's SIGTERM reach all processes, and the parent needs its workers until it has saved."""
+    """Ignore Ctrl-C and SIGTERM, which reach all processes; the parent needs its workers until it has saved."""
     for number in LEFT_TO_PARENT:
         signal.signal(number, signal.SIG_IGN)
 
 
 class _Decoded(Dataset):
-    """Images by request: uint8 (B, 3, size, size), channels last in memory; where one is damaged, the DataError."""
+    """The images of a request, uint8 (B, 3, size, size) in channels_last format, or a DataError for a damaged image."""
 
     def __init__(self, paths, size, random_crop):
         try:
@@ -158,7 +158,7 @@ class _Decoded(Dataset):
         except Exception as error:
             raise no_torchvision("images that do not fit into memory are streamed", error, "--in-memory yes") from error
         self.paths, self.random_crop, self.flip = paths, random_crop, v2.functional.horizontal_flip
-        self.shorter_side = round(size * 256 / 224)  # of a test image, of which the middle is cut out
+        self.shorter_side = round(size * 256 / 224)  # of a test image before its center is cropped
         middle = v2.Compose([v2.Resize(self.shorter_side), v2.CenterCrop(size)])
         self.crop = v2.RandomResizedCrop(size) if random_crop else middle
 
@@ -166,7 +166,7 @@ class _Decoded(Dataset):
         try:
             with torch.random.fork_rng(devices=[]):
                 pixels = [self._image(*draws) for draws in request.tolist()]
-        except DataError as error:  # raised here, its one line would reach the parent within a traceback
+        except DataError as error:  # an error raised here would reach the parent as a traceback
             return error
         return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
 

@@ -1,12 +1,12 @@
-"""A tree of image files, one folder a class: listed, and read into memory.
+"""A tree of image files with one folder for each class: listing the files, and reading them into memory.
 
-    root/train/<class>/**  and  root/test/<class>/**  (or root/val/<class>/** where test has no class folders)
+    root/train/<class>/**  and  root/test/<class>/**  (or root/val/<class>/** if test has no class folders)
 
     train, test = read_tree(root, size=32)       # each (images uint8 (N, 3, size, size), labels int64 (N,))
 
-Images may be in subfolders of a class, and may have any size and mode. They become RGB and are resized to `size` x
-`size` (antialiased bilinear; the aspect ratio is not kept). Regular files with an ending in `IMAGE_ENDINGS` are images;
-other files and hidden files are ignored. Any other fault is a `DataError` that names it.
+Images may be in subfolders of a class, and may have any size and mode. They are converted to RGB and resized to `size`
+x `size` (antialiased bilinear; the aspect ratio changes). Regular files with an ending in `IMAGE_ENDINGS` are images;
+other files and hidden files are ignored. All other errors raise a `DataError` with the file or folder.
 """
 
 import itertools
@@ -24,21 +24,21 @@ from tqdm import tqdm
 
 from images.info import DataError, Listing, Split, decode, evenly_spaced, physical_memory
 
-# torchvision's IMG_EXTENSIONS, and further endings of files that hold an image and that Pillow decodes by itself
+# torchvision's IMG_EXTENSIONS, and further endings of image files that Pillow decodes without plugins
 IMAGE_ENDINGS = (
     *(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"),
     *(".jpe", ".jfif", ".gif", ".pbm", ".pnm", ".tga", ".jp2", ".avif"),
 )
 LAYOUT = "an imagefolder is train/<class>/* beside test/<class>/* (or val/<class>/*)"
-CHUNK = 64  # images a thread reads at a time
-SMALL_FILE = 16 * 1024  # bytes; below it, decoding an image takes less time than the Python around it
+CHUNK = 64  # images that a thread reads at a time
+SMALL_FILE = 16 * 1024  # bytes; for smaller files the Python code takes longer than decoding
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
-    """Return the classes of a split, the names of its folders, sorted.
+    """Return the classes of a split: the sorted names of its folders.
 
     Raises:
-        DataError: where there are none.
+        DataError: if there are no folders.
     """
     subfolders, _ = _visible(folder)
     if subfolders:
@@ -47,22 +47,22 @@ def class_names(folder: Path) -> tuple[str, ...]:
 
 
 def list_tree(root: Path, limit: int | None = None) -> tuple[Listing, Listing]:
-    """List the training and the test images below `root`, the classes numbered in the order of their names.
+    """List the training and the test images below `root`, with labels in the order of the class names.
 
     Args:
-        root: the folder that holds `train` and `test` or `val`.
-        limit: take this many of each split, evenly spaced over the sorted files.
+        root: the folder with `train` and `test` or `val`.
+        limit: number of images of each split, evenly spaced over the sorted files.
 
     Returns:
         `(paths, labels)` of both splits.
 
     Raises:
-        DataError: for a split or class that is missing or empty, and for a class that is in the test images alone.
+        DataError: for a missing or empty split or class, or for a class that only the test images have.
     """
     train, test, val = (root / split for split in ("train", "test", "val"))
     classes = class_names(train)
     if val.is_dir() and not any((test / name).is_dir() for name in classes):
-        if test.is_dir():  # ImageNet's, whose images have no labels
+        if test.is_dir():  # as in ImageNet, whose test images have no labels
             warnings.warn(f"{test} has no class folders: the test images are those in {val}", stacklevel=2)
         test = val
     if unknown := set(class_names(test)) - set(classes):
@@ -72,7 +72,7 @@ def list_tree(root: Path, limit: int | None = None) -> tuple[Listing, Listing]:
 
 
 def decoded_bytes(splits: Sequence[Listing], size: int) -> int:
-    """Return what the images of listings take in memory at `size` x `size`."""
+    """Return the bytes of the images of listings in memory at `size` x `size`."""
     return sum(len(paths) for paths, _ in splits) * 3 * size * size
 
 
@@ -80,14 +80,14 @@ def read_tree(root: Path, size: int, limit: int | None = None) -> tuple[Split, S
     """Read the images of `list_tree`.
 
     Args:
-        root, limit: of `list_tree`.
-        size: height and width that every image is brought to.
+        root, limit: arguments of `list_tree`.
+        size: height and width of the resized images.
 
     Returns:
         `(images, labels)` of both splits: uint8 (N, 3, size, size) and int64 (N,).
 
     Raises:
-        DataError: as `list_tree`; for an image that cannot be decoded; and, before reading, for more images than fit
+        DataError: as `list_tree`, for an image that cannot be decoded, or, before reading, for more images than fit
             into memory.
     """
     splits = list_tree(root, limit)
@@ -102,7 +102,7 @@ def read_tree(root: Path, size: int, limit: int | None = None) -> tuple[Split, S
 
 
 def read_images(paths: np.ndarray, size: int, bar: tqdm | None = None) -> Tensor:
-    """Return the images of a listing as uint8 (N, 3, size, size); a DataError names one that cannot be decoded."""
+    """Return the images of a listing, uint8 (N, 3, size, size); a DataError names an image that cannot be decoded."""
     images = np.empty((len(paths), 3, size, size), np.uint8)
 
     def read(start):
@@ -111,8 +111,8 @@ def read_images(paths: np.ndarray, size: int, bar: tqdm | None = None) -> Tensor
             images[i] = decode(path, partial(_resized, size=size)).transpose(2, 0, 1)
         return len(chunk)
 
-    # Pillow releases the interpreter lock while it decodes, so threads share that work. Small files leave little to
-    # share, and handing over the lock would double the time.
+    # Pillow releases the interpreter lock during decoding, so threads decode in parallel. For small files the threads
+    # have no speed-up, and switching the lock would double the time.
     some = paths[evenly_spaced(len(paths), 100).numpy()]
     sizes = [os.path.getsize(path) if os.path.exists(path) else 0 for path in some]
     threads = 1 if sum(sizes) < SMALL_FILE * len(sizes) else min(8, os.cpu_count() or 1)
@@ -145,13 +145,13 @@ def _listed(folder, classes, limit):
 
 
 def _image_files(folder):
-    """The paths of the images in a folder, then of those in its subfolders, in bytes."""
+    """The paths of the images in a folder, then of the images in its subfolders, as bytes."""
     subfolders, others = _visible(folder)
     files = []
     for entry in others:
         if not entry.name.lower().endswith(IMAGE_ENDINGS):
             continue
-        if entry.is_file() or not os.path.exists(entry.path):  # a dangling link is reported when it is read
+        if entry.is_file() or not os.path.exists(entry.path):  # reading a dangling link raises the error
             files.append(os.fsencode(entry.path))
     for subfolder in subfolders:
         files += _image_files(subfolder.path)

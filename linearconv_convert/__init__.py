@@ -1,14 +1,14 @@
-"""Any network to LinearConv, its trained weights carried over, to a form for inference, to files, and back.
+"""Convert any network to LinearConv with its trained weights; deploy, export or fold the result.
 
     from linearconv_convert import convert, deploy, export, fold
 
     small = convert(model, "rank", budget=0.5, calibration=images)
-    fast = deploy(small)                                        # plain modules for inference, BatchNorm folded in
-    plain = fold(small)                                         # plain nn.Conv2d everywhere
-    export(small, "small.onnx", example_input)                  # what deploy returns, as a file
-    initialise(network, "spectral")                             # LinearConv layers that are to be trained from scratch
+    fast = deploy(small)                                        # plain modules for inference, with BatchNorm folded
+    plain = fold(small)                                         # nn.Conv2d for every LinearConv
+    export(small, "small.onnx", example_input)                  # the deployed network as a file
+    initialise(network, "spectral")                             # LinearConv layers for training from scratch
 
-The same from the command line: `python -m linearconv_convert --help`.
+The command line is `python -m linearconv_convert --help`.
 """
 
 from linearconv_convert.convert import convert

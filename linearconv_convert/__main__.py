@@ -1,12 +1,13 @@
-"""The command line of conversion: take a network and its weights, convert, report, save, export.
+"""The command line of conversion: load a network and its weights, convert, report, save and export.
 
     python -m linearconv_convert MODEL [--weights FILE] [-t TYPE] [-r RANK] [-s SPARSITY] [options]
     python -m linearconv_convert MODEL [--weights FILE] --budget 0.5 --of macs --curve curve.png [options]
     python -m linearconv_convert CHECKPOINT.pt --export small.onnx
 
-MODEL is `FILE.py:NAME` (as `models/vgg_xcnn.py:VGG11`; the code of the file is executed), `torchvision:NAME` or
-`timm:NAME`; or a checkpoint of models/zoo_xcnn.py, whose network is converted and trained already, for export.
-`lowrank` has no default rank here: give -r, or --budget. Installed, the command is called `linearconv-convert` too.
+MODEL is `FILE.py:NAME` (for example `models/vgg_xcnn.py:VGG11`; the file is executed), `torchvision:NAME`,
+`timm:NAME`, or a checkpoint of models/zoo_xcnn.py. The network of a checkpoint is already converted and trained; it is
+only exported. The type `lowrank` has no default rank: give -r, --budget or --error. The installed command is
+`linearconv-convert`.
 """
 
 import argparse
@@ -109,7 +110,7 @@ def _convert(options):
 
 
 def _export_trained(options):
-    """Write the network of a checkpoint with a record."""
+    """Export the network of a checkpoint that has a record."""
     record = read_record(options.model)
     for name in ("weights", "budget", "error", "calibration"):
         if getattr(options, name) is not None:
@@ -135,9 +136,9 @@ def _load_images(path):
 
 
 def _save(small, report, output, type, setting):
-    """Write the state_dict, and the chosen settings to a file beside it, and print how to load them."""
+    """Write the state_dict and, for a budget, a JSON file of the chosen settings, and print how to load them."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    state = io.BytesIO()  # torch.save to a full disk would not name the cause
+    state = io.BytesIO()  # on a full disk, the error of torch.save does not name the cause
     torch.save(small.state_dict(), state)
     with atomic_file(output) as part:
         part.write_bytes(state.getbuffer())
@@ -155,7 +156,7 @@ def _save(small, report, output, type, setting):
 
 
 def _export(dense, small, options, example):
-    """Write the files, and print their sizes and speeds beside those of the dense network."""
+    """Write the files, and print their sizes and speeds and the size and speed of the dense network."""
     path = options.export
     files = {options.form: path}
     if options.form == "both":

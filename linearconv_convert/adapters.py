@@ -1,8 +1,8 @@
-"""Layers that are a plain convolution and little else: nn.Linear, nn.Conv1d, and subclasses of nn.Conv2d that only pad.
+"""Layers that are equivalent to a plain convolution: nn.Linear, nn.Conv1d, and subclasses of nn.Conv2d that only pad.
 
-While a model is converted, adapters that hold an nn.Conv2d replace its nn.Linear and nn.Conv1d layers. The layers whose
-convolution was not converted are put back. A convolution that pads by itself, as timm's `Conv2dSame`, is split into a
-padding module and an nn.Conv2d, if a test with random images gives equal outputs.
+During a conversion, adapters that hold an nn.Conv2d replace the nn.Linear and nn.Conv1d layers of a model. Afterwards
+the layers whose convolution was not converted are restored. A convolution that pads its input, such as timm's
+`Conv2dSame`, is split into a padding module and an nn.Conv2d if a test with random images gives equal outputs.
 """
 
 import copy
@@ -19,21 +19,21 @@ from linearconv_convert import surgery
 from linearconv_convert.surgery import ConversionError, is_patched, is_plain_conv2d, layers_of
 
 PADDING_MODULES = (nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.Identity)
-SIZES = ((11, 12), (12, 15), (17, 14))  # of random images, beyond the extent of the filters
+SIZES = ((11, 12), (12, 15), (17, 14))  # of random test images, in addition to the extent of the filters
 
 
 class Conv2dAdapter(nn.Module):
-    """A convolution that computes what another layer computes."""
+    """A convolution that is equivalent to another layer."""
 
     def __init__(self, layer: nn.Module, **geometry: object) -> None:
         super().__init__()
         self.conv = nn.Conv2d(**geometry, bias=layer.bias is not None, device="meta")
         weight = layer.weight.detach().view(self.conv.weight.shape)
         self.conv.weight, self.conv.bias = nn.Parameter(weight, layer.weight.requires_grad), layer.bias
-        for name in layer.__constants__:  # in_features, kernel_size and so on, which a network may read
+        for name in layer.__constants__:  # in_features, kernel_size and others, which a network may read
             setattr(self, name, getattr(layer, name))
         self._dimensions = layer.weight.ndim
-        self._layer = [layer]  # in a list, so that its parameters are not the adapter's too
+        self._layer = [layer]  # a list hides the parameters of the layer from the adapter
 
     @property
     def weight(self) -> torch.Tensor:
@@ -47,7 +47,7 @@ class Conv2dAdapter(nn.Module):
 
 
 class LinearAdapter(Conv2dAdapter):
-    """An nn.Linear as a 1x1 convolution of images of one pixel."""
+    """An nn.Linear as a 1x1 convolution of one-pixel images."""
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__(layer, in_channels=layer.in_features, out_channels=layer.out_features, kernel_size=1)
@@ -76,9 +76,9 @@ KINDS = ("conv2d", *ADAPTERS)
 
 @contextmanager
 def adapters_in_place(model: nn.Module, kinds: tuple[str, ...]) -> Iterator[None]:
-    """Replace the layers of some kinds by adapters, and put back the layers that were not converted.
+    """Replace the layers of the given kinds by adapters, and restore the layers that were not converted.
 
-    Layers of subclasses, the model itself, and layers that share a parameter with others stay.
+    Instances of subclasses, the model itself, and layers that share a parameter with other layers are not replaced.
 
     Raises:
         ConversionError: for a kind that is not in `KINDS`.
@@ -100,7 +100,7 @@ def adapters_in_place(model: nn.Module, kinds: tuple[str, ...]) -> Iterator[None
 
 
 def remove_unused_adapters(model: nn.Module) -> None:
-    """Put layers back in place of the adapters whose convolution is still an nn.Conv2d."""
+    """Restore the layers of all adapters whose convolution is still an nn.Conv2d."""
     adapters = [adapter for adapter in layers_of(model, Conv2dAdapter).values() if adapter._layer]
     unused = [adapter for adapter in adapters if isinstance(adapter.conv, nn.Conv2d)]
     surgery.replace(model, {adapter: adapter._layer[0] for adapter in unused})
@@ -108,11 +108,11 @@ def remove_unused_adapters(model: nn.Module) -> None:
         adapter._layer = None
 
 
-# ---- convolutions that pad by themselves -----------------------------------------------------------------------------
+# ---- convolutions that pad their input -------------------------------------------------------------------------------
 
 
 class SamePad2d(nn.Module):
-    """Pad with zeros to ceil(size / stride) outputs of a convolution, an odd zero at the end, as TensorFlow does."""
+    """Zero padding to ceil(size / stride) outputs of a convolution, with an odd zero at the end, as in TensorFlow."""
 
     def __init__(self, kernel_size: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class SamePad2d(nn.Module):
         for axis in (-1, -2):  # F.pad takes the last dimension first
             size, stride = input.shape[axis], self.stride[axis]
             covered = (-(-size // stride) - 1) * stride + self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
-            missing = torch.sym_max(covered - size, 0)  # traceable, as max() is not
+            missing = torch.sym_max(covered - size, 0)  # unlike max(), torch.sym_max is traceable
             widths += [missing // 2, missing - missing // 2]
         return F.pad(input, widths)
 
@@ -132,9 +132,9 @@ class SamePad2d(nn.Module):
 
 
 def split_padding(layer: nn.Conv2d) -> tuple[nn.Module | None, nn.Conv2d] | None:
-    """Return the padding module, or None, and the plain convolution that a layer consists of.
+    """Return the padding module, or None, and the plain convolution that are equivalent to a layer.
 
-    The convolution has the layer's own parameters. The result is None if the layer computes anything else.
+    The convolution shares the parameters of the layer. The result is None if the layer has no such equivalent.
     """
     if is_plain_conv2d(layer):
         return None, layer
@@ -153,11 +153,11 @@ def split_padding(layer: nn.Conv2d) -> tuple[nn.Module | None, nn.Conv2d] | None
 
 @torch.no_grad()
 def _outputs_agree(layer, pad, conv):
-    """Whether a layer computes what a padding module and a convolution compute, in training and in eval mode."""
+    """True if a layer equals a padding module and a convolution, in training mode and in eval mode."""
     generator = torch.Generator().manual_seed(0)
     covered = [step * (size - 1) for step, size in zip(layer.dilation, layer.kernel_size, strict=True)]
     try:
-        layer = copy.deepcopy(layer)  # the layer may change itself in a forward pass
+        layer = copy.deepcopy(layer)  # a forward pass may change the layer
         for training in (False, True):
             layer.train(training)
             for height, width in SIZES:
@@ -166,6 +166,6 @@ def _outputs_agree(layer, pad, conv):
                 expected, found = layer(images), conv(images if pad is None else pad(images))
                 if expected.shape != found.shape or not torch.allclose(expected, found, rtol=1e-5, atol=1e-6):
                     return False
-    except Exception:  # a subclass may do anything
+    except Exception:  # a subclass may raise any error
         return False
     return True

@@ -1,10 +1,10 @@
-"""Primary filters allocated to the layers so that a network of a given size loses least; ranks for `lowrank`.
+"""Allocation of primary filters, or of ranks for `lowrank`, to layers with the least loss at a given network size.
 
     minimise  sum_l d_l(P_l)    such that    sum_l size_l(P_l) <= budget
 
-d_l is the loss of the network by layer l (losses.py) with P_l primary filters. The least sum is on the lower convex
-hulls of the layers' points (size, d): their edges are taken in the order of their gain per size, until the budget is
-spent. The plain convolution is one of the points, so that layers without a gain stay plain.
+d_l(P_l) is the loss of the network if layer l has P_l primary filters (losses.py). The allocation works on the lower
+convex hull of each layer's points (size, d): it takes the edges of all hulls in the order of their gain per size until
+the budget is spent. The plain convolution is one of the points, so layers without a gain stay plain.
 """
 
 import math
@@ -31,14 +31,14 @@ UNITS = ("parameters", "macs")
 
 @dataclass(frozen=True)
 class CompressionTarget:
-    """The target size, or the target error, of a conversion; false if there is neither.
+    """The target size or the target error of a conversion; false if neither is set.
 
     Raises:
         ValueError: for a value out of range.
         ConversionError: for both at once.
     """
 
-    budget: float | None = None  # size, as a share of the whole model's
+    budget: float | None = None  # target size, as a share of the size of the whole model
     of: str = "parameters"  # unit of the size, one of `UNITS`
     error: float | None = None  # relative error of each layer
 
@@ -56,10 +56,10 @@ class CompressionTarget:
         return self.budget is not None or self.error is not None
 
     def check(self, type: str, rank: object, alpha: object, grow: bool) -> None:
-        """Refuse settings that contradict the target.
+        """Check that the settings do not contradict the target.
 
         Raises:
-            ConversionError: names the setting.
+            ConversionError: for a contradicting setting; the message names the setting.
         """
         if not self:
             if type == "lowrank" and rank is None:
@@ -76,20 +76,20 @@ class CompressionTarget:
 
 @dataclass(frozen=True)
 class Option:
-    """One of the settings that a layer may get."""
+    """A possible setting of a layer."""
 
     setting: dict[str, float]  # alpha or rank; empty for the plain convolution
     size: int  # parameters or multiply-adds
-    loss: float = 0.0  # d
+    loss: float = 0.0  # loss d
 
 
 @dataclass(frozen=True)
 class Allocation:
     """The settings chosen for a target; empty without a target."""
 
-    variants: dict[str, Variant | None] = field(default_factory=dict)  # of each layer; None for a plain one
-    expected: dict[str, float] = field(default_factory=dict)  # relative error of the network's output by each layer
-    together: float | None = None  # the same by all layers
+    variants: dict[str, Variant | None] = field(default_factory=dict)  # by layer; None for a plain convolution
+    expected: dict[str, float] = field(default_factory=dict)  # relative error of the network's output, by layer
+    together: float | None = None  # relative error of the network's output by all layers
     curve: list[tuple[float, float]] = field(default_factory=list)  # (size, expected error) of the best choices
 
 
@@ -100,18 +100,18 @@ def allocate(
     stats: CalibrationStats,
     target: CompressionTarget,
 ) -> Allocation:
-    """Choose alpha, or the rank, of the layers of a model.
+    """Choose alpha, or the rank, for the layers of a model.
 
     Args:
-        model: with plain convolutions.
-        layers: {name: convolution} to choose for.
-        variants: of these layers, with any value of the chosen setting.
-        stats: of calibration and example inputs.
-        target: the budget, or the error.
+        model: the model with plain convolutions.
+        layers: {name: convolution} of the layers that get a setting.
+        variants: the variants of these layers; the value of the chosen setting is ignored.
+        stats: statistics of the calibration and example inputs.
+        target: the target size or the target error.
 
     Raises:
-        ConversionError: for multiply-adds without inputs, or a budget that cannot be reached, with the smallest one
-            that can.
+        ConversionError: for multiply-adds without inputs, or for a budget that cannot be reached. The message reports
+            the smallest budget that can be reached.
     """
     in_macs = target.of == "macs"
     if in_macs and stats.macs is None:
@@ -162,7 +162,7 @@ def allocate(
 
 
 def share_out(options: dict[str, list[Option]], budget: float) -> dict[str, Option]:
-    """Choose an option for each layer, so that the sum of losses is least for a sum of sizes within a budget."""
+    """Choose an option for each layer, so that the sum of losses is small and the sum of sizes is within a budget."""
     chosen = {name: _hull(each)[0] for name, each in options.items()}
     room = budget - sum(option.size for option in chosen.values())
     full = set()
@@ -171,7 +171,7 @@ def share_out(options: dict[str, list[Option]], budget: float) -> dict[str, Opti
             full.add(name)
         else:
             chosen[name], room = after, room - (after.size - before.size)
-    for name in sorted(chosen, key=lambda name: -chosen[name].loss):  # the rest is spent on points off the hulls
+    for name in sorted(chosen, key=lambda name: -chosen[name].loss):  # spend the rest on points above the hulls
         within = [option for option in options[name] if option.size - chosen[name].size <= room]
         best = min(within, key=lambda option: (option.loss, option.size))
         chosen[name], room = best, room - (best.size - chosen[name].size)
@@ -179,7 +179,7 @@ def share_out(options: dict[str, list[Option]], budget: float) -> dict[str, Opti
 
 
 def curve_of(options: dict[str, list[Option]]) -> list[tuple[int, float]]:
-    """Return the sums (size, loss) of the best choices, from the smallest to all layers plain."""
+    """Return the sums (size, loss) of the best choices, from the smallest size to all layers plain."""
     first = [_hull(each)[0] for each in options.values()]
     size, loss = sum(option.size for option in first), sum(option.loss for option in first)
     curve = [(size, loss)]
@@ -190,7 +190,7 @@ def curve_of(options: dict[str, list[Option]]) -> list[tuple[int, float]]:
 
 
 def _edges(options):
-    """Edges (name, option, larger option) of all hulls, in the order of their gain per size."""
+    """Edges (name, option, larger option) of all hulls, sorted by decreasing gain per size."""
     edges = []
     for name, each in options.items():
         hull = _hull(each)
@@ -199,7 +199,7 @@ def _edges(options):
 
 
 def _hull(options: Iterable[Option]) -> list[Option]:
-    """The options on the lower convex hull of (size, loss), the smallest first."""
+    """The options on the lower convex hull of (size, loss), sorted by increasing size."""
     hull = []
     for option in sorted(options, key=lambda option: (option.size, option.loss)):
         if hull and option.loss >= hull[-1].loss:

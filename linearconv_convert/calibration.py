@@ -1,4 +1,4 @@
-"""Statistics of a model on calibration and example inputs: moments of outputs, sizes of feature maps, multiply-adds."""
+"""Statistics of a model on calibration and example inputs: moments of outputs, output positions, multiply-adds."""
 
 import warnings
 from collections import Counter
@@ -12,16 +12,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from linearconv_convert.inputs import Call, calibration_calls, example_call
 from linearconv_convert.surgery import ConversionError, ConversionWarning, eval_with_hooks
 
-MIN_POSITIONS = 4  # of calibration, for each output channel
+MIN_POSITIONS = 4  # least calibration positions for each output channel
 
 
 @dataclass
 class Moments:
-    """Moments of a layer's outputs y without its bias, over all positions of all images, in float64."""
+    """Moments of a layer's outputs y without the bias, over all positions of all images, in float64."""
 
     second: torch.Tensor  # sum of y y^T, (F, F)
     first: torch.Tensor  # sum of y, (F,)
-    count: int = 0  # positions
+    count: int = 0  # number of positions
 
     @property
     def mean(self) -> torch.Tensor:
@@ -34,7 +34,7 @@ class Moments:
         return self.second / self.count - torch.outer(self.mean, self.mean)
 
     def add(self, output: torch.Tensor, bias: torch.Tensor | None) -> None:
-        """Add the positions of an output (N, F, H, W) or (F, H, W), minus the bias (F,)."""
+        """Add the positions of an output (N, F, H, W) or (F, H, W), after subtraction of the bias (F,)."""
         rows = output.detach().movedim(-3, -1).flatten(0, -2).double()  # (positions, F)
         if bias is not None:
             rows = rows - bias.detach().double()
@@ -45,11 +45,11 @@ class Moments:
 
 @dataclass(frozen=True)
 class CalibrationStats:
-    """Statistics of a model; empty without inputs."""
+    """Calibration statistics of a model; empty without inputs."""
 
-    positions: dict[str, float] = field(default_factory=dict)  # {layer: output positions for each image of the batch}
+    positions: dict[str, float] = field(default_factory=dict)  # {layer: output positions per image}
     macs: int | None = None  # multiply-adds of one image, in the whole model
-    moments: dict[str, Moments] = field(default_factory=dict)  # of the outputs of layers of one group
+    moments: dict[str, Moments] = field(default_factory=dict)  # of the outputs of layers with one group
     call: Call | None = None  # the first batch of calibration
 
 
@@ -59,16 +59,16 @@ def collect_stats(
     """Run a model on its calibration and example inputs.
 
     Args:
-        model: unchanged afterwards.
-        layers: {name: layer} to count the positions of.
-        chosen: {name: layer} to calibrate.
-        calibration: batches, or None.
-        example: an example input, or None; then the first batch of calibration serves.
+        model: the model; it is unchanged afterwards.
+        layers: {name: layer} whose output positions are counted.
+        chosen: {name: layer} whose output moments are collected.
+        calibration: calibration batches, or None.
+        example: an example input, or None for the first batch of calibration.
 
     Raises:
         ConversionError: if the model does not run on the inputs.
     """
-    calibration = list(calibration) if isinstance(calibration, Iterator) else calibration  # it is read twice
+    calibration = list(calibration) if isinstance(calibration, Iterator) else calibration  # the batches are read twice
     call = None if calibration is None else next(calibration_calls(model, calibration))
     counted = call if example is None else example_call(model, example)
     positions, macs = ({}, None) if counted is None else trace_macs(model, layers, counted)
@@ -88,15 +88,15 @@ def output_moments(model: nn.Module, layers: dict[str, nn.Module], batches: obje
     """Run batches through a model in eval mode and return the moments of its layers' outputs.
 
     Args:
-        model: unchanged afterwards, in its mode too.
-        layers: {name: layer} to observe.
-        batches: a batch, or several, as :func:`linearconv_convert.inputs.calibration_calls` takes them.
+        model: the model; it is unchanged afterwards and keeps its mode.
+        layers: {name: layer} whose outputs are observed.
+        batches: one batch or several, see :func:`linearconv_convert.inputs.calibration_calls`.
 
     Returns:
         {name: moments} of the layers that were called.
 
     Raises:
-        ConversionError: if there is no batch, the model does not run on one, or an output is not finite.
+        ConversionError: if there is no batch, if the model does not run on a batch, or if an output is not finite.
     """
     moments = {}
 
@@ -120,10 +120,10 @@ def trace_macs(model: nn.Module, layers: dict[str, nn.Module], call: Call) -> tu
     """Run a model once and count the multiply-adds of one image.
 
     Returns:
-        {name: output positions} of the layers that were called, summed over their calls, and the multiply-adds of the
-        whole model; both divided by the size of the batch.
+        {name: output positions} of the layers that were called, summed over the calls, and the multiply-adds of the
+        whole model. Both are divided by the batch size.
     """
-    from torch.utils.flop_counter import FlopCounterMode  # imports triton, and only counting needs it
+    from torch.utils.flop_counter import FlopCounterMode  # this import loads triton, which only counting needs
 
     positions, ranks = Counter(), {4}
 
@@ -132,11 +132,11 @@ def trace_macs(model: nn.Module, layers: dict[str, nn.Module], call: Call) -> tu
         ranks.add(output.ndim)
 
     counter, is_fast = FlopCounterMode(display=False), torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # fused attention is not counted, its matrix products are
+    torch.backends.mha.set_fastpath_enabled(False)  # FlopCounterMode counts matrix products, but not fused attention
     try:
         with eval_with_hooks(model, layers, add_positions), sdpa_kernel(SDPBackend.MATH), counter:
             call.run(model)
     finally:
         torch.backends.mha.set_fastpath_enabled(is_fast)
-    batch = call.batch if min(ranks) == 4 else 1  # else one image without a batch dimension
+    batch = call.batch if min(ranks) == 4 else 1  # otherwise the input is one image without a batch dimension
     return {name: count / batch for name, count in positions.items()}, counter.get_total_flops() // 2 // batch

@@ -1,7 +1,7 @@
-"""convert: nn.Conv2d to LinearConv of the same geometry, with its weights fitted to the trained ones.
+"""Conversion of nn.Conv2d to LinearConv of the same geometry, with weights fitted to the trained weights.
 
-The parts: surgery.py selects and replaces layers, budget.py chooses the primary filters of each, weights.py sets the
-weights by the arithmetic of fitting.py, calibration.py collects the data that weigh errors, report.py reports.
+surgery.py selects and replaces layers, budget.py chooses the primary filters of each layer, weights.py sets the weights
+with the solvers of fitting.py, calibration.py collects the calibration statistics, and report.py reports.
 """
 
 import torch.nn as nn
@@ -49,46 +49,47 @@ def convert(
 ) -> nn.Module | tuple[nn.Module, Report]:
     """Replace the convolutions of a model by LinearConv layers fitted to their weights.
 
-    Every nn.Conv2d, and subclass that adds nothing to it, is replaced, unless it would not get smaller (depthwise
-    layers and thin 1x1 ones). A subclass that also pads, as timm's Conv2dSame, becomes an nn.Sequential of a padding
-    module and the LinearConv. Geometry, device, dtype, mode, hooks and `requires_grad` stay. Full rank is fitted by the
-    truncated SVD of the filters, which is optimal (Eckart-Young); the other variants by alternating regressions, and
-    variants of your own as :mod:`linearconv_convert.weights` describes.
+    Every nn.Conv2d is replaced, and every instance of a subclass that computes the same, unless the layer would not get
+    smaller (depthwise layers and thin 1x1 layers). A subclass that also pads, such as timm's Conv2dSame, becomes an
+    nn.Sequential of a padding module and the LinearConv. The new layers keep geometry, device, dtype, mode, hooks and
+    `requires_grad`. The truncated SVD of the filters fits full rank, which is optimal (Eckart-Young). Alternating
+    regressions fit the other variants. :mod:`linearconv_convert.weights` describes the fit of custom variants.
 
     Args:
         model: any model.
-        type: `"rank"`, `"lowrank"`, `"sparse"`, or another type of :class:`linearconv_variants.Variant`.
-        rank, sparsity, compute: the variant's setting; `lowrank` has no default rank here.
+        type: `"rank"`, `"lowrank"`, `"sparse"`, or another LinearConv type of :class:`linearconv_variants.Variant`.
+        rank, sparsity, compute: the settings of the variant; here `lowrank` has no default rank.
         alpha: share of primary filters (default: 0.5); `alpha=1` leaves the weights unchanged. `alpha` and `rank` may
-            be dicts {name: value} with names as in `skip`; the first entry that fits a layer counts.
-        budget: size of the result as a share of the whole model's. Then alpha (of `rank`), or the rank (of `lowrank`),
-            is chosen for each layer with the least loss: of the network's output with `calibration`, measured one layer
-            at a time, else of the filters.
-        of: unit of the `budget`: `"parameters"`, or `"macs"`, multiply-adds of an image of a large batch.
-        error: relative error of each layer, given instead of a budget: of its outputs with `calibration`, else of its
-            filters. Each layer gets the fewest primary filters, or the least rank, within it.
-        skip: layers to leave alone: by name or glob pattern (`"features.0"`, `"layer1.*"`; a module's name or type
-            selects all layers in it), by type, or by a predicate of name and layer; one, or a list of them.
-        include: the only layers to convert, given like `skip`. Default: all
-        kinds: of the layers to convert, from `"conv2d"`, `"conv1d"`, `"linear"`. The latter two become adapters that
-            hold a LinearConv as `conv`; those that share a weight with another layer are left alone.
+            be dicts {name: value} with names as in `skip`; the first entry that matches a layer applies.
+        budget: target size as a share of the size of the whole model. The budget chooses alpha (for `rank`) or the rank
+            (for `lowrank`) of each layer with the least loss. With `calibration` the loss is the error of the network's
+            output, measured for one layer at a time; without it, the error of the filters.
+        of: unit of the `budget`: `"parameters"`, or `"macs"`, the multiply-adds of one image in a large batch.
+        error: target for the relative error of each layer, instead of a budget: the error of the outputs with
+            `calibration`, else of the filters. Each layer gets the fewest primary filters, or the lowest rank, within
+            this error.
+        skip: layers that are not converted: by name or glob pattern (`"features.0"`, `"layer1.*"`; the name or type of
+            a module selects all layers in the module), by type, or by a predicate of name and layer; one, or a list.
+        include: the only layers to convert, in the form of `skip`. Default: all layers
+        kinds: kinds of layers to convert, from `"conv2d"`, `"conv1d"`, `"linear"`. Layers of the latter two kinds
+            become adapters with a LinearConv as `conv`. Layers that share a weight with other layers are not converted.
         grow: also convert layers that would not get smaller.
-        init: `"fit"`, or `"scratch"` for the initial distributions of the layers.
-        calibration: a batch of the model's inputs (a tensor, tuple or dict), or several, with or without labels. Then
-            outputs on these images are fitted instead of filters (by the principal components of the outputs), and the
-            means of the outputs are kept through the biases, if there are any. Grouped layers are always fitted to
-            their filters.
-        example_input: the model's input, for multiply-adds: a tensor, a tuple of all arguments, or a dict of them by
-            name. Default: the first batch of `calibration`
-        inplace: change the model itself.
+        init: `"fit"`, or `"scratch"` for weights from the initial distributions of the layers.
+        calibration: a batch of the model's inputs (a tensor, tuple or dict), or several, with or without labels. With
+            calibration, the outputs on these images are fitted (by their principal components) instead of the filters,
+            and the biases, if there are any, preserve the means of the outputs. For grouped layers the filters are
+            always fitted.
+        example_input: the model's input, to count multiply-adds: a tensor, a tuple of all arguments, or a dict of them
+            by name. Default: the first batch of `calibration`
+        inplace: change the model in place.
         return_report: return `(model, report)`.
 
     Returns:
-        The converted model, with `return_report` and its report.
+        The converted model; with `return_report`, a tuple of the model and its report.
 
     Raises:
-        ConversionError: for a model, or a layer that is not skipped, that cannot be converted, a budget that cannot be
-            reached, or inputs that the model does not take; the model is unchanged.
+        ConversionError: for a model, or a layer that is not skipped, that cannot be converted, for a budget that cannot
+            be reached, or for inputs on which the model does not run. The model is unchanged.
         ValueError: for a setting that is out of range.
     """
     if type not in LINEARCONV_TYPES:
@@ -136,7 +137,7 @@ def _variant(type, sparsity, compute, rank, alpha):
 
 
 def _reasons_to_keep(model, skip, include, kinds):
-    """{name: why a convolution is left alone, or "" for one that can be converted}."""
+    """{name: the reason not to convert a convolution, or "" for a convolution that can be converted}."""
     layers = layers_of(model, nn.Conv2d)
     if not layers:
         done, others = len(layers_of(model, LinearConv)), ", ".join(other_layers(model))
@@ -181,6 +182,6 @@ def _converted(name, layer, variant, moments, init):
 def _row(name, layer, new, positions, reason, errors):
     sizes = {"parameters_before": count_parameters(layer), "parameters_after": count_parameters(new)}
     if positions is not None:
-        inner = new[1] if isinstance(new, nn.Sequential) else new  # without its padding module
+        inner = new[1] if isinstance(new, nn.Sequential) else new  # without the padding module
         sizes |= {"macs_before": count_macs(layer, positions), "macs_after": count_macs(inner, positions)}
     return LayerReport(name, **sizes, reason=reason, **errors)

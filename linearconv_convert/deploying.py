@@ -1,4 +1,4 @@
-"""deploy: the form of a model for inference, of plain torch modules, each layer computed in the cheaper way."""
+"""Deployment: a form of the model for inference from plain torch modules, with the cheaper evaluation of each layer."""
 
 import warnings
 from functools import reduce
@@ -14,27 +14,27 @@ from linearconv_convert.folding import fuse, replace_layers
 from linearconv_convert.inputs import TOLERANCE, example_call, largest_error, outputs
 from linearconv_convert.surgery import ConversionError, ConversionWarning
 
-MAX_COEFFICIENT = 1e2  # of A with BatchNorm folded in; larger ones amplify the rounding of the primary maps
+MAX_COEFFICIENT = 1e2  # in A after folding; larger coefficients amplify rounding errors
 
 
 def deploy(model: nn.Module, *, example_input: object = None, channels_last: bool = True) -> nn.Module:
-    """Return the form of a model for inference: a new model of plain torch modules, with equal outputs to rounding.
+    """Return a form of a model for inference: a new model of plain torch modules, with outputs equal up to rounding.
 
-    Every LinearConv becomes the cheaper of two forms: one nn.Conv2d with all filters, or a torch.fx.GraphModule that
-    convolves with the primary filters, combines their feature maps by 1x1 convolutions, and concatenates both. Each
-    nn.BatchNorm2d that alone takes the output of a convolution is folded into that convolution, except where the
-    coefficients would exceed 100 because a primary channel is scaled to almost zero. The new model is in eval mode, its
-    parameters have no gradients, and it runs, pickles and loads without this package. On a CUDA device all layers
-    become nn.Conv2d, as on a GPU the other form gains nothing. For bfloat16, deploy the float32 model and convert the
-    result by `.to(torch.bfloat16)`.
+    Every LinearConv becomes the cheaper of two forms. One is an nn.Conv2d with all filters. The other is a
+    torch.fx.GraphModule that convolves with the primary filters, combines their feature maps by 1x1 convolutions, and
+    concatenates all feature maps. An nn.BatchNorm2d that is the only user of a convolution's output is folded into the
+    convolution, except if coefficients would exceed 100 because the scale of a primary channel is almost zero. The new
+    model is in eval mode, its parameters have no gradients, and it runs, pickles and loads without this package. On a
+    CUDA device all layers become nn.Conv2d, as the other form has no speed-up on GPUs. For bfloat16, deploy the float32
+    model and convert the result by `.to(torch.bfloat16)`.
 
     Args:
         model: any model; it is not changed.
-        example_input: an input to verify the new model with: images (N, C, H, W), a tuple of all arguments, or a dict
-            of them by name. Without it nothing is verified.
-        channels_last: keep the filters in the channels_last memory format, so that the feature maps have this format
-            too, whatever the format of the input. This is faster on CPUs. Give False if a forward pass flattens feature
-            maps by `view`, which needs the contiguous format.
+        example_input: an input to verify the new model: images (N, C, H, W), a tuple of all arguments, or a dict of
+            them by name. Without an input the new model is not verified.
+        channels_last: keep the filters in the channels_last memory format. The feature maps then have this format too,
+            for inputs of any format, which is faster on CPUs. Use False if a forward pass flattens feature maps by
+            `view`, which needs the contiguous format.
 
     Raises:
         ConversionError: for a model that is scripted, compiled, wrapped or lazy, or if the outputs for the example
@@ -64,7 +64,7 @@ def deploy(model: nn.Module, *, example_input: object = None, channels_last: boo
 
 
 class _Pair(nn.Module):
-    """The feature maps of the primary filters, concatenated with the secondary ones."""
+    """The primary feature maps, concatenated with the secondary feature maps."""
 
     def __init__(self, primary, combinations):
         super().__init__()
@@ -77,7 +77,7 @@ class _Pair(nn.Module):
 
 @torch.no_grad()
 def _deployed_layer(layer, norm=None):
-    """The cheaper form of a LinearConv with the BatchNorm after it; None if that cannot be folded into this form."""
+    """The cheaper form of a LinearConv and the BatchNorm after it; None if the BatchNorm cannot be folded into it."""
     factors = [factor.to(_precise(layer)) for factor in layer.factors()]
     product = reduce(torch.matmul, factors)
     if product.numel() <= sum(factor.numel() for factor in factors):
@@ -98,7 +98,7 @@ def _pair(layer, factors, norm):
     factors[0] = scale_secondary[:, None] * factors[0]
     factors[-1] = factors[-1] / scale_primary
     product = reduce(torch.matmul, factors)
-    if norm is not None and not product.abs().amax() <= MAX_COEFFICIENT:  # or NaN, of a scale of 0
+    if norm is not None and not product.abs().amax() <= MAX_COEFFICIENT:  # or NaN, for a scale of 0
         return None
     geometry = {name: getattr(layer, name) for name in GEOMETRY} | {"out_channels": layer.primary_channels}
     filters = layer.conv_weights * scale_primary[:, None, None, None]
@@ -112,7 +112,7 @@ def _pair(layer, factors, norm):
 
 
 def _scale_and_bias(layer, norm):
-    """The factors (F,) of a BatchNorm, ones without it, and the bias (F,) of the layer followed by the BatchNorm."""
+    """The scale (F,) of a BatchNorm, or ones, and the bias (F,) of the layer followed by the BatchNorm."""
     scale = torch.ones(layer.out_channels, dtype=_precise(layer), device=layer.conv_weights.device)
     bias = torch.zeros_like(scale) if layer.bias is None else layer.bias.to(scale)
     if norm is not None:

@@ -1,4 +1,4 @@
-"""export: a model as a file that runs elsewhere, in ONNX or in torch.export's own format."""
+"""Export of a model to a file, in ONNX or in torch.export's own format."""
 
 import importlib
 import logging
@@ -19,8 +19,8 @@ from linearconv_convert.inputs import TOLERANCE, Call, example_call, largest_err
 from linearconv_convert.surgery import ConversionError, ConversionWarning, copy_of, first_line
 
 FORMS = ("deployed", "folded")
-EXTRA_SIZE = (32, 64)  # rows and columns of the larger images for the check of dynamic files
-MAX_ONNX_BYTES = 2**31 - 2**20  # of weights in one ONNX file
+EXTRA_SIZE = (32, 64)  # additional rows and columns of the images that check dynamic files
+MAX_ONNX_BYTES = 2**31 - 2**20  # limit for the weights in one ONNX file
 
 
 @dataclass(frozen=True)
@@ -28,33 +28,35 @@ class Exported:
     """A file that was written and checked."""
 
     path: Path
-    form: str  # of the network in it, one of `FORMS`
+    form: str  # form of the network in the file, one of `FORMS`
     bytes: int
-    error: float  # largest difference from PyTorch's outputs, relative to their largest magnitude
+    error: float  # largest difference from the outputs of PyTorch, relative to their largest magnitude
 
 
 def export(
     model: nn.Module, path: str | Path, example_input: object, form: str = "deployed", dynamic: bool = False
 ) -> Exported:
-    """Write a model to a file that takes batches of any size, and check it against the model.
+    """Write a model to a file that accepts batches of any size, and compare the outputs of both.
 
-    The model is exported in eval mode. BatchNorm is folded into the convolution before it, if the model can be traced.
+    The model is exported in eval mode. If the model can be traced, BatchNorm is folded into the preceding convolution.
 
     Args:
-        model: any model, with LinearConv layers or without.
-        path: ending in `.onnx` for ONNX, which is checked by onnxruntime, or in `.pt2` for torch.export's own format.
-            An existing file is replaced after the new one has been checked.
-        example_input: the model's input: images (N, C, H, W), a tuple of all arguments, or a dict of them by name. It
-            fixes all sizes but N.
-        form: `"deployed"` writes the result of :func:`deploy`, small and fast; `"folded"` one convolution per layer.
-        dynamic: leave height and width of images open too.
+        model: any model, with or without LinearConv layers.
+        path: a path that ends in `.onnx` for ONNX, checked by onnxruntime, or in `.pt2` for torch.export's own format.
+            An existing file is replaced after the check of the new file.
+        example_input: the model's input: images (N, C, H, W), a tuple of all arguments, or a dict of them by name. The
+            example fixes all sizes except N.
+        form: `"deployed"` writes the result of :func:`deploy`, which is small and fast; `"folded"` writes one
+            convolution per layer.
+        dynamic: accept images of any height and width too.
 
     Returns:
-        The file, its bytes, its largest relative error at batches of 1 and 7, with `dynamic` of larger images too.
+        The file, its bytes, and its largest relative error for batches of 1 and 7, with `dynamic` for larger images
+        too.
 
     Raises:
-        ConversionError: for another ending or form, missing packages, a model that cannot be exported, or outputs that
-            differ by more than 1e-4.
+        ConversionError: for another ending or form, for missing packages, for a model that cannot be exported, or for
+            outputs that differ by more than 1e-4.
     """
     path = Path(path)
     if form not in FORMS:
@@ -76,7 +78,7 @@ def export(
 
 
 def check_path(path: Path) -> None:
-    """Refuse a path that a model cannot be exported to.
+    """Check that a model can be exported to a path.
 
     Raises:
         ConversionError: for an unknown ending or a missing folder.
@@ -89,12 +91,12 @@ def check_path(path: Path) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write to. It is renamed to `path` at the end of the block, or removed on an error."""
+    """Yield a temporary path. The file is renamed to `path` at the end of the block, or removed on an error."""
     part = path.with_name(f"{path.stem}.part{path.suffix}")
     try:
         yield part
         os.replace(part, path)
-    except OSError as error:  # of a full disk, without the file's name
+    except OSError as error:  # on a full disk, the error lacks the file's name
         error.filename = error.filename or str(path)
         raise
     finally:
@@ -107,17 +109,17 @@ def runner(path: Path) -> Callable[..., object]:
 
 
 def onnx_runner(path: str | Path, threads: int | None = None) -> Callable[..., object]:
-    """Return a function that runs an ONNX file on the CPU, with the threads of torch or the given number.
+    """Return a function that runs an ONNX file on the CPU, with torch's or the given number of threads.
 
-    The function takes the model's arguments, and returns the output tensor, or a list of several.
+    The function takes the model's arguments. It returns the output tensor, or a list if there are several.
 
     Raises:
-        ConversionError: without onnxruntime.
+        ConversionError: if onnxruntime is not installed.
     """
     onnxruntime = _import_onnx("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the cores to others
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads do not occupy cores
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [each.name for each in session.get_inputs()]
@@ -131,8 +133,8 @@ def onnx_runner(path: str | Path, threads: int | None = None) -> Callable[..., o
 
 
 def milliseconds(run: Callable[[torch.Tensor], object], images: torch.Tensor, seconds: float = 1.0) -> float:
-    """Return the median time of `run(images)`, called for about `seconds`."""
-    from torch.utils.benchmark import Timer  # slow to import, and only measuring needs it
+    """Return the median time of `run(images)` over about `seconds` of calls."""
+    from torch.utils.benchmark import Timer  # slow import, which only measurements need
 
     timer = Timer("run(images)", globals={"run": run, "images": images}, num_threads=torch.get_num_threads())
     return 1e3 * timer.blocked_autorange(min_run_time=seconds).median
@@ -140,12 +142,12 @@ def milliseconds(run: Callable[[torch.Tensor], object], images: torch.Tensor, se
 
 def _prepared(model, form):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConversionWarning)  # the file is right with BatchNorm too
+        warnings.simplefilter("ignore", ConversionWarning)  # the file is correct with BatchNorm too
         if form == "deployed":
             return deploy(model, channels_last=False)  # a file has no memory format
         try:
             return fold(model, batch_norm=True)
-        except ConversionError:  # for a model that cannot be traced; other errors are raised again
+        except ConversionError:  # the model cannot be traced; fold raises other errors again
             return fold(model)
 
 
@@ -167,7 +169,7 @@ def _write(model, path, call, dynamic):
 
     shapes = tree_map(open_sizes, call.kwargs or call.args)
     disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # of torch and onnxscript
+    logging.disable(logging.WARNING)  # from torch and onnxscript
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -189,7 +191,7 @@ def _write(model, path, call, dynamic):
 def _error(run, call, expected):
     try:
         found = [tensor.to(expected[0]) for tensor in tensors_of(run(*call.args, **call.kwargs))]
-    except Exception as error:  # runtimes fail in ways of their own
+    except Exception as error:  # runtimes may raise any error
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in call.tensors)
         raise ConversionError(f"the exported file does not take inputs {shapes}: {first_line(error)}") from error
     if [tensor.shape for tensor in found] != [tensor.shape for tensor in expected]:
@@ -198,12 +200,12 @@ def _error(run, call, expected):
 
 
 def _batch(call: Call, size: int) -> Call:
-    """The call with so many images, the given ones repeated."""
+    """The call with `size` images, which repeat the given images."""
     return call.images(torch.arange(size) % max(1, call.batch))
 
 
 def _larger(call: Call) -> Call:
-    """The call with images repeated beyond their edges."""
+    """The call with larger images, which repeat the given images beyond their edges."""
 
     def grow(tensor):
         if tensor.ndim != 4:

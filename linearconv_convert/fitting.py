@@ -1,19 +1,19 @@
-r"""The LinearConv of given filters: primary filters and coefficients that come as close to them as the variant allows.
+r"""Least-squares fit of LinearConv to given filters: primary filters and coefficients of the variant.
 
     W ~ C W_p,    C = [I ; A],    W (F, K),    W_p (P, K),    A (F - P, P)
 
-For any A the best primary filters are W_p = T W with T = C^+ = (I + A^T A)^-1 [I  A^T], whatever the inputs are weighed
-by; what is left over is (I - C T) W. So only A is looked for, and all that counts of the filters is a root S of their
-second moments S S^T (F, F): S = W fits the filters, S S^T = E[y y^T] of the layer's outputs y fits the outputs.
+For any A and any weighting of inputs, the best primary filters are W_p = T W with T = C^+ = (I + A^T A)^-1 [I  A^T].
+The residual is (I - C T) W. Therefore the functions solve for A only. They need only a root S of the second moments
+S S^T (F, F) of the filters: S = W fits the filters, S S^T = E[y y^T] of the layer's outputs y fits the outputs.
 
     full_rank   A of the best subspace, the first P left singular vectors of S (Eckart-Young)
-    low_rank    A = column @ row: alternately the best A of that rank (reduced-rank regression) and the best W_p
-    sparse      A with a given number of zeros: alternately those whose loss costs least, and the best W_p
+    low_rank    A = column @ row: alternates between the best A of the rank (reduced-rank regression) and the best W_p
+    sparse      A with a given number of zeros: alternates between the zeros with the least loss and the best W_p
 
-    by_gradient A as a differentiable function of any parameters: L-BFGS from the best fit of A to the full-rank one
+    by_gradient A as a differentiable function of any parameters: L-BFGS from the parameters closest to full rank
 
-The alternations start from the first P filters as primary ones with the secondary ones regressed on them, go down from
-there, and are tried from the full-rank solution too. All is computed in float64.
+An alternation lowers the error in each round. There are two starts: the first P filters as primary filters with the
+secondary filters regressed on them, and the full-rank solution. All computations are in float64.
 """
 
 from collections.abc import Callable
@@ -23,15 +23,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MIN_SINGULAR_VALUE = 1e-4  # bounds the coefficients by its reciprocal
-RIDGE = 1e-7  # share of the primary filters' mean second moment; keeps regressions from huge coefficients
-ERROR_MARGIN = 1.002  # times the smallest error: a solution of smaller coefficients is preferred
+MIN_SINGULAR_VALUE = 1e-4  # its reciprocal bounds the coefficients
+RIDGE = 1e-7  # share of the primary filters' mean second moment; prevents huge coefficients in regressions
+ERROR_MARGIN = 1.002  # factor on the smallest error, within which smaller coefficients are preferred
 MAX_ROUNDS = 100
-MAX_MASK_ROUNDS = 4  # of the coefficients to prune
-MIN_GAIN = 1e-4  # share of the error by which a round of an alternation must lower it, or it was the last
-MAX_CG_ITERATIONS = 60  # iterations at most
+MAX_MASK_ROUNDS = 4  # rounds that choose the coefficients to prune
+MIN_GAIN = 1e-4  # least decrease of the error, as a share, to start another round
+MAX_CG_ITERATIONS = 60  # of conjugate gradients
 MAX_LBFGS_ITERATIONS = 50  # for each of the two objectives
-CG_TOLERANCE = 1e-12  # of the squared residual, in the preconditioner's norm and relative to the first, that ends them
+CG_TOLERANCE = 1e-12  # relative squared residual in the preconditioner's norm, which ends the iterations
 
 
 def root_of(filters: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def root_of(filters: Tensor) -> Tensor:
 
 
 def root_of_moments(moments: Tensor) -> Tensor:
-    """Return a root S (F, F) of a symmetric matrix of second moments S S^T (F, F), negative eigenvalues cut off."""
+    """Return a root S (F, F) of symmetric second moments S S^T (F, F); negative eigenvalues are set to zero."""
     values, vectors = torch.linalg.eigh(moments.double())
     return vectors * values.clamp_min(0).sqrt()
 
@@ -60,29 +60,29 @@ def primary_of(coefficients: Tensor, filters: Tensor) -> Tensor:
 
 
 def residual(coefficients: Tensor, root: Tensor) -> Tensor:
-    """Return what the best primary filters leave over, (I - C T) S, of a root S (F, r)."""
+    """Return the residual (I - C T) S of a root S (F, r) with the best primary filters."""
     best = primary_of(coefficients, root)
     return root - torch.cat((best, coefficients @ best))
 
 
 def error(coefficients: Tensor, root: Tensor) -> float:
-    """Return the Frobenius norm of what the best primary filters leave over of a root (F, r)."""
+    """Return the Frobenius norm of the residual of a root (F, r) with the best primary filters."""
     return torch.linalg.vector_norm(residual(coefficients, root)).item()
 
 
 def full_rank(root: Tensor, primary: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return the coefficients A (F - P, P) of the best LinearConv with P primary filters for a root S (F, r).
 
-    With U the first P left singular vectors of S, A = U_s U_p^-1 would be exact. Where the first P filters hardly
-    vary in a direction that the others need, U_p is close to singular and A is huge, so small singular values of U_p
-    are lifted to a limit: the secondary filters stay exact, the primary ones change by less than the limit. The norm of
-    A is at most the limit's reciprocal, 1e4 at most. The largest limit is taken whose error, with everything rounded
-    to the `dtype` of the layer, is hardly larger than the smallest.
+    With U the first P left singular vectors of S, A = U_s U_p^-1 would be exact. If the first P filters hardly vary in
+    a direction that the other filters need, U_p is close to singular and A is huge. Therefore small singular values of
+    U_p are raised to a limit: the secondary filters stay exact, and the primary filters change by less than the limit.
+    The norm of A is at most the reciprocal of the limit, and at most 1e4. The function chooses the largest limit whose
+    error, with all values rounded to the `dtype` of the layer, is within `ERROR_MARGIN` of the smallest error.
     """
     left = torch.linalg.svd(root, full_matrices=False).U[:, :primary]
     vectors, values, adjoint = torch.linalg.svd(left[:primary], full_matrices=False)
     solutions = []
-    for exponent in range(9):  # of limits from 1 down to MIN_SINGULAR_VALUE
+    for exponent in range(9):  # limits from 1 down to MIN_SINGULAR_VALUE
         lifted = values.clamp_min(max(10 ** (-exponent / 2), MIN_SINGULAR_VALUE))
         coefficients = left[primary:] @ adjoint.T / lifted @ vectors.T
         solutions.append((_rounded_error(coefficients, root, dtype), coefficients))
@@ -91,16 +91,16 @@ def full_rank(root: Tensor, primary: int, dtype: torch.dtype = torch.float32) ->
 
 
 def _rounded_error(coefficients, root, dtype):
-    """The error with primary rows and coefficients in lower precision."""
+    """The error with primary rows and coefficients rounded to `dtype`."""
     rounded = coefficients.to(dtype).double()
     best = primary_of(rounded, root).to(dtype).double()
     return torch.linalg.vector_norm(root - torch.cat((best, rounded @ best))).item()
 
 
 def low_rank(root: Tensor, primary: int, rank: int, start: Tensor) -> tuple[Tensor, Tensor]:
-    """Return factors (F - P, R) and (R, P) of coefficients for a root S (F, r), of balanced norms.
+    """Return factors (F - P, R) and (R, P) of the coefficients for a root S (F, r), with balanced norms.
 
-    Those of rank R are looked for from `start` (F - P, P), as of full rank; above that, zeros fill the factors up.
+    The alternation for rank R also starts from `start` (F - P, P), such as full rank. Zeros pad factors of higher rank.
     """
     if rank < min(start.shape):
         start = _best_alternation(root, primary, start, partial(_reduced_rank_regression, root, rank))
@@ -111,11 +111,11 @@ def low_rank(root: Tensor, primary: int, rank: int, start: Tensor) -> tuple[Tens
 
 
 def sparse(root: Tensor, primary: int, pruned: int, start: Tensor) -> tuple[Tensor, Tensor]:
-    """Return coefficients (F - P, P) for a root S (F, r), `pruned` of them zero, and their mask of zeros and ones.
+    """Return coefficients (F - P, P) with `pruned` zeros for a root S (F, r), and their mask of zeros and ones.
 
-    Looked for from `start` too, as of full rank. Which go is decided by what their loss costs when the others of their
-    row make up for it, a^2 / (H^-1)_jj with H the second moments of the primary filters (Hassibi & Stork, "Optimal
-    Brain Surgeon", 1993).
+    The alternation also starts from `start`, such as full rank. The pruned coefficients are those with the least loss
+    a^2 / (H^-1)_jj after the other coefficients of the row compensate, with H the second moments of the primary filters
+    (Hassibi & Stork, "Optimal Brain Surgeon", 1993).
     """
     chosen = _best_alternation(root, primary, start, partial(_prune_and_regress, root, pruned), MAX_MASK_ROUNDS)
     mask = _mask_of_smallest(chosen.abs(), pruned)
@@ -128,7 +128,7 @@ def _best_alternation(root, primary, start, fit, max_rounds=MAX_ROUNDS):
 
 
 def _alternate(root, primary_root, fit, max_rounds=MAX_ROUNDS):
-    """Alternate `fit(primary rows of the root)` and the best primary rows; returns the best coefficients seen."""
+    """Alternate between `fit(primary rows of the root)` and the best primary rows; return the best coefficients."""
     best, least = None, float("inf")
     for _ in range(max_rounds):
         coefficients = fit(primary_root)
@@ -163,16 +163,16 @@ def _mask_of_smallest(values, count):
 
 
 def _normal_equations(root, primary_root):
-    """Moments X (F - P, P) of secondary and primary rows, H (P, P) of primary ones with a ridge, the factor of H."""
+    """Moments X (F - P, P) of secondary and primary rows, H (P, P) of primary rows with a ridge, and H's factor."""
     gram = primary_root @ primary_root.T
     gram.diagonal().add_(RIDGE * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny)
     return root[len(primary_root) :] @ primary_root.T, gram, torch.linalg.cholesky(gram)
 
 
 def masked_regression(root: Tensor, mask: Tensor, primary_root: Tensor) -> Tensor:
-    """Return A (F - P, P), zero where the mask is, that regresses the secondary rows of a root S on primary rows T S.
+    """Return A (F - P, P), zero where the mask is zero, that regresses secondary rows of a root S on primary rows T S.
 
-    Minimises tr(A H A^T - 2 A X^T) by conjugate gradients, all rows of A at once.
+    Conjugate gradients minimise tr(A H A^T - 2 A X^T) for all rows of A at once.
     """
     cross, gram, _ = _normal_equations(root, primary_root)
     tiny = torch.finfo(gram.dtype).tiny
@@ -197,9 +197,9 @@ def masked_regression(root: Tensor, mask: Tensor, primary_root: Tensor) -> Tenso
 def by_gradient(
     root: Tensor, factors: Callable[[], tuple[Tensor, ...]], parameters: list[Tensor], start: Tensor
 ) -> None:
-    """Fit parameters in place, so that the product of `factors()`, A (F - P, P), has a small error for a root S (F, r).
+    """Fit parameters in place for a small error of A (F - P, P), the product of `factors()`, on a root S (F, r).
 
-    The first objective is the distance from `start` (F - P, P), as of full rank. The second one is the error itself,
+    The first objective is the distance from `start` (F - P, P), such as full rank. The second objective is the error,
     which is differentiable because the best primary filters are an explicit function of A.
     """
 

@@ -1,4 +1,4 @@
-"""fold: LinearConv back to nn.Conv2d, and BatchNorm into the convolution before it."""
+"""Folding of LinearConv to nn.Conv2d, and of BatchNorm into the preceding convolution."""
 
 import warnings
 from collections import Counter
@@ -16,24 +16,25 @@ from linearconv_convert.surgery import ConversionError, ConversionWarning, is_pa
 
 
 def fold(model: nn.Module, *, batch_norm: bool = False, inplace: bool = False) -> nn.Module:
-    """Replace every LinearConv of a model by the equivalent nn.Conv2d; outputs are equal to rounding.
+    """Replace every LinearConv of a model by the equivalent nn.Conv2d; outputs are equal up to rounding.
 
     Args:
         model: any model.
-        batch_norm: also fold every nn.BatchNorm2d, nn.SyncBatchNorm and FrozenBatchNorm2d of torchvision into the
-            convolution before it, if nothing else takes the output of that convolution. An nn.Identity replaces the
-            BatchNorm, or the activation that a subclass applies after it (timm's BatchNormAct2d). The model must be in
-            eval mode and traceable by torch.fx, at least outside of modules without BatchNorm. Layers with hooks are
-            left alone. A convolution that pads by itself, as timm's Conv2dSame, becomes an nn.Sequential of a padding
-            module and the convolution. If there are BatchNorms and none is folded, a ConversionWarning says why.
-        inplace: change the model itself.
+        batch_norm: also fold every nn.BatchNorm2d, nn.SyncBatchNorm and torchvision FrozenBatchNorm2d into the
+            preceding convolution, if the BatchNorm is the only user of the convolution's output. An nn.Identity
+            replaces the BatchNorm, or the activation that a subclass applies after it (timm's BatchNormAct2d). The
+            model must be in eval mode and traceable by torch.fx, at least outside of modules without BatchNorm. Layers
+            with hooks are not folded. A convolution that pads its input, such as timm's Conv2dSame, becomes an
+            nn.Sequential of a padding module and the convolution. If there are BatchNorms and none is folded, a
+            ConversionWarning gives the reason.
+        inplace: change the model in place.
 
     Returns:
-        The folded model; an nn.Conv2d for a LinearConv. Layers with a method replaced on the instance stay.
+        The folded model; an nn.Conv2d for a LinearConv. Layers with a method replaced on the instance are not folded.
 
     Raises:
-        ConversionError: for a model that is scripted, compiled, wrapped or lazy, and with `batch_norm` for one in
-            training mode, or that cannot be traced; the model is unchanged.
+        ConversionError: for a model that is scripted, compiled, wrapped or lazy; with `batch_norm` also for a model
+            that is in training mode or cannot be traced. The model is unchanged.
     """
     surgery.check_model(model)
     if inplace and isinstance(model, LinearConv):
@@ -44,23 +45,23 @@ def fold(model: nn.Module, *, batch_norm: bool = False, inplace: bool = False) -
 
 
 def fuse(layer: LinearConv, norm: nn.BatchNorm2d | None = None) -> nn.Conv2d:
-    """Return the nn.Conv2d that is equivalent to a layer, or to the layer followed by a BatchNorm."""
+    """Return the nn.Conv2d that is equivalent to a layer, or to a layer followed by a BatchNorm."""
     return layer.fuse() if norm is None else fuse_conv_bn_eval(layer.fuse(), norm)
 
 
 def replace_layers(
     model: nn.Module, new_layer: Callable[[LinearConv, nn.BatchNorm2d | None], nn.Module | None], batch_norm: bool
 ) -> nn.Module:
-    """Replace in place every LinearConv of a model, fold BatchNorm into convolutions if asked for, and return it.
+    """Replace every LinearConv of a model in place, optionally fold BatchNorm into convolutions, and return the model.
 
     Args:
-        model: in eval mode with `batch_norm`.
-        new_layer: returns the replacement of a LinearConv and the BatchNorm after it, if given; None if the two must
-            stay apart.
-        batch_norm: as for :func:`fold`.
+        model: the model, in eval mode if `batch_norm` is set.
+        new_layer: returns the replacement of a LinearConv and, if given, the BatchNorm after it; None if the BatchNorm
+            cannot be folded.
+        batch_norm: see :func:`fold`.
 
     Raises:
-        ConversionError: with `batch_norm` for a model that cannot be traced; the model is unchanged.
+        ConversionError: if `batch_norm` is set and the model cannot be traced. The model is unchanged.
     """
     pairs = _convolutions_before_batch_norms(model) if batch_norm else []
     own = [layer for layer in layers_of(model, LinearConv).values() if not is_patched(layer)]
@@ -78,7 +79,7 @@ def replace_layers(
 
 
 class _DownToLayers(Tracer):
-    """A tracer that traces the code of all modules but layers."""
+    """A tracer that traces the code of all modules except layers."""
 
     def is_leaf_module(self, module, qualified_name):
         is_layer = isinstance(module, (LinearConv, SamePad2d, nn.Conv2d)) or _is_batch_norm(module)  # or a subclass
@@ -99,7 +100,7 @@ def _is_batch_norm(module):
 
 
 def _convolutions_before_batch_norms(model):
-    """Names (convolution, BatchNorm) of all pairs of which the second alone takes the first's output."""
+    """Names (convolution, BatchNorm) of all pairs whose BatchNorm is the only user of the convolution's output."""
     if not any(_is_batch_norm(module) for module in model.modules()):
         return []
     graph = _trace(model)
@@ -117,12 +118,12 @@ def _convolutions_before_batch_norms(model):
 
 
 def _trace(model):
-    """The graph of a copy, as a forward pass may store the stand-ins of tracing on the model."""
+    """The graph of a copy of the model; a forward pass may store proxies of the tracer on the copy."""
     errors = []
     for tracer in (_DownToLayers, _DownToBatchNorm):
         try:
             return tracer().trace(surgery.copy_of(model))
-        except Exception as error:  # any operation of a model's forward may refuse a stand-in
+        except Exception as error:  # any operation in forward may raise for a proxy
             errors.append(error)
     reason = f"cannot be traced by torch.fx to find its normalised convolutions ({surgery.first_line(errors[-1])})"
     raise ConversionError(f"the model {reason}")
@@ -138,7 +139,7 @@ def _can_be_folded(conv, norm):
 
 @torch.no_grad()
 def _after_batch_norm(norm):
-    """The modules that a subclass of BatchNorm2d, as timm's BatchNormAct2d, applies after the normalisation.
+    """The modules that a subclass of BatchNorm2d, such as timm's BatchNormAct2d, applies after the normalisation.
 
     None if a random input shows that the subclass computes anything else.
     """
@@ -148,7 +149,7 @@ def _after_batch_norm(norm):
     images = torch.randn(2, norm.num_features, 3, 5, generator=torch.Generator().manual_seed(0)).to(norm.running_mean)
     try:
         same = torch.allclose(norm(images), rest(nn.BatchNorm2d.forward(norm, images)), rtol=1e-5, atol=1e-6)
-    except Exception:  # a subclass may do anything
+    except Exception:  # a subclass may raise any error
         return None
     return rest if same else None
 

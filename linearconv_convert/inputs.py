@@ -20,7 +20,7 @@ class Call(NamedTuple):
 
     args: tuple
     kwargs: dict
-    source: str  # of the arguments, for errors
+    source: str  # source of the arguments, for error messages
 
     @property
     def tensors(self) -> list[torch.Tensor]:
@@ -29,13 +29,13 @@ class Call(NamedTuple):
 
     @property
     def batch(self) -> int:
-        """Number of images: of a list of them, as detectors take, or the length of the first tensor."""
+        """Number of images: the length of a list of images, as detectors take it, or of the first tensor."""
         if self.args and isinstance(self.args[0], list):
             return len(self.args[0])
         return next((len(tensor) for tensor in self.tensors if tensor.ndim), 1)
 
     def images(self, index: slice | torch.Tensor) -> "Call":
-        """Return the call with some of its images: every tensor as long as the first one is indexed."""
+        """Return the call with some of its images: every tensor with the length of the batch is indexed."""
         return self.map(lambda tensor: tensor[index] if tensor.ndim and len(tensor) == self.batch else tensor)
 
     def map(self, function: Callable[[torch.Tensor], object]) -> "Call":
@@ -50,7 +50,7 @@ class Call(NamedTuple):
 
         Args:
             model: the model.
-            changed: {name: tensor} of parameters to replace in this pass.
+            changed: {name: tensor} of parameters that are replaced in this pass.
 
         Raises:
             ConversionError: if the model does not run on the arguments.
@@ -59,7 +59,7 @@ class Call(NamedTuple):
         args, kwargs, _ = self.map(lambda tensor: tensor.to(device))
         try:
             return functional_call(model, changed, args, kwargs) if changed else model(*args, **kwargs)
-        except Exception as error:  # a forward pass may fail in any way
+        except Exception as error:  # a forward pass may raise any error
             raise ConversionError(f"the model does not run on {self.source}: {first_line(error)}") from error
 
 
@@ -73,7 +73,7 @@ def outputs(model: nn.Module, call: Call) -> list[torch.Tensor]:
     """Return all tensors of a model's output, in float64.
 
     Raises:
-        ConversionError: if there are none, or the model does not run on the arguments.
+        ConversionError: if the output has no tensors, or the model does not run on the arguments.
     """
     tensors = [tensor.double() for tensor in tensors_of(call.run(model))]
     if not tensors:
@@ -82,18 +82,18 @@ def outputs(model: nn.Module, call: Call) -> list[torch.Tensor]:
 
 
 def largest_error(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
-    """Return the largest difference of outputs, each relative to the largest magnitude of the expected output."""
+    """Return the largest difference of outputs, relative to the largest magnitude of each expected output."""
     errors = [0.0]
     for ours, theirs in zip(found, expected, strict=True):
         if theirs.numel():
             errors.append(((ours - theirs).abs().max() / theirs.abs().max().clamp_min(TINY)).item())
-    return torch.tensor(errors).max().item()  # NaN if there is one
+    return torch.tensor(errors).max().item()  # NaN if any error is NaN
 
 
 def example_call(model: nn.Module, example: object) -> Call:
-    """Return the forward pass of an example input: a tuple has all arguments, a dict those of its names.
+    """Return the forward pass of an example input: a tuple has all arguments, a dict has named arguments.
 
-    A dict without a name that `forward` knows is itself the argument, as is every other object.
+    A dict without any argument name of `forward` is itself the argument, like every other object.
     """
     return _call(model, example, "example_input")
 
@@ -102,12 +102,13 @@ def calibration_calls(model: nn.Module, calibration: object) -> Iterator[Call]:
     """Return the forward passes of calibration batches.
 
     Args:
-        model: has the names of its arguments, and the number of those without a default.
-        calibration: a batch (a tensor, tuple or dict), or several in any other iterable. Of a tuple or list of a data
-            loader, the model gets its first elements, one for each argument without a default; the rest are labels.
+        model: the model, whose `forward` defines the argument names and the arguments without a default.
+        calibration: a batch (a tensor, tuple or dict), or several in any other iterable. If a data loader returns
+            tuples or lists, the model gets their first elements, one for each argument without a default. The other
+            elements are labels.
 
     Raises:
-        ConversionError: if there is no batch, or a batch without images or with values that are not finite.
+        ConversionError: if there is no batch, or if a batch has no images or has values that are not finite.
     """
     is_one = isinstance(calibration, (torch.Tensor, tuple, Mapping)) or not isinstance(calibration, Iterable)
     batches = [] if isinstance(calibration, tuple) and not calibration else [calibration] if is_one else calibration

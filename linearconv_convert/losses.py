@@ -1,13 +1,13 @@
-"""The loss of a network by a LinearConv layer: its relative errors e for all P, or all ranks, and what they cost.
+"""The loss of a network by a LinearConv layer: relative errors e for all P, or all ranks, and the resulting losses d.
 
     e(P)^2 = sum_{i > P} s_i^2 / sum_i s_i^2        (Eckart-Young; s_i the singular values of the root S, fitting.py)
     d = -log(1 - e^2)                               by filters: the sum over layers is -log of the product of the shares
                                                     of variance that the layers keep
     d = s (-log(1 - e^2))^q                         by outputs: fitted to |f'(x) - f(x)|^2 / |f(x)|^2 on calibration
-                                                    images, f' being the network f with this layer alone truncated
+                                                    images; f' is the network f with only this layer truncated
 
-f' keeps the first components of the layer's outputs, which a LinearConv can keep. It is measured for the errors
-`MEASURED_ERRORS`. s and q are those of the two measurements around e; q = 1 below the least and above the largest one.
+f' keeps the first components of the layer's outputs, which a LinearConv can represent. The loss is measured at the
+errors `MEASURED_ERRORS`. The two measurements around e determine s and q; q = 1 outside of the measured range.
 """
 
 import math
@@ -24,27 +24,27 @@ from linearconv_convert.calibration import Moments
 from linearconv_convert.inputs import Call, tensors_of
 from linearconv_convert.surgery import eval_with_hooks
 
-MAX_VALUES = 64  # settings that are compared for a layer
+MAX_VALUES = 64  # number of settings that are compared for a layer
 MEASURED_ERRORS = (0.8, 0.5, 0.25, 0.1)
-MAX_IMAGES = 64  # for the measurements
-MIN_LOSS = 1e-30  # measured loss of a layer without effect
-MAX_ERROR = 1 - 1e-9  # a layer that keeps nothing would have an infinite loss
+MAX_IMAGES = 64  # number of images for the measurements
+MIN_LOSS = 1e-30  # loss of a layer without a measured effect
+MAX_ERROR = 1 - 1e-9  # an error of 1 would have an infinite loss
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The errors of one layer by its value: the number of primary filters, or the rank of the coefficients."""
+    """The errors of one layer for each value: the number of primary filters, or the rank of the coefficients."""
 
-    errors: Tensor  # relative, in the Frobenius norm, for the values 0, 1, ...
+    errors: Tensor  # relative errors in the Frobenius norm, for the values 0, 1, ...
     setting: Callable[[int], dict[str, float]]  # alpha or rank for a value
-    projection: Callable[[int], Tensor]  # Q (F, F) for a value, which leaves Q W of the filters, Q y of the outputs
+    projection: Callable[[int], Tensor]  # Q (F, F) for a value: filters Q W, outputs Q y
 
     def smallest_within(self, error: float) -> int:
-        """Return the smallest value within an error, or the largest value."""
+        """Return the smallest value whose error is within `error`, or the largest value if there is none."""
         return min(max(1, int((self.errors > error).sum())), len(self.errors) - 1)
 
     def values(self) -> list[int]:
-        """Return the values to choose from, at even distances."""
+        """Return evenly spaced values to choose from."""
         most = len(self.errors) - 1
         return sorted({1, *range(most, 0, -math.ceil(most / MAX_VALUES))})
 
@@ -65,7 +65,7 @@ def full_rank_spectrum(root: Tensor) -> Spectrum:
 def low_rank_spectrum(root: Tensor, primary: int) -> Spectrum:
     """Return the errors of LinearConvLowRank with R = 0, ..., min(P, F - P), for P and a root S (F, r).
 
-    They are the tails of the combined part A T S plus the error of P primary filters, which the fit improves a little.
+    The errors are tails of the combined part A T S plus the error of P primary filters. The fit lowers them slightly.
     """
     full = fitting.full_rank(root, primary)
     left, values, _ = torch.linalg.svd(full @ fitting.primary_of(full, root), full_matrices=False)
@@ -80,13 +80,13 @@ def low_rank_spectrum(root: Tensor, primary: int) -> Spectrum:
 
 
 def alpha_of(primary: int, out_channels: int) -> float:
-    """Return a share with which a layer has exactly so many primary filters, P = int(alpha F)."""
+    """Return a share alpha with which a layer has exactly `primary` primary filters, P = int(alpha F)."""
     alpha = primary / out_channels
     return alpha if int(alpha * out_channels) == primary else math.nextafter(alpha, 1)
 
 
 def _tails(values):
-    """Sums of squares of all but the first 0, 1, ... values."""
+    """Sums of squares of all values except the first 0, 1, ... values."""
     return values.square().flip(0).cumsum(0).flip(0)
 
 
@@ -96,9 +96,9 @@ def _total(root):
 
 @dataclass(frozen=True)
 class LossCurve:
-    """The loss of the network by the error of one layer; by default that of filters."""
+    """The loss of the network as a function of the error of one layer; by default the loss by filters."""
 
-    points: tuple[tuple[float, float], ...] = ((1.0, 1.0),)  # (-log(1 - e^2), d), of rising e
+    points: tuple[tuple[float, float], ...] = ((1.0, 1.0),)  # (-log(1 - e^2), d), sorted by e
 
     def at(self, error: float) -> float:
         """Return d for a relative error e of the layer."""
@@ -111,7 +111,7 @@ class LossCurve:
 
 
 def expected_error(loss: float) -> float:
-    """Return the relative error of outputs for a sum of losses d."""
+    """Return the relative error of the network's output for a sum of losses d."""
     return (1 - math.exp(-loss)) ** 0.5
 
 
@@ -127,17 +127,17 @@ def measure_losses(
     moments: dict[str, Moments],
     call: Call,
 ) -> dict[str, LossCurve]:
-    """Measure the loss of a network by each of its layers, one at a time.
+    """Measure the loss of a network by each layer, one layer at a time.
 
     Args:
-        model: with the convolutions; unchanged afterwards.
+        model: the model with the convolutions; it is unchanged afterwards.
         layers: {name: convolution} of the model.
-        spectra: of the layers to measure.
-        moments: of the outputs of calibrated layers, whose means are kept through the biases.
+        spectra: {name: spectrum} of the layers to measure.
+        moments: output moments of calibrated layers; the biases preserve the means of these outputs.
         call: the images; the first `MAX_IMAGES` are used.
 
     Returns:
-        {name: curve}, the default ones if the outputs of two runs cannot be compared.
+        {name: curve}; default curves if the outputs of two runs cannot be compared.
     """
     call, curves = call.images(slice(MAX_IMAGES)), {}
     with eval_with_hooks(model, {}, None):
@@ -157,7 +157,7 @@ def measure_losses(
 
 
 def _truncated(name, layer, projection, moments):
-    """The parameters, by their names in the model, of a layer whose outputs are projected."""
+    """The parameters of a layer with projected outputs, {name in the model: tensor}."""
     prefix = f"{name}." if name else ""
     weight = projection @ layer.weight.double().flatten(1)
     changed = {f"{prefix}weight": weight.to(layer.weight.dtype).view_as(layer.weight)}
@@ -172,7 +172,7 @@ def _outputs(tree):
 
 
 def _change(outputs, expected):
-    """Relative squared difference, the mean over the output tensors; NaN if their shapes differ."""
+    """The mean of the relative squared differences of the output tensors; NaN if their shapes differ."""
     if not expected or [output.shape for output in outputs] != [output.shape for output in expected]:
         return math.nan
     total = 0.0

@@ -1,12 +1,12 @@
-"""Networks and their weights by name: from a file, torchvision or timm; a state_dict, or a checkpoint with a record.
+"""Networks by name, from a file, torchvision or timm; their weights, from a state_dict or a checkpoint with a record.
 
     record = {"name": "torchvision:resnet18", "in_channels": 3, "num_classes": 10, "image_size": 224}
     record["conversion"] = setting_of(report, "rank")               # None for a network that was not converted
     torch.save({"model": small.state_dict(), "network": record}, "small.pt")
-    small = load_converted("small.pt")                              # no images, no search for a budget
+    small = load_converted("small.pt")                              # needs no images and no search for a budget
 
-A record has plain values, as checkpoints and JSON do. Loading one runs no code of the user: its name must be that of a
-network in torchvision or timm.
+A record has plain values, like checkpoints and JSON. Loading a record executes no user code: its name must be the name
+of a network in torchvision or timm.
 """
 
 import pickle
@@ -24,10 +24,10 @@ from linearconv_convert.convert import convert
 from linearconv_convert.report import Report
 from linearconv_convert.surgery import ConversionError, ConversionWarning, first_line
 
-AUXILIARY = ("aux1", "aux2", "AuxLogits")  # heads of torchvision's googlenet and inception_v3, for training alone
-CHECKPOINT_KEYS = ("model", "state_dict", "model_state_dict")  # under which training scripts save a network's state
+AUXILIARY = ("aux1", "aux2", "AuxLogits")  # training heads of torchvision's googlenet and inception_v3
+CHECKPOINT_KEYS = ("model", "state_dict", "model_state_dict")  # keys of a state_dict in a checkpoint
 RECORD = "network"  # key of the record in a checkpoint
-AVERAGE = "average"  # key of averaged weights in a checkpoint, which are then the network's
+AVERAGE = "average"  # key of averaged weights in a checkpoint, which take precedence
 LIBRARIES = ("torchvision", "timm")
 
 
@@ -36,11 +36,11 @@ def load_network(spec: str, *, in_channels: int = 3, num_classes: int | None = N
 
     Args:
         spec: `FILE.py:NAME`, `torchvision:NAME` or `timm:NAME`. The code of FILE.py is executed.
-        in_channels: of its images.
-        num_classes: of its outputs. Default: its own
+        in_channels: channels of the input images.
+        num_classes: number of classes. Default: the network's own number
 
     Raises:
-        ConversionError: if there is no such file, package, or network, or the network does not take these arguments.
+        ConversionError: if the file, package or network does not exist, or the network does not take these arguments.
     """
     source, _, name = spec.rpartition(":")
     classes = {} if num_classes is None else {"num_classes": num_classes}
@@ -64,16 +64,16 @@ def load_network(spec: str, *, in_channels: int = 3, num_classes: int | None = N
             if in_channels != 3:
                 raise ValueError("its networks take images of 3 channels")
             if "weights_backbone" in signature(get_model_builder(name)).parameters:
-                options["weights_backbone"] = None  # by default those of segmentation and detection are downloaded
+                options["weights_backbone"] = None  # the default of segmentation and detection downloads weights
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # about the initial weights of some networks
+            warnings.simplefilter("ignore", FutureWarning)  # warnings about the initial weights of some networks
             model = build(name, **options, **classes)
-    except Exception as error:  # names, numbers of classes and so on are refused in many ways
+    except Exception as error:  # invalid names and numbers of classes raise various errors
         close = [] if name in list_models() else get_close_matches(name, list_models())
         hint = f"; there is {', '.join(close)}" if close else ""
         raise ConversionError(f"{source} cannot build {name}: {first_line(error)}{hint}") from None
     if source == "torchvision":
-        for head in AUXILIARY:  # for one output in training too
+        for head in AUXILIARY:  # removed to have one output in training too
             if getattr(model, head, None) is not None:
                 setattr(model, head, None)
                 model.aux_logits = False
@@ -83,10 +83,10 @@ def load_network(spec: str, *, in_channels: int = 3, num_classes: int | None = N
 def _from_file(path, name, arguments):
     if not path.is_file():
         raise ConversionError(f"there is no file {path}")
-    sys.path.insert(0, str(path.resolve().parent))  # for modules beside the file
+    sys.path.insert(0, str(path.resolve().parent))  # for imports of modules in the same folder
     try:
         defined = runpy.run_path(str(path), run_name="network")
-    except (Exception, SystemExit) as error:  # a user's file may fail in any way
+    except (Exception, SystemExit) as error:  # a user's file may raise any error
         raise ConversionError(f"{path} cannot be imported: {type(error).__name__}: {error}") from None
     network = defined.get(name)
     if not callable(network):
@@ -108,7 +108,7 @@ def load_tensors(path: str | Path) -> object:
     """Return the tensors and plain containers in a file that torch.save wrote, on the CPU.
 
     Raises:
-        ConversionError: for a file with anything else.
+        ConversionError: for a file with any other content.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -117,20 +117,20 @@ def load_tensors(path: str | Path) -> object:
 
 
 def load_weights(model: nn.Module, path: str | Path, num_classes: int | None = None) -> list[str]:
-    """Load a state_dict, or a checkpoint with one, from a file that torch.save wrote; no code in it is executed.
+    """Load a state_dict, or a checkpoint with a state_dict, from a file of torch.save; no code in it is executed.
 
     Args:
         model: the network.
-        path: of the file.
-        num_classes: of the model, if the file's network may have another number of classes. Then parameters of which
-            only the number of classes differs, a classifier's, are left unchanged.
+        path: path of the file.
+        num_classes: number of classes of the model, if the file's network may have another number. Parameters that
+            differ only in the number of classes, those of the classifier, are then left unchanged.
 
     Returns:
         The names of the parameters that were left unchanged.
 
     Raises:
-        ConversionError: for a file that cannot be read or does not fit, naming the first difference.
-        OSError: if there is no such file.
+        ConversionError: for a file that cannot be read, or that does not fit; the message names the first difference.
+        OSError: if the file does not exist.
     """
     state, own = state_of(load_tensors(path), path), model.state_dict()
     state = {key: value for key, value in state.items() if key in own or key.partition(".")[0] not in AUXILIARY}
@@ -153,7 +153,7 @@ def state_of(content: object, path: str | Path) -> dict[str, torch.Tensor]:
     """Return the state_dict in a file's content: the content itself, or its entry for one of `CHECKPOINT_KEYS`.
 
     Raises:
-        ConversionError: if there is none.
+        ConversionError: if there is no state_dict.
     """
     state = next((content[key] for key in CHECKPOINT_KEYS if isinstance(content, dict) and key in content), content)
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
@@ -165,7 +165,7 @@ def state_of(content: object, path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def setting_of(report: Report, type: str) -> dict[str, object]:
-    """Return the arguments with which :func:`convert` builds the layers of a conversion again."""
+    """Return the arguments with which :func:`convert` rebuilds the layers of a conversion."""
     variants = {layer.name: layer.variant for layer in report.converted}
     alphas = {name: variant.alpha for name, variant in variants.items()}
     ranks = {name: variant.rank for name, variant in variants.items() if variant.rank is not None}
@@ -176,16 +176,16 @@ def setting_of(report: Report, type: str) -> dict[str, object]:
 
 
 def convert_again(model: nn.Module, setting: dict[str, object] | None) -> nn.Module:
-    """Return a network with the layers of a recorded conversion, at their initial weights.
+    """Return a network with the layers of a recorded conversion and initial weights.
 
     Args:
-        model: the network before its conversion; not changed.
-        setting: of :func:`setting_of`, or None for a network that was not converted.
+        model: the network before its conversion; it is not changed.
+        setting: the result of :func:`setting_of`, or None for a network that was not converted.
     """
     if setting is None:
         return model
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConversionWarning)  # the first conversion has warned
+        warnings.simplefilter("ignore", ConversionWarning)  # the first conversion has warned already
         return convert(model, **setting, grow=True, init="scratch")
 
 
@@ -193,7 +193,7 @@ def read_record(path: str | Path) -> dict[str, object]:
     """Return the record in a checkpoint.
 
     Raises:
-        ConversionError: if there is none, or its network is not one of torchvision or timm.
+        ConversionError: if there is no record, or its network is not in torchvision or timm.
     """
     content = load_tensors(path)
     record = content.get(RECORD) if isinstance(content, dict) else None
@@ -206,18 +206,18 @@ def read_record(path: str | Path) -> dict[str, object]:
 
 
 def load_converted(path: str | Path) -> nn.Module:
-    """Return the network of a checkpoint with its weights, the averaged ones if there are any.
+    """Return the network of a checkpoint with its weights, or with its averaged weights if there are any.
 
     Args:
-        path: of a file with a state_dict and, under `RECORD`, a record.
+        path: path of a checkpoint with a state_dict and, under the key `RECORD`, a record.
 
     Raises:
-        ConversionError: for a file without these, or a network that is not in its library.
-        OSError: if there is no such file.
+        ConversionError: for a file without these entries, or a network that is not in its library.
+        OSError: if the file does not exist.
     """
     record, content = read_record(path), load_tensors(path)
     state = state_of(content.get(AVERAGE, content), path)
-    state.pop("n_averaged", None)  # of torch's AveragedModel
+    state.pop("n_averaged", None)  # a buffer of torch's AveragedModel
     shape = {name: record[name] for name in ("in_channels", "num_classes")}
     model = convert_again(load_network(record["name"], **shape), record["conversion"])
     try:

@@ -1,4 +1,4 @@
-"""The report of a conversion: parameters, multiply-adds and errors of each convolution; warnings; a budget's curve."""
+"""Report of a conversion: parameters, multiply-adds and errors of each convolution; warnings; the curve of a budget."""
 
 import sys
 import warnings
@@ -19,7 +19,7 @@ LEFT = (0, 3)  # left-aligned columns
 OTHER_KINDS = (nn.Linear, nn.Conv1d, nn.Conv3d, nn.ConvTranspose2d)
 REASONS_OF_USER = ("skipped", "not included")
 ADVICE = {"would not get smaller": " (a smaller alpha or budget= may help)", "plain is best": " (of that budget)"}
-MIN_SAVING = 0.05  # share of the parameters; below it the user is warned
+MIN_SAVING = 0.05  # share of the parameters, below which a warning is raised
 
 
 @dataclass(frozen=True)
@@ -29,24 +29,24 @@ class LayerReport:
     name: str
     parameters_before: int
     parameters_after: int
-    macs_before: int | None = None  # multiply-adds of one image of a large batch at inference; None without inputs
+    macs_before: int | None = None  # multiply-adds of one image in a large batch at inference; None without inputs
     macs_after: int | None = None
-    filter_error: float | None = None  # relative Frobenius norm of the difference of filters; None if nothing is fitted
-    output_error: float | None = None  # the same of the outputs on calibration images; None without these
-    variant: Variant | None = None  # None for a layer that was left alone
-    expected: float | None = None  # relative error of the network's output by this layer, if its setting was chosen
-    reason: str = ""  # why the layer was left alone; empty for a converted one
+    filter_error: float | None = None  # relative error of the filters in the Frobenius norm; None without a fit
+    output_error: float | None = None  # the same for the outputs on calibration images; None without calibration
+    variant: Variant | None = None  # None for a layer that was not converted
+    expected: float | None = None  # relative error of the network's output by this layer, if a budget chose it
+    reason: str = ""  # reason why the layer was not converted; empty for a converted layer
 
 
 @dataclass(frozen=True)
 class Report:
-    """The conversion of a model; str() is a table of its convolutions with totals."""
+    """The conversion of a model; str() returns a table of its convolutions with totals."""
 
-    layers: list[LayerReport]  # of each convolution
-    parameters_before: int  # of the whole model
+    layers: list[LayerReport]  # one for each convolution
+    parameters_before: int  # parameters of the whole model
     parameters_after: int
-    macs_before: int | None = None  # of one image in the whole model; None without inputs
-    expected: float | None = None  # relative error of the network's output, if settings were chosen
+    macs_before: int | None = None  # multiply-adds of one image in the whole model; None without inputs
+    expected: float | None = None  # relative error of the network's output, if a budget chose settings
     curve: list[tuple[float, float]] = field(default_factory=list)  # (size, expected error) of the best choices
     others: dict[str, tuple[int, int]] = field(default_factory=dict)  # {type: (number, parameters)}, not converted
 
@@ -73,7 +73,7 @@ class Report:
 
     @property
     def totals(self) -> str:
-        """The totals in one line, and a second line with the layers of other types, if there are any."""
+        """One line with the totals, and a second line with the layers of other types, if there are any."""
         totals = f"{len(self.converted)} of {len(self.layers)} convolutions converted; parameters "
         totals += _total(self.parameters_before, self.parameters_after)
         if self.macs_before:
@@ -93,12 +93,12 @@ def short_count(count: int) -> str:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Return the number of elements of all parameters, a shared one counted once."""
+    """Return the number of elements of all parameters; shared parameters are counted once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def count_macs(layer: nn.Conv2d | LinearConv, positions: float) -> int:
-    """Return a layer's multiply-adds for H' W' output positions, without those of building filters."""
+    """Return a layer's multiply-adds for H' W' output positions, without the multiply-adds of building filters."""
     if not isinstance(layer, LinearConv):
         return round(positions * layer.weight.numel())
     if layer.combines_maps:
@@ -116,7 +116,7 @@ def other_layers(model: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def _row(layer):
-    """The cells of a layer."""
+    """The table cells of a layer."""
     parameters = _change(layer.parameters_before, layer.parameters_after)
     macs = _change(layer.macs_before, layer.macs_after)
     if layer.reason:
@@ -145,7 +145,7 @@ def _percent(share):
 
 @contextmanager
 def warnings_as_lines(program: str) -> Iterator[None]:
-    """In this context, print a ConversionWarning as one line on stderr that begins with a program's name."""
+    """In this context, print each ConversionWarning as one line on stderr that begins with the program's name."""
     with warnings.catch_warnings():
         show = warnings.showwarning
 
@@ -160,7 +160,7 @@ def warnings_as_lines(program: str) -> Iterator[None]:
 
 
 def warn_of_small_savings(report: Report, stacklevel: int = 3) -> None:
-    """Warn if nothing was converted, or little was saved because most of the parameters were left alone."""
+    """Warn if nothing was converted, or if little was saved because most of the parameters were not converted."""
     excluded = sum(layer.parameters_before for layer in report.layers if layer.reason in REASONS_OF_USER)
     wanted = report.parameters_before - excluded
     left = wanted - sum(layer.parameters_before for layer in report.converted)
@@ -175,7 +175,7 @@ def warn_of_small_savings(report: Report, stacklevel: int = 3) -> None:
 
 
 def _reasons(report):
-    """The layers that were left alone, by reason, the most parameters first."""
+    """The layers that were not converted, grouped by reason, sorted by decreasing number of parameters."""
     numbers, sizes = Counter(), Counter()
     for layer in report.layers:
         reason = layer.reason.partition(" (")[0]
@@ -198,7 +198,7 @@ def new_figure() -> object:
     """Return an empty figure of matplotlib.
 
     Raises:
-        ConversionError: without matplotlib.
+        ConversionError: if matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
@@ -208,7 +208,7 @@ def new_figure() -> object:
 
 
 def draw_curve(figure: object, report: Report, of: str, path: Path) -> None:
-    """Draw the expected error of the network's output against its size, with the chosen size, to a file."""
+    """Write a plot of the expected error of the network's output against its size, with the chosen size marked."""
     size = 100 * getattr(report, f"{of}_after") / getattr(report, f"{of}_before")
     axes = figure.subplots()
     axes.plot([100 * size for size, _ in report.curve], [100 * error for _, error in report.curve])

@@ -1,4 +1,4 @@
-"""Layers of a model: finding and selecting them, refusing those that cannot be replaced, and replacing them."""
+"""Layers of a model: selection, checks of models and layers that cannot be converted, and replacement."""
 
 import copy
 import fnmatch
@@ -11,22 +11,22 @@ import torch.nn as nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-# Hooks on the state_dict name parameters that a new layer does not have. All other hooks move to the new layer, as the
-# same dictionaries, so that existing handles still remove their hook.
+# Hooks on the state_dict refer to parameters that a new layer does not have. All other hooks move to the new layer, in
+# the same dictionaries, so that existing handles still remove their hooks.
 STATE_HOOKS = [name for name in vars(nn.Module()) if "state_dict" in name]
 CARRIED_HOOKS = [name for name in vars(nn.Module()) if "hook" in name and name not in STATE_HOOKS]
-THOP_BUFFERS = {"total_ops", "total_params"}  # thop leaves them on layers
+THOP_BUFFERS = {"total_ops", "total_params"}  # buffers that thop adds to layers
 
 Choice = str | type | Callable[[str, nn.Module], bool]
 Selection = Choice | list[Choice] | tuple[Choice, ...] | set[Choice] | frozenset[Choice]
 
 
 class ConversionError(ValueError):
-    """A model cannot be converted, folded or exported; str() is one line with the layer, the reason and the cure."""
+    """A model cannot be converted, folded or exported; str() is one line with the layer, the reason and a remedy."""
 
 
 class ConversionWarning(UserWarning):
-    """Less was done than was asked for, or worse than possible; str() is one line with the reason and the cure."""
+    """The result is incomplete, or worse than possible; str() is one line with the reason and a remedy."""
 
 
 def first_line(error: Exception) -> str:
@@ -35,14 +35,14 @@ def first_line(error: Exception) -> str:
 
 
 def copy_of(model: nn.Module) -> nn.Module:
-    """Return a deep copy.
+    """Return a deep copy of a model.
 
     Raises:
         ConversionError: if the model cannot be copied.
     """
     try:
         return copy.deepcopy(model)
-    except Exception as error:  # attributes of a module may fail in any way
+    except Exception as error:  # attributes of a module may raise any error
         raise ConversionError(f"the model cannot be copied ({first_line(error)}): give inplace=True") from None
 
 
@@ -50,7 +50,7 @@ def copy_of(model: nn.Module) -> nn.Module:
 
 
 def layers_of(model: nn.Module, kind: type | tuple[type, ...]) -> dict[str, nn.Module]:
-    """Return {name: layer} of all modules of a type; a shared one once, under its first name."""
+    """Return {name: layer} of all modules of a type; a shared module is listed once, under its first name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, kind)}
 
 
@@ -58,10 +58,10 @@ def select(model: nn.Module, layers: dict[str, nn.Module], selection: Selection,
     """Return the selected layers. The name or type of a module selects all layers in the module.
 
     Args:
-        model: has the modules that names and types refer to.
+        model: the model, whose modules the names and types refer to.
         layers: {name: layer} to select from.
-        selection: names, patterns, types and functions (name, layer), one or several.
-        argument: name of the selection in errors.
+        selection: one or several names, patterns, types and functions (name, layer).
+        argument: name of the selection in error messages.
 
     Raises:
         ConversionError: for a name without a module, or an item that is not a selection.
@@ -86,12 +86,12 @@ def select(model: nn.Module, layers: dict[str, nn.Module], selection: Selection,
 def values_by_name(
     model: nn.Module, layers: dict[str, nn.Module], given: float | dict[str, float] | None, argument: str
 ) -> dict[str, float | None]:
-    """Return {name: value} of a setting that is given once for all layers, or by their names and patterns.
+    """Return {name: value} of a setting that is given once for all layers, or in a dict by names and patterns.
 
-    The first entry of a dict that fits a layer counts. The value of a layer that no entry fits is None.
+    The first entry of the dict that matches a layer applies. The value of a layer without a matching entry is None.
 
     Raises:
-        ConversionError: for an entry that fits no module, or no layer that is left.
+        ConversionError: for an entry that matches no module, or whose layers all have values from earlier entries.
     """
     if not isinstance(given, dict):
         return dict.fromkeys(layers, given)
@@ -107,7 +107,7 @@ def values_by_name(
 
 
 def is_patched(layer: nn.Module) -> bool:
-    """Return True if a method was replaced on this instance, as by `layer.forward = ...`."""
+    """Return True if a method was replaced on this instance, for example by `layer.forward = ...`."""
     return any(callable(getattr(type(layer), name, None)) for name in vars(layer))
 
 
@@ -119,14 +119,14 @@ def is_plain_conv2d(layer: nn.Module) -> bool:
     return inherits and not has_more and not is_patched(layer)
 
 
-# ---- refusing models and layers --------------------------------------------------------------------------------------
+# ---- checks of models and layers -------------------------------------------------------------------------------------
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse a model in which no layer can be replaced.
+    """Check that layers of a model can be replaced.
 
     Raises:
-        ConversionError: for a compiled, scripted or wrapped model, or one without all of its parameters.
+        ConversionError: for a compiled, scripted or wrapped model, or a model with uninitialised parameters.
     """
     if not isinstance(model, nn.Module):
         raise ConversionError(f"expected an nn.Module, got {type(model).__name__}")
@@ -142,11 +142,11 @@ def check_model(model: nn.Module) -> None:
 
 
 def check_layer(name: str, layer: nn.Module, model: nn.Module) -> None:
-    """Refuse a layer, called `name` in its model, that cannot be replaced without changing what the model is.
+    """Check that a layer, called `name` in its model, can be replaced without other changes of the model.
 
     Raises:
         ConversionError: for parametrized and weight-normed layers, shared layers and weights, hooks on weights or on
-            the state_dict, values that are not finite, the meta device.
+            the state_dict, values that are not finite, and layers on the meta device.
     """
     where = _called(name)
     if parametrize.is_parametrized(layer):
@@ -182,7 +182,7 @@ def _called(name):
 def eval_with_hooks(
     model: nn.Module, layers: dict[str, nn.Module], hook: Callable[[str, nn.Module, torch.Tensor], None]
 ) -> Iterator[None]:
-    """Hold a model in eval mode and call `hook(name, layer, output)` after each forward of a layer; undo both after."""
+    """In this context, keep a model in eval mode and call `hook(name, layer, output)` after each forward of a layer."""
     with ExitStack() as undoing:
         for module in model.modules():
             undoing.callback(setattr, module, "training", module.training)
@@ -194,10 +194,10 @@ def eval_with_hooks(
 
 
 def replace(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Replace modules {old: new} of a model, with their hooks and modes, and return the model.
+    """Replace modules {old: new} of a model, keep their hooks and modes, and return the model.
 
-    References in plain attributes, as `self.convs = [self.conv1]` or `self.op = self.conv1.forward`, are replaced too.
-    The model is changed in place, except if it is itself replaced. Then its replacement is returned.
+    References in attributes are replaced too, such as `self.convs = [self.conv1]` or `self.op = self.conv1.forward`.
+    The model is changed in place. If the model itself is replaced, the function returns its replacement.
     """
     for old, new in replacements.items():
         for hooks in CARRIED_HOOKS:
@@ -212,7 +212,7 @@ def replace(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> nn.Mo
 
 
 def _with_replaced(value, replacements):
-    """A plain container, or a method of a module, that refers to the new modules; anything else unchanged."""
+    """A module, method or plain container with references to the new modules; other values unchanged."""
     if isinstance(value, nn.Module):
         return replacements.get(value, value)
     if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module) and value.__self__ in replacements:

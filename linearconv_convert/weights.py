@@ -1,7 +1,7 @@
-"""Weights of LinearConv layers, fitted to those of convolutions or drawn for training from scratch.
+"""Weights of LinearConv layers: fitted to convolutions, or drawn for training from scratch.
 
-A variant that is a subclass of LinearConv needs nothing for conversion. Its parameters are then fitted by L-BFGS on its
-`factors()`. With a method `fit_coefficients`, it can set its parameters from the best full-rank coefficients instead:
+A variant that is a subclass of LinearConv needs no additional code for conversion: L-BFGS fits its parameters through
+`factors()`. The optional method `fit_coefficients` sets the parameters from the best full-rank coefficients instead:
 
     class BlockDiagonal(LinearConv):
         def _create_factors(self, **factory):
@@ -11,12 +11,12 @@ A variant that is a subclass of LinearConv needs nothing for conversion. Its par
         def factors(self):
             return (torch.block_diag(*self.blocks),)
 
-        def fit_coefficients(self, coefficients):  # optional; called with A (F - P, P) in float64, without gradients
+        def fit_coefficients(self, coefficients):  # optional; A (F - P, P) in float64, without gradients
             rows, columns = self.blocks.shape[1:]
             for index, block in enumerate(self.blocks):
                 block.copy_(coefficients[index * rows :, index * columns :][:rows, :columns])
 
-The primary filters are fitted to the coefficients that the layer has afterwards.
+Afterwards the primary filters are fitted to the coefficients of the layer.
 """
 
 import copy
@@ -39,8 +39,8 @@ STARTS = ("published", "balanced", "spectral")
 def copy_weights(dense: nn.Module, model: nn.Module) -> None:
     """Copy the weights of a network to the same network with LinearConv layers in place of nn.Conv2d.
 
-    Each layer is fitted to the convolution of its name; every other parameter and buffer is copied. Sparse layers are
-    not pruned, as their pruning schedule has not begun.
+    Each layer is fitted to the convolution with the same name; all other parameters and buffers are copied. Sparse
+    layers are not pruned, as their pruning schedule has not begun.
 
     Raises:
         KeyError, AttributeError: if the networks do not correspond.
@@ -57,8 +57,8 @@ def linearconv_like(layer: nn.Conv2d, conv: Callable[..., LinearConv], device: s
 
     Args:
         layer: the convolution.
-        conv: called with the arguments of nn.Conv2d, returns the new layer.
-        device: replaces the layer's device.
+        conv: a function that takes the arguments of nn.Conv2d and returns the new layer.
+        device: device of the new layer. Default: the convolution's device
     """
     factory = {"device": device or layer.weight.device, "dtype": layer.weight.dtype}
     new = conv(**{name: getattr(layer, name) for name in GEOMETRY}, bias=layer.bias is not None, **factory)
@@ -73,13 +73,13 @@ def linearconv_like(layer: nn.Conv2d, conv: Callable[..., LinearConv], device: s
 def fit(
     layer: LinearConv, conv: nn.Conv2d, moments: Moments | None = None, prune: bool = True
 ) -> tuple[float, float | None]:
-    """Fit the parameters of a LinearConv layer to those of a convolution of its geometry.
+    """Fit the parameters of a LinearConv layer to a convolution of the same geometry.
 
     Args:
-        layer: any variant; changed in place.
+        layer: a layer of any variant; it is changed in place.
         conv: the convolution.
-        moments: of the convolution's outputs, which are then fitted instead of the filters; for layers of one group.
-        prune: prune a sparse layer to its target at once.
+        moments: moments of the convolution's outputs, which are then fitted instead of the filters; only for one group.
+        prune: prune a sparse layer to its target sparsity at once.
 
     Returns:
         Relative errors, in the Frobenius norm, of the filters and of the outputs (None without moments).
@@ -104,19 +104,19 @@ def fit(
 
 
 def root_of_layer(conv: nn.Conv2d, moments: Moments | None = None) -> torch.Tensor:
-    """Return the root S (F, r) of what is fitted: the convolution's outputs if moments are given, or its filters.
+    """Return the root S (F, r) for a fit: of the convolution's outputs if moments are given, else of its filters.
 
-    The means of the outputs are left to the bias, if there is one.
+    If the convolution has a bias, the root excludes the means of the outputs, which the bias preserves.
     """
     if moments is not None:
         second = moments.covariance if conv.bias is not None else moments.second / moments.count
-        if second.diagonal().sum() > 0:  # else the layer's outputs are constant
+        if second.diagonal().sum() > 0:  # otherwise the layer's outputs are constant
             return fitting.root_of_moments(second)
     return fitting.root_of(conv.weight)
 
 
 def _fit_coefficients(layer, root, prune):
-    """Set the parameters of `A`, by the method for the factors that the layer's class defines."""
+    """Set the parameters of `A` with the method for the `factors` of the layer's class."""
     primary, factors = layer.primary_channels, type(layer).factors
     best = fitting.full_rank(root, primary, layer.conv_weights.dtype)
     if hasattr(layer, "fit_coefficients"):
@@ -141,7 +141,7 @@ def _fit_coefficients(layer, root, prune):
 
 
 def _parameters_of_factors(layer):
-    """{name: parameter} of A."""
+    """The parameters of A, {name: parameter}."""
     return {name: each for name, each in layer.named_parameters() if name not in ("conv_weights", "bias")}
 
 
@@ -154,15 +154,15 @@ def _norm(tensor):
 
 @torch.no_grad()
 def initialise(model: nn.Module, start: str) -> nn.Module:
-    """Draw the parameters of all LinearConv layers in `model` anew, in place, and return the model.
+    """Draw new parameters for all LinearConv layers of `model` in place, and return the model.
 
     Args:
         model: a network, or a layer.
-        start: `"published"` is the start of the layers: Xavier uniform primary filters, coefficients U(-0.1, 0.1).
-            `"balanced"` has the same primary filters and coefficients of Var(A) = 1 / P, so that secondary filters are
-            as large as primary ones; as published they have 0.06 to 0.9 of their norm. `"spectral"` is the best
-            LinearConv of filters drawn as nn.Conv2d draws them (Khodak et al., "Initialization and Regularization of
-            Factorized Neural Layers", ICLR 2021, arXiv 2105.01029).
+        start: `"published"` is the default of the layers: Xavier uniform primary filters, coefficients U(-0.1, 0.1).
+            `"balanced"` has the same primary filters and coefficients of Var(A) = 1 / P, so that secondary filters have
+            the same norm as primary filters; with `"published"` they have 0.06 to 0.9 of this norm. `"spectral"` is the
+            best LinearConv for filters with nn.Conv2d's initial distribution (Khodak et al., "Initialization and
+            Regularization of Factorized Neural Layers", ICLR 2021, arXiv 2105.01029).
 
     Raises:
         ValueError: for any other start.
@@ -181,9 +181,9 @@ def initialise(model: nn.Module, start: str) -> nn.Module:
 
 
 def _balance(layer):
-    """Draw the parameters of A from U(-b, b), such that secondary filters are on average as large as primary ones.
+    """Draw the parameters of A from U(-b, b), such that secondary and primary filters have the same mean square.
 
-    For n factors with inner dimensions d_1 ... d_n, the last one P, that takes a variance of (d_1 ... d_n)^(-1/n) each.
+    For n factors with inner dimensions d_1, ..., d_n, where d_n = P, each needs a variance of (d_1 ... d_n)^(-1/n).
     """
     shapes = [factor.shape for factor in layer.factors()]
     inner = 1
