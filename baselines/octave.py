@@ -26,7 +26,7 @@ class OctaveConv(nn.Module):
     """An octave convolution that replaces a plain one: up to four convolutions of its geometry, with its bias setting.
 
     Args:
-        plain: the convolution that provides channels, geometry, bias, device and dtype.
+        plain: the convolution that provides channels, geometry, device and dtype.
         low_in, low_out: numbers of input and output channels at half resolution.
 
     Shapes:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch import Tensor
 
-TIMEOUT = timedelta(minutes=10)  # of communication, including the time in which rank 0 downloads data
+TIMEOUT = timedelta(minutes=10)  # for communication; this includes the time in which rank 0 downloads data
 
 
 class Group:

@@ -41,7 +41,7 @@ class Progress:
     best: dict = field(default_factory=lambda: {"best_test_accuracy": -1.0, "best_epoch": 0})
     last: dict = field(default_factory=dict)  # loss and accuracies of the last finished epoch
     history: list[dict] = field(default_factory=list)  # a record per epoch
-    loss_sum: Tensor = field(default_factory=lambda: torch.zeros(()))  # of the current epoch, on the device
+    loss_sum: Tensor = field(default_factory=lambda: torch.zeros(()))  # sum over the current epoch, on the device
     correct: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.long))
 
     def to(self, device: torch.device) -> "Progress":

@@ -1,6 +1,6 @@
 """The figure of accuracy against parameters: every method of a sweep, and the line of thinner dense networks.
 
-    python -m experiments.figures accuracy_parameters                          # of Base and VGG11
+    python -m experiments.figures accuracy_parameters                          # Base and VGG11
     python -m experiments.figures accuracy_parameters --results base_cifar10
 
 Dots are means over seeds, and bars are standard deviations. Pruned parameters do not count.

@@ -1,7 +1,7 @@
 """The figure of a compression study: the accuracy after each way to compress a trained network.
 
-    python -m experiments.figures compression                       # of results/compress_base.json
-    python -m experiments.compress --name compress_base --table     # the same beside the table, as results/NAME.png
+    python -m experiments.figures compression                       # from results/compress_base.json
+    python -m experiments.compress --name compress_base --table     # table, and the same figure as results/NAME.png
 
 Methods are sorted by size. Methods of about equal size form a band and are sorted by accuracy after fine-tuning.
 """

@@ -5,7 +5,7 @@
         --seeds 0 1 2 --datasets cifar10 cifar100 --recipe fast --jobs 2 -- --batch-size 100
     python -m experiments.table1 --train ... -- --dataset imagefolder --data-root DIR    # labelled by DIR's name
     python -m experiments.table1 --train ... --dry-run                # lists the runs and their states
-    python -m experiments.table1 --table --name table1                # accuracies of finished runs, beside the paper's
+    python -m experiments.table1 --table --name table1                # accuracies of finished runs, next to the paper's
 
 Training is a sweep over several scripts: the same command resumes it, and all runs are written to results/<name>.json.
 Options after `--` apply to every run. Rows: dense; L, which is Lr without the regulariser; Lr; LRr; half-rank; sparse;

@@ -76,7 +76,7 @@ def as_printed(counts: dict[str, int]) -> dict[str, str]:
 
 
 def count_rows() -> list[dict]:
-    """Return the rows of Table 1: counts, exact and rounded, printed figures, and for each figure `equal` or a reason."""
+    """Return the rows of Table 1: counts, exact and rounded, printed figures, and `equal` or a reason for each."""
     rows = []
     for network, build in NETWORKS.items():
         for suffix, conv in VARIANTS.items():

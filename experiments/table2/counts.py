@@ -90,7 +90,7 @@ def basis_without_bias() -> str:
 
 
 def choices_of_squeezenet() -> str:
-    """Return the number of choices of 3x3 convolutions, as rank-10 LinearConv, that have both printed figures."""
+    """Return the reason for SqueezeNet-LRr: the choices of 3x3 convolutions, at rank 10, that have both figures."""
     dense, changes = SqueezeNet(), []
     of_dense = count(dense)
     for name, layer in dense.named_modules():
