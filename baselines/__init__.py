@@ -1,8 +1,8 @@
-"""Other methods with fewer parameters or FLOPs, to compare LinearConv with: a registry {name: how to build}.
+"""Baselines: a registry of other methods with fewer parameters or FLOPs, for comparison with LinearConv.
 
     Baseline("octave").build(VGG11, num_classes=100)
 
-They are the published methods in the setting of the paper's Table 2, trained from torch's default initial weights.
+These are the published methods in the setting of the paper's Table 2, trained from torch's default initial weights.
 """
 
 import argparse
@@ -20,12 +20,12 @@ from linearconv_variants import Variant
 
 
 def build_octave(network: Callable[..., nn.Module], alpha: float, **arguments: object) -> nn.Module:
-    """Return a network of octave convolutions; these and all builders raise a ValueError for unsuitable networks."""
+    """Return a network of octave convolutions. Like all builders, this raises a ValueError for unsuitable networks."""
     return to_octave(network(**arguments), alpha)
 
 
 def build_basis(network: Callable[..., nn.Module], alpha: float, **arguments: object) -> nn.Module:
-    """Return a network of filter bases, for which `alpha` has no meaning."""
+    """Return a network of filter bases; `alpha` is ignored."""
     return build_with_layers(network, "basis", BasisConv, to_basis, **arguments)
 
 
@@ -43,9 +43,9 @@ def build_svd(network: Callable[..., nn.Module], alpha: float, **arguments: obje
 class Method:
     """An entry of the registry."""
 
-    build: Callable[..., nn.Module]  # (network, alpha, **arguments): the network's constructor, and its arguments
+    build: Callable[..., nn.Module]  # (network, alpha, **arguments), with a constructor and its arguments
     help: str
-    title: str  # a format of alpha
+    title: str  # format string with the field `alpha`
 
 
 BASELINES = {
@@ -75,10 +75,10 @@ HELP = {name: method.help for name, method in BASELINES.items()}
 
 @dataclass(frozen=True)
 class Baseline:
-    """A method with its setting, which builds networks like :class:`linearconv_variants.Variant`.
+    """A method with its setting; it builds networks like :class:`linearconv_variants.Variant`.
 
     Raises:
-        ValueError: for an unknown type, or alpha out of its range.
+        ValueError: if the type is unknown or alpha is out of range.
     """
 
     type: str
@@ -114,10 +114,10 @@ class Baseline:
 
 
 def method_of(options: argparse.Namespace) -> Variant | Baseline:
-    """Return the variant or the baseline given by the options of `add_options`.
+    """Return the variant or baseline that the options of `add_options` select.
 
     Raises:
-        ValueError: for a setting that is out of its range or does not belong to the type.
+        ValueError: if a setting is out of range or does not apply to the type.
     """
     if options.type not in BASELINES:
         return Variant.of(options)

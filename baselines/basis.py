@@ -1,12 +1,12 @@
-"""Learned filter basis: all groups of input channels share a small set of filters; a 1x1 convolution combines the maps.
+"""Learned filter basis: groups of input channels share a small set of filters, and a 1x1 convolution combines the maps.
 
 Li, Gu, Van Gool & Timofte, "Learning Filter Basis for Convolutional Neural Network Compression", ICCV 2019
 (arXiv 1908.08932).
 
     BasisConv(nn.Conv2d(256, 512, 3, padding=1))        # 2 groups of 128 channels, 128 filters; 256 maps to 512
 
-It has S B kh kw + (C / S) B F weights instead of C F kh kw, with B filters of depth S. As published, BatchNorm and ReLU
-are between the two factors, so that no single convolution is equivalent.
+With B filters of depth S, the layer has S B kh kw + (C / S) B F weights instead of C F kh kw. As published, BatchNorm
+and ReLU are between the two factors, so that no single convolution is equivalent.
 """
 
 import torch.nn as nn
@@ -19,16 +19,16 @@ N_BASIS = 128  # B, filters
 
 
 class BasisConv(nn.Module):
-    """A filter basis in the place of a convolution.
+    """A filter basis that replaces a convolution.
 
     Args:
-        plain: the convolution whose channels, geometry, bias, device and dtype are taken; `groups` must be 1.
+        plain: the convolution that provides channels, geometry, bias, device and dtype; `groups` must be 1.
         basis_size: S, channels of a group; a divisor of `in_channels`.
         n_basis: B, filters that all groups share.
 
     Shapes:
         - input: (N, in_channels, H, W)
-        - output: (N, out_channels, H', W'), as of `plain`
+        - output: (N, out_channels, H', W'), the output shape of `plain`
     """
 
     def __init__(self, plain: nn.Conv2d, basis_size: int = BASIS_SIZE, n_basis: int = N_BASIS) -> None:
@@ -47,5 +47,5 @@ class BasisConv(nn.Module):
 
 
 def to_basis(plain: nn.Conv2d) -> nn.Module:
-    """Return a :class:`BasisConv` for a convolution, or the convolution if it has no whole groups of 128 channels."""
+    """Return a :class:`BasisConv`, or the convolution itself if its input channels are not a multiple of 128."""
     return plain if plain.in_channels % BASIS_SIZE else BasisConv(plain)

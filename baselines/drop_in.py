@@ -1,4 +1,4 @@
-"""Layers of a method in the place of nn.Conv2d: built from a plain convolution, if they apply and save weights.
+"""Drop-in layers of a method: each is built from a plain nn.Conv2d, if the method applies and saves weights.
 
 partial(drop_in, to_basis)(256, 512, 3, padding=1)      # called like nn.Conv2d
 """
@@ -12,14 +12,14 @@ GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
 
 
 def drop_in(make: Callable[[nn.Conv2d], nn.Module], *arguments: object, **keywords: object) -> nn.Module:
-    """Return `make(plain)` for the plain convolution of these arguments, or `plain` itself.
+    """Return `make(plain)` for the plain convolution with these arguments, or `plain` itself.
 
-    A convolution stays plain if it has groups, which no method here divides further, or if the method would not have
-    fewer weights: thin layers, and with some methods 1x1 convolutions.
+    A convolution stays plain if it has groups, which no method here divides further, or if the method would not reduce
+    its weights. The latter holds for thin layers, and with some methods for 1x1 convolutions.
 
     Args:
         make: the method, a function of an nn.Conv2d that may return its argument.
-        arguments, keywords: of nn.Conv2d.
+        arguments, keywords: arguments of nn.Conv2d.
     """
     plain = nn.Conv2d(*arguments, **keywords)
     made = make(plain) if plain.groups == 1 else plain
@@ -37,9 +37,9 @@ def build_with_layers(
 
     Args:
         network: constructor with the argument `conv`.
-        name: of the method, for the message.
-        layer_type: of the method's layers.
-        make: the method.
+        name: name of the method, for error messages.
+        layer_type: class of the method's layers.
+        make: the method, see :func:`drop_in`.
         arguments: further arguments of the constructor.
 
     Raises:
@@ -53,17 +53,17 @@ def build_with_layers(
 
 
 def _weights(module):
-    """Return the number of weights of all convolutions: biases and BatchNorm change little."""
+    """Return the number of weights of all convolutions; biases and BatchNorm are negligible."""
     return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Conv2d))
 
 
 def like(plain: nn.Conv2d, in_channels: int, out_channels: int, bias: bool | None = None) -> nn.Conv2d:
-    """Return a convolution of the geometry, device and dtype of `plain`, with torch's default initial weights.
+    """Return a convolution with the geometry, device and dtype of `plain` and torch's default initial weights.
 
     Args:
-        plain: the convolution to copy these from.
-        in_channels, out_channels: of the new convolution.
-        bias: default: that of `plain`.
+        plain: the convolution from which these are copied.
+        in_channels, out_channels: channels of the new convolution.
+        bias: whether the new convolution has a bias; default: as in `plain`.
     """
     geometry = {name: getattr(plain, name) for name in GEOMETRY}
     bias = plain.bias is not None if bias is None else bias
@@ -71,5 +71,5 @@ def like(plain: nn.Conv2d, in_channels: int, out_channels: int, bias: bool | Non
 
 
 def factory(plain: nn.Conv2d) -> dict[str, object]:
-    """Return device and dtype of a convolution, as keyword arguments of another layer."""
+    """Return device and dtype of a convolution, as keyword arguments for another layer."""
     return {"device": plain.weight.device, "dtype": plain.weight.dtype}

@@ -1,9 +1,9 @@
-"""Two convolutions in the place of one, to r channels and by 1x1 to F: the form of a truncated SVD.
+"""Two convolutions that replace one, the form of a truncated SVD: to r channels, then by 1x1 to F channels.
 
     FactorisedConv(nn.Conv2d(64, 128, 3, padding=1), alpha=0.5)       # to 58 channels by 3x3, to 128 by 1x1
 
-The usual factorised layer. Above rank 1 it has at most as many weights as full-rank LinearConv with the same alpha,
-r (K + F) <= P K + (F - P) P with K = C kh kw and P = max(1, int(alpha * F)): its rank r is lower than LinearConv's P.
+This is the usual factorised layer. Above rank 1 it has at most the weights of full-rank LinearConv with the same alpha:
+r (K + F) <= P K + (F - P) P with K = C kh kw and P = max(1, int(alpha * F)). Its rank r is lower than LinearConv's P.
 """
 
 import torch.nn as nn
@@ -12,15 +12,15 @@ from baselines.drop_in import factory, like
 
 
 class FactorisedConv(nn.Sequential):
-    """Two convolutions in the place of one.
+    """Two convolutions that replace one.
 
     Args:
-        plain: the convolution whose channels, geometry, bias, device and dtype are taken; `groups` must be 1.
-        alpha: share of primary filters of the LinearConv whose number of weights is not exceeded.
+        plain: the convolution that provides channels, geometry, bias, device and dtype; `groups` must be 1.
+        alpha: share of primary filters of the LinearConv layer whose number of weights is the limit.
 
     Shapes:
         - input: (N, in_channels, H, W)
-        - output: (N, out_channels, H', W'), as of `plain`
+        - output: (N, out_channels, H', W'), the output shape of `plain`
     """
 
     def __init__(self, plain: nn.Conv2d, alpha: float = 0.5) -> None:

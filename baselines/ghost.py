@@ -1,12 +1,12 @@
-"""Ghost module: a convolution computes part of the feature maps, a depthwise convolution the others from these.
+"""Ghost module: a convolution computes a part of the feature maps, and a depthwise convolution computes the others.
 
 Han et al., "GhostNet: More Features from Cheap Operations", CVPR 2020 (arXiv 1911.11907).
 
     GhostConv(nn.Conv2d(64, 128, 3, padding=1))         # 64 intrinsic maps, and a ghost of each by 3x3 filters
 
-Intrinsic maps correspond to LinearConv's primary filters, but each ghost is a filter of one map, not a combination of
-all. Neither convolution has a bias, as published, and no layer is between them, as in the paper's formula: BatchNorm
-and ReLU of the network follow on all maps; the published code has additional ones after the intrinsic maps.
+Intrinsic maps correspond to LinearConv's primary filters, but a ghost is one filtered map, not a combination of all
+maps. As published, neither convolution has a bias. As in the paper's formula, no layer is between them, and the
+network's BatchNorm and ReLU follow on all maps; the published code also has both after the intrinsic maps.
 """
 
 import torch
@@ -17,23 +17,23 @@ from baselines.drop_in import factory, like
 
 
 class GhostConv(nn.Module):
-    """A Ghost module in the place of a convolution.
+    """A Ghost module that replaces a convolution.
 
     Args:
-        plain: the convolution whose channels, geometry, device and dtype are taken.
-        alpha: share of intrinsic maps; there are `max(1, int(alpha * out_channels))`, and a ghost for each of the
-            other channels, of the intrinsic maps in turn. 1/2 is the published s = 2. Some channel must be left.
+        plain: the convolution that provides channels, geometry, device and dtype.
+        alpha: share of intrinsic maps. `max(1, int(alpha * out_channels))` channels are intrinsic; the others, at least
+            one, are ghosts of the intrinsic maps in turn. 1/2 is the published s = 2.
 
     Shapes:
         - input: (N, in_channels, H, W)
-        - output: (N, out_channels, H', W'), as of `plain`; intrinsic maps before their ghosts
+        - output: (N, out_channels, H', W'), the output shape of `plain`, with the intrinsic maps before the ghosts
     """
 
     def __init__(self, plain: nn.Conv2d, alpha: float = 0.5) -> None:
         super().__init__()
         intrinsic = max(1, int(alpha * plain.out_channels))
         self.ghosts = plain.out_channels - intrinsic
-        self.rounds = -(-self.ghosts // intrinsic)  # ghosts of the first intrinsic map
+        self.rounds = -(-self.ghosts // intrinsic)  # number of ghosts of the first intrinsic map
         self.intrinsic = like(plain, plain.in_channels, intrinsic, bias=False)
         depthwise = {"padding": 1, "groups": self.ghosts, "bias": False}
         self.cheap = nn.Conv2d(self.ghosts, self.ghosts, 3, **depthwise, **factory(plain))
@@ -45,5 +45,5 @@ class GhostConv(nn.Module):
 
 
 def to_ghost(plain: nn.Conv2d, alpha: float = 0.5) -> nn.Module:
-    """Return a :class:`GhostConv` for a convolution, or the convolution if no channel is left for a ghost."""
+    """Return a :class:`GhostConv`, or the convolution itself if no channel would be a ghost."""
     return plain if max(1, int(alpha * plain.out_channels)) == plain.out_channels else GhostConv(plain, alpha)

@@ -1,11 +1,11 @@
-"""Octave convolution: a share of the channels has half the resolution; maps are resampled between the two parts.
+"""Octave convolution: a share of the channels has half the resolution, and both parts exchange resampled maps.
 
 Chen et al., "Drop an Octave: Reducing Spatial Redundancy in Convolutional Neural Networks with Octave Convolution",
 ICCV 2019 (arXiv 1904.05049).
 
     model = to_octave(VGG11(), alpha=0.5)          # changed in place: 9,233,802 parameters, 0.45 of the FLOPs
 
-Between its first and its last convolution the network passes pairs on, (high, low):
+Between the first and the last convolution, the layers pass on pairs (high, low):
 
     high' = conv(high) + upsample(conv(low))        low' = conv(low) + conv(avg_pool(high))
 """
@@ -18,20 +18,20 @@ from torch import Tensor
 
 from baselines.drop_in import factory, like
 
-Pair = tuple[Tensor, Tensor | None]  # (N, C - c, H, W) and (N, c, H // 2, W // 2), None where c is 0
-CHAIN = nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d  # layers that can be changed to pass on pairs
+Pair = tuple[Tensor, Tensor | None]  # (N, C - c, H, W) and (N, c, H // 2, W // 2), None if c is 0
+CHAIN = nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d  # replaceable by layers for pairs
 
 
 class OctaveConv(nn.Module):
-    """Octave convolution in the place of a plain one: up to four convolutions of its geometry, each with its bias.
+    """An octave convolution that replaces a plain one: up to four convolutions of its geometry, with its bias setting.
 
     Args:
-        plain: the convolution whose channels, geometry, device and dtype are taken.
-        low_in, low_out: channels of input and output at half resolution.
+        plain: the convolution that provides channels, geometry, device and dtype.
+        low_in, low_out: numbers of input and output channels at half resolution.
 
     Shapes:
-        - input: a pair of `in_channels - low_in` and `low_in` channels, or a tensor in place of (tensor, None)
-        - output: a pair of `out_channels - low_out` and `low_out` channels, the latter None where there are none
+        - input: a pair with `in_channels - low_in` and `low_in` channels, or a tensor instead of (tensor, None)
+        - output: a pair with `out_channels - low_out` and `low_out` channels; the second is None if `low_out` is 0
     """
 
     def __init__(self, plain: nn.Conv2d, low_in: int, low_out: int) -> None:
@@ -55,7 +55,7 @@ class OctaveConv(nn.Module):
 
 
 class LastOctaveConv(OctaveConv):
-    """The last octave convolution of a network: all of its output has full resolution and is a plain tensor."""
+    """The last octave convolution of a network; its output is a plain tensor at full resolution."""
 
     def __init__(self, plain: nn.Conv2d, low_in: int) -> None:
         super().__init__(plain, low_in, 0)
@@ -65,7 +65,7 @@ class LastOctaveConv(OctaveConv):
 
 
 class EachPart(nn.Module):
-    """A layer for each part of a pair; `low` is None where there is no such part."""
+    """A layer for each part of a pair; `low` is None if the pair has no low part."""
 
     def __init__(self, high: nn.Module, low: nn.Module | None) -> None:
         super().__init__()
@@ -77,13 +77,13 @@ class EachPart(nn.Module):
 
 
 def to_octave(network: nn.Module, alpha: float = 0.5) -> nn.Module:
-    """Replace all convolutions of a network by octave convolutions, in place, with new weights, and return it.
+    """Replace all convolutions of a network by octave convolutions with new weights, in place, and return the network.
 
     Args:
-        network: its convolutions are in one nn.Sequential, nested or not, with BatchNorm2d, ReLU and
-            max-pooling alone, as in Base and VGG11.
-        alpha: share of the channels at half resolution, `int(alpha * channels)` of them, in (0, 1). The images have
-            none, nor has the output of the last convolution.
+        network: a network whose convolutions are in one nn.Sequential, nested or not, that otherwise holds only
+            BatchNorm2d, ReLU and max-pooling, such as Base and VGG11.
+        alpha: share of the channels at half resolution, in (0, 1): `int(alpha * channels)` channels. The input images
+            and the output of the last convolution have no such channels.
 
     Raises:
         ValueError: for any other network.
@@ -105,7 +105,7 @@ def to_octave(network: nn.Module, alpha: float = 0.5) -> nn.Module:
 
 
 def _trunk(network):
-    """Return the Sequential with all convolutions, if all of its layers can pass on pairs."""
+    """Return the nn.Sequential that holds all convolutions, if all of its layers can pass on pairs."""
     convs = {module for module in network.modules() if isinstance(module, nn.Conv2d)}
     for trunk in network.modules():
         inside = set(trunk.modules())
@@ -125,6 +125,6 @@ def _from_first_to_last_convolution(trunk):
 
 
 def _norm(layer, channels, **placed):
-    """Return a BatchNorm2d with the settings of `layer` for another number of channels."""
+    """Return a BatchNorm2d with the settings of `layer` and another number of channels."""
     names = "eps", "momentum", "affine", "track_running_stats"
     return nn.BatchNorm2d(channels, **{name: getattr(layer, name) for name in names}, **placed)

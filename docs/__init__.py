@@ -1,1 +1,1 @@
-"""Pages that README points to, and the module that makes their tables."""
+"""Documentation pages, and the modules that write their tables and numbers."""

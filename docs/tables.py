@@ -1,6 +1,6 @@
 """The tables and the numbers in the prose of README and docs/, from the files in results/ and the scripts' parser.
 
-    python -m docs.tables        # writes all of them anew, each between its marks
+    python -m docs.tables        # rewrites all of them, each between its marks
 
 A table is between `<!-- docs/tables.py: NAME -->` and `<!-- end -->`, a number between `<!-- value: NAME -->` and
 `<!-- end -->`.
@@ -54,24 +54,24 @@ SWEEPS = {  # name of the table: result files, columns
 
 
 def sweep(names: str, columns: str) -> list[str]:
-    """Return the table of the runs in result files."""
+    """Return the table of all runs in the named result files."""
     return sweep_table.markdown(runs_of(names), columns.split())
 
 
 def speed(name: str) -> list[str]:
-    """Return the speeds in a result file against the dense network."""
+    """Return the speeds in a result file relative to the dense network."""
     return speed_table(load(name))
 
 
 def measured(architecture: str, recipe: str = "paper") -> dict[str, list[dict]]:
-    """Return the runs of a network on CIFAR-10 with a recipe and the most epochs, by method."""
+    """Return the runs of a network on CIFAR-10 with a recipe and its largest number of epochs, by method."""
     groups = comparable(run for run in every_run() if not run["file"].startswith(NOT_FOR_TABLES))
     epochs = [key[-1] for key in groups if key[:-1] == (architecture, "cifar10", recipe)]
     return by_method(groups[architecture, "cifar10", recipe, max(epochs)]) if epochs else {}
 
 
 def summary() -> list[str]:
-    """Return README's first table: full rank against dense, with the paper's accuracies beside ours."""
+    """Return README's first table: full rank against dense, with our accuracies and the paper's."""
     header = ["network", "parameters, M", "accuracy, %", "recipe", "paper, %", "training speed", "deployed speed"]
     rows, counts = [], counts_by_network()
     training, inference = speeds("speed_cpu_float32"), speeds("deployment_cpu_float32")
@@ -98,7 +98,7 @@ def summary() -> list[str]:
 
 
 def equal_parameters() -> list[str]:
-    """Return README's second table: networks with the parameters of full rank, by the short recipe."""
+    """Return README's second table: networks with equal parameters, trained with the short recipe."""
     rows = []
     for architecture, thinner in (("Base", 0.75), ("VGG11", 0.73), ("ResNet18", 0.735)):
         runs = measured(architecture, "fast")
@@ -127,7 +127,7 @@ def recipes() -> list[str]:
 
 
 def options() -> list[str]:
-    """Return the options of the training scripts, those of one group below its name."""
+    """Return the options of the training scripts, grouped."""
     names = ("ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNet152")
     parser = make_parser({name: getattr(resnet_xcnn, name) for name in names}, resnet_xcnn.RECIPE)
     rows = []
@@ -140,7 +140,7 @@ def options() -> list[str]:
 
 
 def zoo_options() -> list[str]:
-    """Return the options that the script for networks of libraries has beside those of all, or with other values."""
+    """Return the options of zoo_xcnn.py that other scripts lack, or that have other values there."""
     others = make_parser({"": None}, resnet_xcnn.RECIPE)._option_string_actions
     rows = []
     for group in make_parser(zoo_xcnn.Library(), zoo_xcnn.RECIPE)._action_groups:
@@ -152,7 +152,7 @@ def zoo_options() -> list[str]:
 
 
 def option(action) -> list[str]:
-    """Return the row of an option."""
+    """Return the table row of an option."""
     called = ", ".join(f"`{name}`" for name in action.option_strings)
     choices = " ".join(f"`{choice}`" for choice in action.choices or ())
     values = choices or action.metavar or ("number" if action.type else "")
@@ -160,7 +160,7 @@ def option(action) -> list[str]:
 
 
 def search() -> list[str]:
-    """Return the validation accuracies that the short recipe is chosen by."""
+    """Return the validation accuracies from which the short recipe is chosen."""
     reports = [run["report"] for run in runs_of("search_optimizer search_dense")]
     rows = []
     for report in sorted(reports, key=lambda report: -report["test_accuracy"]):
@@ -175,7 +175,7 @@ def search() -> list[str]:
 
 
 def search_linearconv() -> list[str]:
-    """Return the validation accuracies of ways to train LinearConv with the short recipe, over seeds."""
+    """Return the validation accuracies of LinearConv training settings with the short recipe, over seeds."""
     rows = sweep_table.summarise(runs_of("search_linearconv search_lowrank search_30"))
     rows.sort(key=lambda row: (row["epochs"], -row["accuracy"][0]))
     columns = {"setting": "options", "epochs": "epochs", "parameters": "parameters", "accuracy": "validation accuracy"}
@@ -183,7 +183,7 @@ def search_linearconv() -> list[str]:
 
 
 def fast() -> list[str]:
-    """Return the accuracies of Base with the short recipe, beside those of thinner dense networks."""
+    """Return the accuracies of Base and of thinner dense networks with the short recipe."""
     columns = dict(table1_accuracy.COLUMNS)
     for key in ("dataset", "less_paper", "against_less_paper"):
         del columns[key]
@@ -191,7 +191,7 @@ def fast() -> list[str]:
 
 
 def ablations() -> list[str]:
-    """Return the accuracies of Base with one setting varied; a setting of several ablations is one row."""
+    """Return the accuracies of Base with one setting varied; a setting in several ablations has one row."""
     runs = {}
     for name in ("alpha", "rank", "reg", "sparsity"):
         listed = load(f"ablation_{name}")["runs"]
@@ -205,7 +205,7 @@ def ablations() -> list[str]:
 
 
 def pruned() -> list[str]:
-    """Return what the two controllers of the sparse variant pruned."""
+    """Return the share of coefficients that the two controllers of the sparse variant pruned."""
     rows = []
     for run in load("sparse_controllers")["runs"]:
         report, share = run["report"], f"{100 * run['log'][-1]['pruned']:.1f} %"
@@ -215,7 +215,7 @@ def pruned() -> list[str]:
 
 
 def shares() -> list[str]:
-    """Return parameters and operations of full rank and rank 10 against dense, network by network."""
+    """Return parameters and operations of full rank and rank 10 relative to dense, for each network."""
     header = ["network", "parameters, full rank", "rank 10", "FLOPs by the paper", "rank 10", "multiply-adds as run"]
     rows, counts = [], counts_by_network()
     for name in paper.NETWORKS:
@@ -229,7 +229,7 @@ def shares() -> list[str]:
 
 
 def gpu() -> list[str]:
-    """Return speeds of training on a GPU, as PyTorch runs the networks and as CUDA graphs."""
+    """Return training speeds on a GPU, in eager mode and with CUDA graphs."""
     rows, tasks = [], ("train 50", "train 256", "train 1024")
     for precision in ("float32", "bfloat16"):
         for kind in ("", "_graphs"):
@@ -242,7 +242,7 @@ def gpu() -> list[str]:
 
 
 def map_costs() -> list[str]:
-    """Return how well the rule of `compute="auto"` chooses, for several values of its constant."""
+    """Return the quality of the choices of `compute="auto"`, for several values of its constant."""
     rows = []
     for precision in ("float32", "bfloat16"):
         for cost, shares in load(f"layers_cpu_{precision}")["map_costs"].items():
@@ -251,13 +251,13 @@ def map_costs() -> list[str]:
 
 
 def pipelines() -> list[str]:
-    """Return images per second of the input pipeline and of others."""
+    """Return images per second of this input pipeline and of other pipelines."""
     rows = [[row["pipeline"], f"{row['images_per_second']:,.0f}"] for row in load("pipeline_cpu")["rows"]]
     return markdown_table(["pipeline", "images per second"], rows)
 
 
 def imagenet() -> list[str]:
-    """Return an estimate of training on ImageNet by the networks' multiply-adds; needs torchvision."""
+    """Return an estimate of ImageNet training times from the networks' multiply-adds; needs torchvision."""
     from torchvision.models import squeezenet1_0, vgg11_bn
 
     rate, streamed, _ = imagenet_rates()
@@ -300,7 +300,7 @@ for _precision in ("float32", "bfloat16"):
 
 
 def fill(text: str) -> str:
-    """Return the text of a page with every table and value between its marks made anew."""
+    """Return the text of a page with every table and value between marks rewritten."""
     text = TABLE.sub(lambda found: found[1] + "\n".join(TABLES[found[2]]()) + "\n" + found[3], text)
     return VALUE.sub(lambda found: found[1] + values()[found[2]] + found[3], text)
 

@@ -11,7 +11,7 @@ from experiments.table1.accuracy import compare
 
 @cache
 def values() -> dict[str, str]:
-    """Return the numbers in the prose by name."""
+    """Return the numbers in the prose, by name."""
     rows = counts_by_network()
     verdicts = [row[f"{figure}_verdict"] for row in rows.values() for figure in ("parameters", "flops")]
     training = [ratio for (_, _, name), ratio in speeds("speed_cpu_float32").items() if name == "full rank"]
@@ -80,7 +80,7 @@ def counts_by_network() -> dict[str, dict]:
 
 
 def speeds(name: str) -> dict[tuple[str, str, str], float]:
-    """Return the median ratios to dense in `<name>.json` by network, task and contender."""
+    """Return the median ratios to dense in `<name>.json`, by network, task and contender."""
     return {key: statistics.median(ratios) for key, ratios in ratios_over_sittings(load(name)).items()}
 
 
@@ -90,7 +90,7 @@ def fast_rows() -> list[dict]:
 
 
 def imagenet_rates() -> tuple[float, float, float]:
-    """Return images per second: VGG11 trained on a GPU, files streamed here, and files streamed by torchvision."""
+    """Return images per second: VGG11 training on a GPU, files streamed here, and files streamed by torchvision."""
     streamed, theirs = (row["images_per_second"] for row in load("stream_cpu")["rows"])
     for row in load("speed_cuda_bfloat16_graphs")["sittings"][0]["rows"]:
         if (row["network"], row["task"], row["contender"]) == ("VGG11", "train 1024", "full rank"):

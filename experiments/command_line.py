@@ -1,17 +1,17 @@
-"""Command lines with options of their own before `--`, and training options behind it."""
+"""Command lines with their own options before `--` and training options after it."""
 
 import shlex
 from collections.abc import Sequence
 
 
 def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the arguments before a first `--` and those behind it."""
+    """Return the arguments before the first `--`, and the arguments after it."""
     split = argv.index("--") if "--" in argv else len(argv)
     return list(argv[:split]), list(argv[split + 1 :])
 
 
 def shown_command(words: Sequence[str], data_root: str) -> str:
-    """Return a command line for results, with DIR in place of this machine's data root."""
+    """Return a command line for result files, with DIR instead of this machine's data root."""
     hidden = []
     for word in words:
         option, equals, value = word.rpartition("=")

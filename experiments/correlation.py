@@ -1,12 +1,12 @@
-"""The correlation of the filters of trained networks, layer by layer, from the newest checkpoints.
+"""The correlation of the filters of trained networks, for each layer, from the newest checkpoints.
 
     python -m experiments.correlation --runs dense=ckpt/base/DENSE L=ckpt/base/L Lr=ckpt/base/LR
     python -m experiments.figures correlation
 
 A run is a folder in which models/base_xcnn.py has trained Base. Writes results/correlation_base.json: the settings of
-every run and, for each layer, the elements above the diagonal of its matrix in hundredths (a string per row), and
-the means of their absolute values: over the primary block (the first P filters), the secondary block (the others)
-and all pairs. A dense layer has no blocks.
+every run and, for each layer, the elements above the diagonal of its correlation matrix in hundredths (a string per
+row) and the means of their absolute values. Means are over the primary block (the first P filters), the secondary block
+(the other filters) and all pairs. A dense layer has no blocks.
 """
 
 import argparse
@@ -34,14 +34,14 @@ OF_REPORT = ("test_accuracy", "torch", "device", "git_commit")
 
 
 def measure(folder: Path, layers: Sequence[int] = (1, 2, 3)) -> dict:
-    """Return the settings of a run and the correlation of its filters, as the result file has them.
+    """Return the settings of a run and the correlation of its filters, in the form of the result file.
 
     Args:
-        folder: of a run of Base.
-        layers: numbers of convolutions, from 1.
+        folder: folder of a run of Base.
+        layers: numbers of the convolutions, counted from 1.
 
     Raises:
-        UsageError: where there is no checkpoint of Base, or Base has no such layer.
+        UsageError: if the folder has no checkpoint of Base, or Base has no such layer.
     """
     if not holds_checkpoint(folder):
         raise UsageError(f"there is no checkpoint in {folder}: give the folder of a run")
@@ -77,7 +77,7 @@ def _describe(name, layer):
 
 
 def mean_absolute(correlation: Tensor) -> float | None:
-    """Return the mean of the absolute values off the diagonal of a matrix (n, n); None for a single filter."""
+    """Return the mean absolute value of the off-diagonal elements of a matrix (n, n); None for a single filter."""
     pairs = len(correlation) * (len(correlation) - 1)
     return ((correlation.abs().sum() - correlation.diagonal().abs().sum()) / pairs).item() if pairs else None
 
@@ -89,7 +89,7 @@ def pack(correlation: Tensor) -> list[str]:
 
 
 def unpack(rows: Sequence[str]) -> np.ndarray:
-    """Return the matrix (n, n) of which :func:`pack` made rows, to a hundredth; its diagonal is 1."""
+    """Return the matrix (n, n) that :func:`pack` has packed, rounded to hundredths, with 1 on the diagonal."""
     size = len(rows) + 1
     above = np.zeros((size, size))
     above[np.triu_indices(size, 1)] = [int(number) / 100 for row in rows for number in row.split()]
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         runs = [{"name": name, **measure(folder, options.layers)} for name, folder in options.runs]
-        made_by = origin() | {"command": None}  # its folders are this machine's
+        made_by = origin() | {"command": None}  # the command names folders of this machine
         write_json(options.output, {"network": "Base", "origin": made_by, "runs": runs})
     except EXPECTED as error:
         return report_failure(error, "correlation")

@@ -36,7 +36,7 @@ PRINTED = {  # as printed: parameters in M, FLOPs in B
     "MobileNetV2-LRr": ("1.35", "0.931"),
 }
 DATASETS = ("cifar10", "cifar100", "svhn", "mnist", "fashionmnist")
-ACCURACY = {  # per cent on these, of the dense network; differences to it of "-Lr" and "-LRr"
+ACCURACY = {  # per cent on these: dense network, then differences of "-Lr" and "-LRr" to it
     "Base": ((87.2, 61.0, 92.0, 99.3, 93.5), (-0.1, -0.1, 0.6, -0.1, -0.2), (-0.6, -0.6, 0.2, -0.2, -0.8)),
     "VGG11": ((90.4, 65.4, 95.4, 99.3, 93.8), (0.0, 0.0, 0.1, 0.1, -0.2), (-0.6, -1.1, 0.0, 0.1, -0.2)),
     "AllConv": ((85.0, 42.7, 94.5, 99.0, 92.6), (-0.9, -0.2, 0.1, -0.1, 0.1), (-3.1, -1.6, -1.9, -0.2, -0.4)),
@@ -47,10 +47,10 @@ ACCURACY = {  # per cent on these, of the dense network; differences to it of "-
 
 
 def accuracies(network: str, dataset: str) -> dict[str, float]:
-    """Return the accuracies in per cent by method, `Conv`, `-Lr` and `-LRr`; none for what the table does not have.
+    """Return the accuracies in per cent by method, `Conv`, `-Lr` and `-LRr`; `{}` if the table has none.
 
     Args:
-        network: as the table calls it, `ResNet-18`.
+        network: its name in the table, such as `ResNet-18`.
         dataset: one of `DATASETS`.
     """
     if network not in ACCURACY or dataset not in DATASETS:

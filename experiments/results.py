@@ -1,4 +1,4 @@
-"""Read results/: every run of every sweep, the name of its setting, and which runs compare.
+"""Read results/: all runs of all sweeps, the names of their settings, and groups of comparable runs.
 
 for run in every_run():
     print(run["file"], run["method"], run["report"]["dataset"], run["report"]["test_accuracy"])
@@ -16,8 +16,8 @@ from training.errors import UsageError
 from training.report import ROOT
 
 RESULTS = ROOT / "results"
-CONDITIONS = ("architecture", "dataset", "recipe", "epochs")  # runs compare that have these in common
-PAPER_WEIGHT = 0.01  # of the regulariser
+CONDITIONS = ("architecture", "dataset", "recipe", "epochs")  # comparable runs have these in common
+PAPER_WEIGHT = 0.01  # weight of the regulariser
 OTHERS = {"octave": "octave", "basis": "filter basis", "ghost": "Ghost module", "svd": "SVD pair"}  # baselines by type
 REPORTED = re.compile(r"(-t|-r|-s|--alpha|--width|--reg-weight|--recipe) \S+")  # options that are in the report
 TITLES = {
@@ -30,15 +30,15 @@ TITLES = {
 
 
 class NoResults(UsageError):
-    """A result has not been measured; str() names it."""
+    """A result has not been measured; the message names the result."""
 
 
 def load(name: str, folder: Path = RESULTS) -> dict:
     """Return the content of `<folder>/<name>.json`.
 
     Raises:
-        NoResults: where the file does not exist.
-        UsageError: where it is not JSON.
+        NoResults: if the file does not exist.
+        UsageError: if the file is not JSON.
     """
     path = folder / f"{name}.json"
     try:
@@ -52,17 +52,17 @@ def load(name: str, folder: Path = RESULTS) -> dict:
 def every_run(folder: Path = RESULTS, pattern: str = "*") -> Iterator[dict]:
     """Yield the entries of all runs of all sweeps, with three additions.
 
-    `file` is the result's name, `method` the text of :func:`method`. The report is completed: the default of `recipe`
-    is `"paper"`, and `dataset` of an imagefolder is the data set that the run, its file or the file's note names.
+    `file` is the result's name, and `method` is the text of :func:`method`. The report is completed: `recipe` defaults
+    to `"paper"`, and for an imagefolder `dataset` is the data set that the run, its file or the file's note names.
 
     Args:
-        folder: of the result files.
-        pattern: for their names, as `ablation_*`.
+        folder: folder of the result files.
+        pattern: pattern of their names, such as `ablation_*`.
     """
     for path in sorted(folder.glob(f"{pattern}.json")):
         record = load(path.stem, folder)
         for run in record.get("runs", ()) if isinstance(record, dict) else ():
-            if "report" not in run:  # of another kind of file
+            if "report" not in run:  # the file is not of a sweep
                 break
             report = {"recipe": "paper"} | run["report"]
             report["dataset"] = dataset_of(run, f"{path.stem} {record.get('note', '')}")
@@ -70,25 +70,25 @@ def every_run(folder: Path = RESULTS, pattern: str = "*") -> Iterator[dict]:
 
 
 def dataset_of(run: dict, text: str = "") -> str:
-    """Return a run's data set; of an imagefolder the one that its result names.
+    """Return a run's data set; for an imagefolder, the data set that its result names.
 
     Args:
-        run: of a result file.
-        text: that may name the set, beside the run's name.
+        run: run of a result file.
+        text: further text, besides the run's name, that may name the data set.
     """
     dataset = run.get("dataset") or run["report"]["dataset"]
     if dataset != "imagefolder":
         return dataset
     text = f"{run['run']} {text}".lower().replace("-", "")
     named = [name for name in DATASETS if name != "imagefolder" and name in text]
-    return max(named, key=len, default="imagefolder")  # of cifar10 and cifar100 the longer one
+    return max(named, key=len, default="imagefolder")  # the longer name: cifar100, not cifar10
 
 
 def method(run: dict) -> str:
-    """Return the name of a run's setting: `Conv`, `-L`, `-Lr`, `-LRr` as in the paper, any other by its values.
+    """Return the name of a run's setting: `Conv`, `-L`, `-Lr`, `-LRr` as in the paper; other settings by their values.
 
     Other names are, for example, `Conv, width 0.75`, `rank 0.5 P`, `rank 4`, `sparse 0.25`, `-Lr, alpha 0.25`, and
-    `-Lr, regulariser 0.1` or `-Lr, --no-amp` where the sweep has varied more than the variant.
+    `-Lr, regulariser 0.1` or `-Lr, --no-amp` if the sweep has varied more than the variant.
     """
     report, setting = run["report"], run["setting"]
     kind, rank, weight = report["type"], report["rank"], report["reg_weight"]
@@ -115,7 +115,7 @@ def method(run: dict) -> str:
 
 
 def comparable(runs: Iterable[dict]) -> dict[tuple, list[dict]]:
-    """Return the runs of :func:`every_run` in groups that compare, by the values of `CONDITIONS`."""
+    """Return the runs of :func:`every_run` in comparable groups, by the values of `CONDITIONS`."""
     groups = {}
     for run in runs:
         groups.setdefault(tuple(run["report"][key] for key in CONDITIONS), []).append(run)
@@ -123,7 +123,7 @@ def comparable(runs: Iterable[dict]) -> dict[tuple, list[dict]]:
 
 
 def by_method(runs: Iterable[dict]) -> dict[str, list[dict]]:
-    """Return runs by method, one per seed: a method's second run with a seed, from another file, is left out."""
+    """Return runs by method, one per seed: a method's second run with the same seed, from another file, is dropped."""
     methods = {}
     for run in runs:
         methods.setdefault(run["method"], {}).setdefault(run["report"]["seed"], run)
@@ -131,11 +131,11 @@ def by_method(runs: Iterable[dict]) -> dict[str, list[dict]]:
 
 
 def describe(conditions: tuple, settings: Iterable[Sequence[dict]]) -> str:
-    """Return a group in words: `Base, CIFAR-10, the paper's recipe, 250 epochs, 1 seed`.
+    """Return the description of a group: `Base, CIFAR-10, the paper's recipe, 250 epochs, 1 seed`.
 
     Args:
-        conditions: its key in :func:`comparable`.
-        settings: the runs of each of its settings.
+        conditions: the group's key in :func:`comparable`.
+        settings: the runs of each setting of the group.
     """
     network, dataset, recipe, epochs = conditions
     counts = [len(runs) for runs in settings]
@@ -147,7 +147,7 @@ def describe(conditions: tuple, settings: Iterable[Sequence[dict]]) -> str:
 
 
 def mean_and_deviation(values: Iterable[float]) -> tuple[float, float | None]:
-    """Return mean and sample standard deviation (divided by n - 1); of one value the latter is None."""
+    """Return mean and sample standard deviation (divided by n - 1), which is None for a single value."""
     values = list(values)
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 

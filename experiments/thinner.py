@@ -1,10 +1,10 @@
-"""The dense network made thinner until it costs as much as another network, which must be better than it.
+"""Thinner dense networks with the cost of another network, as the reference that this network must exceed.
 
     python -m experiments.thinner models/base_xcnn.py -t rank -r 1
     python -m experiments.thinner models/resnet_xcnn.py --network ResNet34 -t lowrank -r 10 --num-classes 100
 
-Prints the width multipliers (--width of the scripts) with which the dense network has the parameters, and the
-multiply-adds at inference, of the network of the options, and its channels with each. Images are 32x32.
+Prints the width multipliers (--width of the scripts) with which the dense network has the parameters, or the
+multiply-adds at inference, of the given network, and the channels for each width. Images are 32x32.
 """
 
 import importlib.util
@@ -27,8 +27,8 @@ from training.errors import EXPECTED, UsageError, report_failure
 from training.options import make_parser, parse_arguments
 from training.recipe import Recipe
 
-STEP = 2.0**-24  # widths closer than this give one network
-SIDE = 32  # of the images, in pixels
+STEP = 2.0**-24  # widths closer than this build the same network
+SIDE = 32  # side of the images in pixels
 Count = Callable[[nn.Module], int]
 
 
@@ -39,23 +39,23 @@ def width_for(
     tolerance: float = 0.01,
     **shape: int,
 ) -> float:
-    """Return the width of the dense network whose count comes closest to a target.
+    """Return the width of the dense network whose count is closest to a target.
 
     Channel counts are rounded, so that the count rises in steps over the width. Two networks are candidates: the
     largest that does not exceed the target, and the next one.
 
     Args:
-        network: its constructor, of `width` and the shape.
-        target: of the count.
-        count: of parameters, or of anything else that grows with the width; the network is on the meta device.
+        network: the constructor, which takes `width` and the shape.
+        target: target of the count.
+        count: function that counts parameters, or another quantity that grows with the width, on the meta device.
         tolerance: share of the target by which the count may exceed it.
-        shape: `in_channels`, `num_classes`, as the constructor takes them.
+        shape: `in_channels` and `num_classes` for the constructor.
 
     Returns:
-        The width in as few decimals as give the network.
+        The width, with the fewest decimals that build the network.
 
     Raises:
-        UsageError: where even one channel a layer is too much.
+        UsageError: if one channel per layer already exceeds the target.
     """
 
     def at(width):
@@ -85,12 +85,12 @@ def width_for(
 
 
 def macs_of(in_channels: int = 3) -> Count:
-    """Return the count of multiply-adds at inference for an image of so many channels."""
+    """Return the function that counts multiply-adds at inference for an image with `in_channels` channels."""
     return partial(macs_inference, input_size=(in_channels, SIDE, SIDE))
 
 
 def channels(model: nn.Module) -> str:
-    """Return the output channels of a dense network's convolutions in their order: `24-48-96`, repeated ones `4x64`."""
+    """Return the output channels of a dense network's convolutions in order: `24-48-96`, or `4x64` if repeated."""
     parts = []
     for number, same in groupby(layer.out_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)):
         length = len(list(same))
@@ -111,14 +111,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compare(networks: dict[str, Callable[..., nn.Module]], arguments: Sequence[str]) -> None:
-    """Print the network of the options, and the dense ones with equal parameters and with equal multiply-adds.
+    """Print the given network, and the dense networks with equal parameters and with equal multiply-adds.
 
     Args:
-        networks: of a script, constructors by name.
-        arguments: of the script: those of the network, --num-classes and --in-channels have an effect.
+        networks: the script's constructors by name.
+        arguments: options of the script; only network options, --num-classes and --in-channels have an effect.
 
     Raises:
-        UsageError, SystemExit: for options that the script refuses.
+        UsageError, SystemExit: for options that the script rejects.
     """
     options = parse_arguments(make_parser(networks, Recipe(lr=1e-3, epochs=1)), ["--count-only", *arguments])
     if options.stem:
@@ -140,10 +140,10 @@ def compare(networks: dict[str, Callable[..., nn.Module]], arguments: Sequence[s
 
 
 def networks_of(script: Path) -> dict[str, Callable[..., nn.Module]]:
-    """Return the networks of a script of models/ by name, in its order, without their base classes.
+    """Return the networks of a script in models/ by name, in the script's order, without their base classes.
 
     Raises:
-        UsageError: where there are none.
+        UsageError: if the script does not exist or has no networks.
     """
     name = f"models.{script.stem}"
     if not script.is_file() or importlib.util.find_spec(name) is None:

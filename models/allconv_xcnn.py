@@ -1,4 +1,4 @@
-"""AllConv: All-CNN-C, convolutions and nothing else.
+"""AllConv: All-CNN-C, a network of convolutions only.
 
 Springenberg, Dosovitskiy, Brox & Riedmiller, "Striving for Simplicity: The All Convolutional Net",
 ICLR 2015 workshop (arXiv 1412.6806).
@@ -15,7 +15,7 @@ Expected counts for 3x32x32 images and 10 classes, FLOPs by the paper's conventi
     rank 1                739,450       437,041,392
     lowrank 10            698,938       341,189,922
 
-The table prints 0.440 B and 0.344 B for the last two: its LinearConv conv8, a 1x1 convolution, was padded by 1.
+The paper's table prints 0.440 B and 0.344 B for the last two: its 1x1 LinearConv layer conv8 was padded by 1.
 """
 
 import sys
@@ -44,7 +44,7 @@ class AllConv(nn.Module):
         self.conv6 = conv(wide, wide, 3, stride=2, padding=1)
         self.conv7 = conv(wide, wide, 3, padding=1)
         self.conv8 = conv(wide, wide, 1)
-        self.class_conv = nn.Conv2d(wide, num_classes, 1)  # plain, as in the paper: it is the classifier
+        self.class_conv = nn.Conv2d(wide, num_classes, 1)  # the classifier, plain as in the paper
 
     def forward(self, x):  # (N, in_channels, H, W)
         x = F.dropout(x, 0.2, self.training)
@@ -63,7 +63,7 @@ class AllConv(nn.Module):
 
 
 RECIPE = Recipe(lr=1e-4, epochs=350, batch_size=50)
-# No BatchNorm and a ReLU on the logits: the first thousand steps are slow, and slower with the regulariser.
+# Without BatchNorm and with a ReLU on the logits, the first thousand steps are slow, and slower with the regulariser.
 DIGITS_RECIPE = Recipe(lr=5e-5, epochs=22, batch_size=10, milestones=(20,), reg_weight=0)
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from training import Recipe, main
 
 
 class PoolTo(nn.Module):
-    """Average maps of any size to `side` x `side`; those of 32x32 images have that size and stay as they are."""
+    """Average feature maps to `side` x `side`; the maps of 32x32 images have this size and stay unchanged."""
 
     def __init__(self, side):
         super().__init__()
@@ -58,7 +58,7 @@ class Base(nn.Module):
                 in_channels = out_channels
             feat.append(nn.Sequential(*layers, nn.MaxPool2d(2, 2)))
         self.feat = nn.Sequential(*feat)
-        grid = 32 >> len(self.stages)  # side of the feature maps that a 32x32 image leaves
+        grid = 32 >> len(self.stages)  # side of the last feature maps for a 32x32 image
         self.pool = PoolTo(grid)
         self.fc = nn.Linear(in_channels * grid**2, num_classes)
 

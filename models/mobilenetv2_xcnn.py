@@ -15,7 +15,7 @@ Expected counts for 3x32x32 images and 10 classes, FLOPs by the paper's conventi
     rank 1              3,923,434    16,398,385,606
     lowrank 10          1,347,850       931,840,024
 
-Full rank makes the network larger: a depthwise layer of F filters has 9 F weights, its coefficients F^2 / 4.
+Full rank enlarges the network: a depthwise layer with F filters has 9 F weights, but F^2 / 4 coefficients.
 """
 
 import sys
@@ -32,7 +32,7 @@ from training import Recipe, main
 
 
 class Block(nn.Module):
-    """Inverted residual: 1x1 to `expansion` times the channels, 3x3 depthwise, 1x1 down (no ReLU)."""
+    """Inverted residual: 1x1 to `expansion` times the channels, 3x3 depthwise, 1x1 to the output channels (no ReLU)."""
 
     def __init__(self, conv, in_channels, out_channels, expansion, stride):
         super().__init__()

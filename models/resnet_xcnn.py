@@ -15,7 +15,7 @@ Expected counts for 3x32x32 images and 10 classes, FLOPs by the paper's conventi
     rank 1              6,029,546     3,006,553,238
     lowrank 10          5,642,346       775,180,424
 
-The table prints 3.074 B for the second: it counts biases that the LinearConv layers do not have.
+The paper's table prints 3.074 B for rank 1: it counts biases that the LinearConv layers do not have.
 """
 
 import sys
@@ -31,14 +31,14 @@ from training import Recipe, main
 
 
 def make_shortcut(conv, in_channels, out_channels, stride):
-    """The identity where the shapes agree, else a 1x1 convolution."""
+    """Return the identity if the shapes agree, else a 1x1 convolution with BatchNorm."""
     if stride == 1 and in_channels == out_channels:
         return nn.Sequential()
     return nn.Sequential(conv(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels))
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions."""
+    """Residual block with two 3x3 convolutions."""
 
     expansion = 1  # output channels / channels
 
@@ -57,7 +57,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1 to fewer channels, 3x3 (grouped in ResNeXt), 1x1 back to more."""
+    """Residual block: 1x1 to fewer channels, 3x3 (grouped in ResNeXt), 1x1 to the output channels."""
 
     expansion = 4
 
@@ -80,7 +80,7 @@ class Bottleneck(nn.Module):
 
 
 def make_stage(block, depth, conv, in_channels, channels, stride, **block_options):
-    """`depth` blocks in a row, the first of which has the stride."""
+    """Return a sequence of `depth` blocks; only the first block has the stride."""
     out_channels = block.expansion * channels
     blocks = [block(conv, in_channels, channels, stride, **block_options)]
     blocks += [block(conv, out_channels, channels, 1, **block_options) for _ in range(depth - 1)]
@@ -88,7 +88,7 @@ def make_stage(block, depth, conv, in_channels, channels, stride, **block_option
 
 
 class ResNet(nn.Module):
-    """A 3x3 stem without stride or pooling, then four stages of `depths` blocks. See ResNet18 and so on."""
+    """A 3x3 stem without stride or pooling, then four stages of `depths` blocks; see the subclasses."""
 
     block: type[nn.Module]
     depths: tuple[int, int, int, int]
@@ -134,7 +134,7 @@ class ResNet152(ResNet):
     block, depths = Bottleneck, (3, 8, 36, 3)
 
 
-# The learning rate is the published one, very high for Adam: --lr 1e-3 is a usual choice.
+# The learning rate is the published one, which is very high for Adam; --lr 1e-3 is the usual choice.
 RECIPE = Recipe(lr=0.1, epochs=250, batch_size=50, milestones=(75, 150, 200))
 DIGITS_RECIPE = Recipe(lr=1e-3, epochs=10, milestones=(7, 9))
 

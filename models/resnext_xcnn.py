@@ -16,7 +16,7 @@ Expected counts for 3x32x32 images and 10 classes, FLOPs by the paper's conventi
     rank 1              6,474,570     5,088,509,942
     lowrank 10          4,707,658     1,691,359,478
 
-The table prints 6.48 M for the second, which a stem of LinearConv would have; the stem stays plain.
+The paper's table prints 6.48 M for rank 1, the count with a LinearConv stem; the stem here is plain.
 """
 
 import sys
@@ -39,14 +39,14 @@ class Block(Bottleneck):
 
 
 class ResNeXt29(nn.Module):
-    """A 1x1 stem and three stages of three blocks, with groups twice as wide from stage to stage."""
+    """A 1x1 stem and three stages of three blocks; each stage doubles the width of the groups."""
 
     cardinality: int  # groups of each 3x3 convolution
     group_width: int  # channels of a group in the first stage
 
     def __init__(self, conv=nn.Conv2d, in_channels=3, num_classes=10, width=1.0):
         super().__init__()
-        # `width` makes the groups thinner and keeps their number: the channels stay divisible by it.
+        # `width` scales the groups and keeps their number, so that the channels stay divisible by it.
         c1, c2, c3 = (self.cardinality * scale(self.group_width * factor, width) for factor in (1, 2, 4))
         e, groups, stem = Block.expansion, self.cardinality, scale(64, width)
         self.conv1 = nn.Conv2d(in_channels, stem, 1, bias=False)  # plain, as in the paper

@@ -15,9 +15,9 @@ Expected counts for 3x32x32 images and 10 classes, FLOPs by the paper's conventi
     rank 1                513,994       127,343,616
     lowrank 10            465,354        79,391,616
 
-The table prints 0.49 M for the last, with the same FLOPs. `conv` makes the 3x3 convolutions of all eight fire modules;
-both figures would come out only with two of them and not with the stem left plain (experiments/table2/counts.py). The
-paper prints no recipe: initial weights, dropout and recipe below are this project's.
+The paper's table prints 0.49 M for lowrank 10, with the same FLOPs. `conv` builds the 3x3 convolutions of all eight
+fire modules. Both printed figures result only with two of the modules, and not with a plain stem
+(experiments/table2/counts.py). The paper prints no recipe: initial weights, dropout and recipe are this project's.
 """
 
 import sys
@@ -34,7 +34,7 @@ from training import Recipe, main
 
 
 class Fire(nn.Module):
-    """1x1 to few channels, and from these half of the output by 1x1, half by 3x3."""
+    """Fire module: 1x1 to few channels, from which 1x1 and 3x3 convolutions compute half of the output each."""
 
     def __init__(self, conv, in_channels, squeezed, expanded):
         super().__init__()
@@ -49,9 +49,9 @@ class Fire(nn.Module):
 
 
 class SqueezeNet(nn.Module):
-    """A stem that keeps the resolution, eight fire modules with three max-pools in between, a 1x1 classifier."""
+    """A stem that keeps the resolution, eight fire modules with three max-pools, and a 1x1 classifier."""
 
-    stages = (  # output channels of squeeze and of each expand convolution; a pool before each stage
+    stages = (  # output channels of squeeze and of each expand convolution; each stage begins with a pool
         ((16, 64), (16, 64), (32, 128)),
         ((32, 128), (48, 192), (48, 192), (64, 256)),
         ((64, 256),),
@@ -71,7 +71,7 @@ class SqueezeNet(nn.Module):
                 channels = 2 * expanded
         self.fires = nn.Sequential(*fires)
         self.class_conv = nn.Conv2d(channels, num_classes, 1)
-        for layer in self.modules():  # without BatchNorm: torch's default weights let the signal fade away
+        for layer in self.modules():  # without BatchNorm, torch's default weights let activations vanish
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
@@ -83,7 +83,8 @@ class SqueezeNet(nn.Module):
         return self.class_conv(x).mean((2, 3))  # (N, num_classes)
 
 
-# Ours. Adam's usual 1e-3 is too high here: without BatchNorm the network stays at chance for many epochs of the digits.
+# This project's recipes. Adam's usual 1e-3 is too high: without BatchNorm the network stays at chance for many epochs
+# of the digits.
 RECIPE = Recipe(lr=3e-4, epochs=250, batch_size=50)
 DIGITS_RECIPE = Recipe(lr=3e-4, epochs=20, milestones=(14, 18))
 

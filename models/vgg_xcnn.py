@@ -26,7 +26,7 @@ from training import Recipe, main
 
 
 class VGG11(Base):
-    """Base, deeper and wider: eight convolutions in five stages, so that 32x32 pixels end as one."""
+    """Base, deeper and wider: eight convolutions in five stages, which reduce 32x32 pixels to one."""
 
     stages = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 

@@ -1,4 +1,4 @@
-"""Any network of torchvision or timm, as LinearConv: converted from its weights and tuned, or trained from scratch.
+"""Any network of torchvision or timm as LinearConv: converted from its weights and fine-tuned, or trained from scratch.
 
     python models/zoo_xcnn.py --network torchvision:resnet18 --weights resnet18.pth -t rank --budget 0.5
     python models/zoo_xcnn.py --network timm:resnet26d --weights resnet26d.pth -t rank --budget 0.5 --of macs --distill
@@ -6,8 +6,8 @@
     python models/zoo_xcnn.py --network torchvision:vgg11_bn -t rank --init scratch --recipe paper
     python models/zoo_xcnn.py --network torchvision:resnet18 -t dense --recipe paper
 
-The recipe is `tune`, for weights that are trained already; `paper` is torchvision's for ImageNet, of 256 images a step.
-More in docs/zoo.md.
+The default recipe is `tune`, for trained weights. `paper` is torchvision's recipe for ImageNet, with 256 images per
+step. See docs/zoo.md.
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""What every script in models/ shares: command line, run, training loop, checkpoints, counts, report, processes.
+"""Code that all scripts in models/ share: command line, run, training loop, checkpoints, counts, report, processes.
 
-A script holds its network and how it is trained, and ends with `main({"VGG11": VGG11}, RECIPE, DIGITS_RECIPE)`.
+A script defines its network and its recipes, and ends with `main({"VGG11": VGG11}, RECIPE, DIGITS_RECIPE)`.
 """
 
 from training.recipe import Recipe

@@ -22,10 +22,10 @@ LOG = "log.jsonl"
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write(file)` fill a binary file that is renamed to `path` when it is complete and on the disk.
+    """Write a temporary binary file with `write(file)`, and rename it to `path` when it is complete and on the disk.
 
     Raises:
-        OSError: naming the file, if it cannot be written; an earlier file at `path` is unchanged.
+        OSError: if the file cannot be written; the error names the file, and an earlier file at `path` is unchanged.
     """
     temporary = path.with_name(path.name + ".part")
     try:
@@ -49,12 +49,12 @@ def write_json(path: Path, data: object) -> None:
 def open_folder(output: str | Path | None, default: Path, resume: str = "never") -> Path:
     """Return the folder of a run, created if it does not exist.
 
-    No run is written over: the default folder of a new run gets a number, and an `output` that holds a run is an error.
-    Resuming takes the newest of the numbered folders.
+    A run is never overwritten: the default folder of a new run gets a number, and an `output` that holds a run is an
+    error. A resumed run uses the newest of the numbered folders.
 
     Args:
-        output: the folder given by the user, if any.
-        default: the folder otherwise.
+        output: the folder given by the user, or None.
+        default: the folder if `output` is None.
         resume: `"never"`: a new run; `"always"`: an existing run; `"auto"`: either.
 
     Raises:
@@ -80,12 +80,12 @@ def open_folder(output: str | Path | None, default: Path, resume: str = "never")
 
 
 def holds_run(folder: Path) -> bool:
-    """Return True for a folder with a checkpoint or a log."""
+    """Return True if the folder holds a checkpoint or a log."""
     return any(True for pattern in (PATTERN, LOG) for _ in folder.glob(pattern))
 
 
 def append_log(folder: Path, record: dict) -> None:
-    """Add a line to the log."""
+    """Append a line to the log."""
     with open(folder / LOG, "a") as file:
         file.write(json.dumps(record) + "\n")
         file.flush()
@@ -93,7 +93,7 @@ def append_log(folder: Path, record: dict) -> None:
 
 
 def write_log(folder: Path, records: list[dict]) -> None:
-    """Write the whole log: before a resumed run repeats them, later epochs and incomplete lines are removed."""
+    """Write the whole log. A resumed run thereby removes later epochs, which it repeats, and incomplete lines."""
     lines = "".join(json.dumps(record) + "\n" for record in records)
     write_whole(folder / LOG, lambda file: file.write(lines.encode()))
 
@@ -106,16 +106,16 @@ def read_log(folder: Path) -> list[dict]:
 def save(folder: Path, state: dict, best: bool = False) -> Path:
     """Write the checkpoint after `state["epoch"]` epochs and `state["batch"]` batches of the next one; return its path.
 
-    Older checkpoints than the newest two are deleted; with `best`, a copy is saved.
+    All but the newest two checkpoints are deleted. With `best`, a copy is saved as best.pt.
 
     Raises:
-        OSError: if it cannot be written; the checkpoints before it are unchanged.
+        OSError: if the checkpoint cannot be written; earlier checkpoints are unchanged.
     """
     within = f"-{state['batch']:06d}" if state["batch"] else ""
     path = folder / f"checkpoint-{state['epoch']:04d}{within}.pt"
     buffer = io.BytesIO()
     torch.save(state, buffer)  # in memory first: torch's own error on a full disk does not name the reason
-    for file_path in (folder / BEST, path) if best else (path,):  # a run killed in between repeats that epoch
+    for file_path in (folder / BEST, path) if best else (path,):  # a run killed in between repeats this epoch
         write_whole(file_path, lambda file: file.write(buffer.getbuffer()))
     for old in _newest_first(folder)[KEPT:]:
         old.unlink()
@@ -123,15 +123,15 @@ def save(folder: Path, state: dict, best: bool = False) -> Path:
 
 
 def load_newest(folder: Path, warn: Callable[[str], object] = print) -> tuple[dict, Path]:
-    """Return the newest readable state in `folder`, on the CPU, and its path; `warn` about damaged newer ones.
+    """Return the newest readable state in `folder`, on the CPU, and its path; `warn` about damaged checkpoints.
 
     Raises:
-        UsageError: if there is none.
+        UsageError: if no checkpoint is readable.
     """
     for path in _newest_first(folder):
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            state["epoch"], state["settings"], state["random"]  # noqa: B018  another program's file has none
+            state["epoch"], state["settings"], state["random"]  # noqa: B018  files of other programs lack these
             return state, path
         except Exception as error:  # a damaged zip or pickle fails in many ways
             reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -140,19 +140,19 @@ def load_newest(folder: Path, warn: Callable[[str], object] = print) -> tuple[di
 
 
 def holds_checkpoint(folder: Path) -> bool:
-    """Return True for a folder with a checkpoint, damaged or not."""
+    """Return True if the folder holds a checkpoint, damaged or not."""
     return any(True for _ in folder.glob(PATTERN))
 
 
 def seed_random(seed: int) -> None:
-    """Seed every random generator: python's, numpy's, torch's, and the devices'."""
+    """Seed all random generators: those of Python, NumPy, torch and the devices."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
 def random_state(device: torch.device) -> dict:
-    """Return the state of every random generator: python's, numpy's, torch's, and the device's."""
+    """Return the state of all random generators: those of Python, NumPy, torch and the device."""
     kind, keys, *rest = np.random.get_state()
     on_gpu = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
     numpy = [kind, torch.from_numpy(keys.astype(np.int64)), *rest]
@@ -162,7 +162,7 @@ def random_state(device: torch.device) -> dict:
 def restore_random_state(state: dict, device: torch.device) -> None:
     """Restore the states returned by :func:`random_state`."""
     version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))  # earlier checkpoints have lists
+    random.setstate((version, tuple(numbers), gauss))  # older checkpoints hold lists
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])

@@ -1,10 +1,10 @@
 """Parameters, FLOPs in two conventions, and multiply-adds at inference of a network.
 
-    flops_paper     the paper's convention (thop 0.0.22 rules, filter generation included): Table 1's column
-    flops           what today's thop reports; a LinearConv layer counts the multiply-adds of its forward pass
-    macs_inference  multiply-adds of convolutions and linear layers that each image of a batch costs
+    flops_paper     the paper's convention, as in its Table 1 (rules of thop 0.0.22, filter generation included)
+    flops           the FLOPs that current thop reports; a LinearConv layer counts the multiply-adds of its forward pass
+    macs_inference  multiply-adds of convolutions and linear layers for each image of a batch
 
-All are per image and in eval mode. They are counted on a copy, which leaves the model unchanged.
+All counts are per image and in eval mode. A copy is profiled, so that the model is unchanged.
 """
 
 import copy
@@ -23,7 +23,7 @@ def count(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:
     """Return a network's `parameters`, `nonzero_parameters`, `flops_paper`, `flops` and `macs_inference`.
 
     Args:
-        model: any network of one image tensor; counted in eval mode on its own device.
+        model: any network that takes one image tensor; it is profiled in eval mode on its own device.
         input_size: (channels, height, width) of one image.
     """
     return {
@@ -36,17 +36,17 @@ def count(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of elements of all parameters, a shared one counted once."""
+    """Return the number of elements of all parameters; a shared parameter counts once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def count_nonzero_parameters(model: nn.Module) -> int:
-    """Return the number of parameters less the coefficients that the masks of LinearConvSparse layers prune."""
+    """Return the number of parameters without the coefficients that the masks of LinearConvSparse layers prune."""
     return count_parameters(model) - sum(int((mask == 0).sum()) for mask in _masks(model))
 
 
 def pruned_share(model: nn.Module) -> dict[str, float]:
-    """Return `{"pruned": share}` of all coefficients that masks prune now, in [0, 1]; nothing for other networks."""
+    """Return `{"pruned": share}`, the pruned share of all masked coefficients in [0, 1]; `{}` without masks."""
     total = sum(mask.numel() for mask in _masks(model))
     return {"pruned": sum(int((mask == 0).sum()) for mask in _masks(model)) / total} if total else {}
 
@@ -55,7 +55,7 @@ def _masks(model):
     return [layer.mask for layer in model.modules() if isinstance(layer, LinearConvSparse)]
 
 
-def _paper_conv(layer, output):  # this and all rules: a layer and its output of one image to operations
+def _paper_conv(layer, output):  # each rule maps a layer and its output for one image to operations
     per_output = (prod(layer.kernel_size) + (layer.bias is not None)) * layer.in_channels // layer.groups
     return output.numel() * per_output
 
@@ -97,16 +97,16 @@ INFERENCE_RULES = {
 def flops_paper(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     """Return the FLOPs of one image by the paper's convention, which reproduces its Table 1.
 
-    Conv2d: out_elements * (kh kw + has_bias) * in_channels // groups (a bias counts in_channels times); BatchNorm2d:
-    4 an element; ReLU modules: 1 an element; MaxPool2d: k an output element (not k^2); Linear: (2 in - 1) * out.
-    LinearConv: its convolution as above, and the generation of its filters with multiplications and additions apart
-    and in_channels NOT divided by groups. Any other module, and everything functional, counts nothing.
+    Conv2d: out_elements * (kh kw + has_bias) * in_channels // groups (a bias counts in_channels times). BatchNorm2d:
+    4 per element. ReLU modules: 1 per element. MaxPool2d: k per output element (not k^2). Linear: (2 in - 1) * out.
+    LinearConv: its convolution as above, plus the generation of its filters, where multiplications and additions count
+    separately and in_channels is NOT divided by groups. Other modules and functional calls count nothing.
     """
     return _profile(model, input_size, PAPER_RULES, default_rules=False)
 
 
 def flops(model: nn.Module, input_size: tuple[int, int, int]) -> int:
-    """Return what thop reports for one image: multiply-adds of convolutions and linear layers, BatchNorm 4 an element.
+    """Return the FLOPs that thop reports for one image: multiply-adds, and 4 per element of BatchNorm.
 
     A LinearConv layer counts the multiply-adds of a forward pass as executed: the convolution with P filters and the
     combination of their feature maps, or the building of all F filters and the convolution with them.
@@ -117,15 +117,15 @@ def flops(model: nn.Module, input_size: tuple[int, int, int]) -> int:
 def macs_inference(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     """Return the multiply-adds of all convolutions and linear layers for each image of a batch.
 
-    A LinearConv layer that combines feature maps counts P K + |A| per output position, one that builds filters F K. A
-    batch needs the filters only once, so building them is not counted. Biases, normalisation, activations and pooling
-    count nothing.
+    A LinearConv layer that combines feature maps counts P K + |A| per output position; a layer that builds filters
+    counts F K. Building the filters is not counted, because a batch needs them only once. Biases, normalisation,
+    activations and pooling count nothing.
     """
     return _profile(model, input_size, INFERENCE_RULES, default_rules=False)
 
 
 def _profile(model, input_size, rules, default_rules=True):
-    """Run thop with `rules` {type: rule}, which hold for subclasses too; without `default_rules`, with nothing else."""
+    """Run thop with `rules` {type: rule}, which apply to subclasses too, and with its own rules if `default_rules`."""
 
     def hook(rule):
         def add(layer, input, output):
@@ -133,15 +133,15 @@ def _profile(model, input_size, rules, default_rules=True):
 
         return add
 
-    # Imported here, as --help does without.
-    import setuptools  # noqa: F401  gives thop its distutils on Python 3.12 and later
+    # Imported here, because --help does not need thop.
+    import setuptools  # noqa: F401  provides distutils, which thop needs, on Python 3.12 and later
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # thop compares versions with distutils
         import thop
         from thop.profile import register_hooks as thop_rules
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    model = copy.deepcopy(model, tensors)  # a copy with the model's own tensors, which no pass in eval mode changes
+    model = copy.deepcopy(model, tensors)  # shares the tensors, which eval mode never changes
     custom_ops = {} if default_rules else dict.fromkeys(thop_rules, hook(lambda layer, output: 0))
     for kind in {type(module) for module in model.modules()}:
         if base := next((base for base in kind.__mro__ if base in rules), None):

@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 2 models/vgg_xcnn.py -t rank -r 1 --batch-size 25
 
-Each process takes its part of every batch and gradients are averaged (DistributedDataParallel), so that N processes of
-batch B train like one process of batch N B.
+Each process takes its part of every batch, and gradients are averaged (DistributedDataParallel). N processes with
+batch size B therefore train like one process with batch size N B.
 """
 
 import os
@@ -17,15 +17,15 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch import Tensor
 
-TIMEOUT = timedelta(minutes=10)  # of communication; it includes the time in which rank 0 downloads data
+TIMEOUT = timedelta(minutes=10)  # for communication; this includes the time in which rank 0 downloads data
 
 
 class Group:
-    """The processes of a run. The default is a single one.
+    """The processes of a run; by default, a single process.
 
     Args:
         rank, size: rank of this process, and number of processes.
-        device: of this process.
+        device: device of this process.
         restarts: number of times that torchrun has restarted the run.
     """
 
@@ -48,7 +48,7 @@ class Group:
         return sums
 
     def any(self, *flags: int | None) -> Sequence[int | None]:
-        """Return for each flag its maximum over all processes; None counts as 0."""
+        """Return the maximum of each flag over all processes; None counts as 0."""
         if self.size == 1:
             return flags
         largest = torch.tensor([int(flag or 0) for flag in flags], device=self.device)
@@ -56,7 +56,7 @@ class Group:
         return largest.tolist()
 
     def gather(self, thing: Any) -> list:
-        """Return the list of all processes' `thing`."""
+        """Return the `thing` of each process, in a list sorted by rank."""
         things = [thing] * self.size
         if self.size > 1:
             dist.all_gather_object(things, thing)
@@ -70,7 +70,7 @@ class Group:
         return things[0]
 
     def on_rank0_first(self, make: Callable[[], Any]) -> Any:
-        """Return `make()`, called on rank 0 before the other processes, which find the files that it downloads."""
+        """Return `make()`. Rank 0 calls it first, so that the other processes find the files that it downloads."""
         if self.size == 1:
             return make()
         made = make() if self.is_rank0 else None
@@ -99,8 +99,8 @@ def join(device: str) -> Iterator[Group]:
     if size == 1:
         yield Group(device=device)
         return
-    # DistributedDataParallel imports this module, whose functions keep the world group at that time as a default: its
-    # threads would outlive the group, and abort the process when the interpreter ends.
+    # DistributedDataParallel imports this module, whose functions store the current world group as a default argument.
+    # Imported later, it would keep the group's threads alive, and they would abort the process at interpreter exit.
     import torch.distributed.nn  # noqa: F401
 
     on_gpu = torch.device(device).type == "cuda"
@@ -109,7 +109,7 @@ def join(device: str) -> Iterator[Group]:
         torch.cuda.set_device(device)
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     store, rank, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
-    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":  # one machine; of several, each counts its own restarts
+    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":  # one machine; each of several machines counts its own restarts
         # Restarted processes must not find the addresses of their predecessors in torchrun's store.
         store = dist.PrefixStore(f"start_{restarts}", store)
     dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)

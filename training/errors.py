@@ -1,4 +1,4 @@
-"""How a run ends early: each reason has an exit code and prints one line on stderr. Also, the signals that stop it."""
+"""Errors and signals that end a run early. Each error has an exit code and prints one line on stderr."""
 
 import signal
 import sys
@@ -10,17 +10,17 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class RunError(Exception):
-    """A reason to end a run; its text is one line that says what is wrong and what to do."""
+    """An error that ends a run; its message is one line that says what is wrong and what to do."""
 
     code = 2
 
 
 class UsageError(RunError):
-    """The options cannot be carried out."""
+    """The run is impossible with the given options."""
 
 
 class NotFinite(RunError):
-    """A loss or gradient is infinite or not a number; the text names the step and the layers."""
+    """A loss or gradient is infinite or not a number; the message names the step and the layers."""
 
     code = 3
 
@@ -29,8 +29,8 @@ class Stopped(RunError):
     """The run was stopped by a signal, and has saved a checkpoint.
 
     Args:
-        number: of the signal; the exit code is 128 more.
-        where: the checkpoint, for the message.
+        number: number of the signal; the exit code is 128 + number.
+        where: the message's description of the checkpoint.
     """
 
     def __init__(self, number: int, where: str) -> None:
@@ -42,7 +42,7 @@ EXPECTED = (RunError, DataError, OSError, KeyboardInterrupt)  # any other except
 
 
 def report_failure(error: BaseException, program: str) -> int:
-    """Print one of the expected exceptions as one line on stderr; return its exit code."""
+    """Print an expected exception as one line on stderr, and return its exit code."""
     text, code = str(error), getattr(error, "code", 2)
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
@@ -54,14 +54,14 @@ def report_failure(error: BaseException, program: str) -> int:
 
 
 class StopSignals:
-    """While the context lasts, note a first SIGINT or SIGTERM in `asked`; a second one ends the process at once."""
+    """Within the context, record the first SIGINT or SIGTERM in `asked`; a second signal ends the process at once."""
 
     def __init__(self) -> None:
         self.asked: int | None = None
         self._before = {}
 
     def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():  # other threads may not set handlers
+        if threading.current_thread() is threading.main_thread():  # only the main thread may set handlers
             self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
         return self
 

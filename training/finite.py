@@ -1,4 +1,4 @@
-"""The check for losses and gradients that are infinite or not a number, which must not change weights."""
+"""The check for losses and gradients that are infinite or not a number: such a step must not change the weights."""
 
 import math
 
@@ -12,13 +12,13 @@ CHECK_EVERY = 10  # steps, on devices that run asynchronously
 class FiniteCheck:
     """Check losses and gradients before each step of an optimizer.
 
-    On a CPU every step is checked. On other devices a flag is kept there and read every 10 steps, so that no step waits
-    for the host; after the first bad step the optimizer skips all steps.
+    On a CPU every step is checked. Other devices hold a flag, which the host reads every 10 steps, so that most steps
+    do not wait for the host. After the first bad step the optimizer skips all steps.
 
     Args:
         model: the network.
-        optimizer: a fused one, which skips a step if its `found_inf` is 1.
-        device: of both.
+        optimizer: a fused optimizer, which skips a step if its `found_inf` is 1.
+        device: device of the network and of the optimizer.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
@@ -28,7 +28,7 @@ class FiniteCheck:
         self.checked = 0
 
     def check(self, loss: Tensor) -> bool:
-        """Check a loss () and the gradients of its backward pass; return False if a bad number has been found."""
+        """Return False if a loss () or a gradient of its backward pass has been found not finite."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)).float()) + loss.detach()
         if self.every == 1:
@@ -39,11 +39,11 @@ class FiniteCheck:
         return self.checked % self.every != 0 or self.all_finite()
 
     def all_finite(self) -> bool:
-        """Return False if any step so far had bad numbers; waits for the device."""
+        """Return False if a loss or gradient of any step so far was not finite; this waits for the device."""
         return not self.bad_steps.item()
 
     def bad_layers(self) -> list[str]:
-        """Return the names of the layers whose parameters or gradients are not finite now."""
+        """Return the names of the layers whose parameters or gradients are currently not finite."""
         names = set()
         for name, parameter in self.model.named_parameters():
             tensors = (parameter, parameter.grad)

@@ -1,9 +1,9 @@
-"""Networks of torchvision and timm, converted to LinearConv, for a script to train.
+"""Networks of torchvision and timm, converted to LinearConv for training.
 
     --network torchvision:resnet18 --weights resnet18.pth -t rank --budget 0.5
 
-Rank 0 converts, on training images. Checkpoints hold a record of the choices for each layer, from which resumed runs
-and the other processes build the same layers.
+Rank 0 converts the network, calibrated on training images. Checkpoints hold a record of the choices for each layer.
+Resumed runs and the other processes build the same layers from this record.
 """
 
 import argparse
@@ -34,8 +34,8 @@ CALIBRATE = 512  # images
 class Library:
     """The networks of torchvision and timm, with the interface of :class:`training.networks.Networks`.
 
-    --init is "fit": LinearConv layers fitted to the convolutions of --weights, or without them to random ones;
-    "scratch": the same layers, and all else, at random initial weights.
+    With `--init fit`, LinearConv layers are fitted to the convolutions of --weights, or to randomly initialised
+    convolutions without --weights. With `--init scratch`, the whole converted network has random initial weights.
     """
 
     starts = ("fit", "scratch")
@@ -91,7 +91,7 @@ class Library:
         return f"{options.network}: LinearConv, {chosen} of each layer for {options.budget:g} of the {options.of}"
 
     def settings(self, options: argparse.Namespace) -> dict[str, object]:
-        """Return the settings that decide the result beside those of every network."""
+        """Return the settings of this kind of networks that decide the result."""
         settings = {"weights": options.weights and _digest(options.weights)}
         if options.variant.type != "dense":
             settings |= {name: getattr(options, name) for name in ("budget", "of", "calibrate")}
@@ -100,7 +100,7 @@ class Library:
         return settings
 
     def images_needed(self, options: argparse.Namespace, recipe: Recipe) -> int:
-        """Return the number of training images that :meth:`convert` takes."""
+        """Return the number of training images that :meth:`convert` needs."""
         is_fitted = options.variant.type != "dense" and (recipe.init == "fit" or options.budget is not None)
         return options.calibrate if is_fitted else 0
 
@@ -110,7 +110,7 @@ class Library:
         """Return the network before its conversion, with its weights.
 
         Raises:
-            UsageError: if there is no such network, or its weights do not fit.
+            UsageError: if the network does not exist, or its weights do not fit.
         """
         shape = {"in_channels": input_size[0], "num_classes": num_classes}
         with _errors_in_one_line(options):
@@ -134,13 +134,13 @@ class Library:
         group: Group,
         images: list[Tensor] | None,
     ) -> Network:
-        """Return the network converted.
+        """Return the converted network.
 
         Args:
-            network: of :meth:`build`; a record of a checkpoint takes the place of its own.
-            options, recipe, group: of the run.
-            input_size: of an image.
-            images: to calibrate on, in batches.
+            network: the return value of :meth:`build`; for a resumed run, with the record of the checkpoint.
+            options, recipe, group: options, recipe and processes of the run.
+            input_size: (channels, height, width) of an image.
+            images: batches of calibration images.
 
         Raises:
             UsageError: if the network cannot be converted.
@@ -171,7 +171,7 @@ def _errors_in_one_line(options: argparse.Namespace) -> Iterator[None]:
 
 
 def _load(model, path, num_classes, teaches):
-    """Load weights and print the layers that they do not fit; a network that teaches needs them all."""
+    """Load weights, and print the layers that the weights do not fit; a teacher needs weights for all layers."""
     left = load_weights(model, path, num_classes)
     if left and teaches:
         raise ConversionError(f"--distill: {path} is of another number of classes ({', '.join(left)}), and no teacher")
@@ -204,7 +204,7 @@ def _convert(dense, options, recipe, input_size, images):
 
 
 def _given(variant):
-    """Return rank and alpha, or None for each that has its default."""
+    """Return rank and alpha; each is None if it has its default value."""
     default = Variant(variant.type)
     rank = None if variant.rank == default.rank else variant.rank
     alpha = None if variant.alpha == default.alpha else variant.alpha
@@ -212,6 +212,6 @@ def _given(variant):
 
 
 def _digest(path):
-    """Return a digest of a file: a run is resumed with the same weights, and the same teacher, only."""
+    """Return a digest of a weights file: a run is resumed only with the same weights and the same teacher."""
     with open(path, "rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"

@@ -9,7 +9,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], left: i
     Args:
         header: the title of each column.
         rows: the cells of each row.
-        left: the number of columns that are aligned left; the others are aligned right, as numbers are.
+        left: the number of left-aligned columns; the other columns, which hold numbers, are right-aligned.
     """
     alignment = ["---"] * left + ["---:"] * (len(header) - left)
     return [f"| {' | '.join(cells)} |" for cells in (header, alignment, *rows)]

@@ -1,4 +1,4 @@
-"""The networks of a script: constructors that take their convolution as an argument.
+"""The networks of a training script: constructors that take the convolution class as an argument.
 
 main({"VGG11": VGG11}, RECIPE)        # constructors (conv, in_channels, num_classes, width) by name
 main(Library(), RECIPE)               # networks of torchvision and timm, converted: library.py
@@ -24,7 +24,7 @@ Shape = tuple[int, int, int]  # (channels, height, width) of one image
 
 @dataclass
 class Network:
-    """A network with its dense counterpart, and with the record that a checkpoint needs to build it again."""
+    """A network, its dense counterpart, and the record from which a checkpoint's network is built again."""
 
     model: nn.Module
     dense: nn.Module  # the same network with nn.Conv2d
@@ -35,11 +35,11 @@ class Networks:
     """The networks of an architecture.
 
     Args:
-        networks: constructors (conv, in_channels, num_classes, width) by name, the default first.
+        networks: constructors (conv, in_channels, num_classes, width) by name; the first one is the default.
     """
 
     starts = STARTS  # choices of --init
-    defaults: dict[str, object] = {}  # of options
+    defaults: dict[str, object] = {}  # default values of options
     is_converted = False  # True for networks that have a method `convert`, see library.py
     has_teacher = False
 
@@ -70,7 +70,7 @@ class Networks:
         return f"{options.network}: {options.variant}"
 
     def settings(self, options: argparse.Namespace) -> dict[str, object]:
-        """Return the settings that decide the result beside those of every network."""
+        """Return the settings of this kind of networks that decide the result."""
         return {}
 
     def build(
@@ -79,7 +79,7 @@ class Networks:
         """Return the network with its initial weights.
 
         Raises:
-            UsageError: if it cannot be built.
+            UsageError: if the network cannot be built.
         """
         network = self.networks[options.network]
         shape = {"in_channels": input_size[0], "num_classes": num_classes, "width": options.width}

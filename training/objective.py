@@ -1,9 +1,9 @@
-"""What a training step minimises: a loss of the network's logits, and every 10th step the regularisers of corr_reg.py.
+"""The objective of a training step: a loss of the logits, and in every 10th step the regularisers of corr_reg.py.
 
     loss = (1 - d) CE(labels, s) + d T^2 KL(softmax(t / T) || softmax(s / T)),    s, t: logits of network and teacher
 
 d is `--distill`, 0 without a teacher. Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network",
-2015 (arXiv 1503.02531). T^2 keeps the gradients of the second term as large as they are at T = 1.
+2015 (arXiv 1503.02531). The factor T^2 keeps the size of the second term's gradients independent of T.
 """
 
 import torch
@@ -23,10 +23,10 @@ def loss_of(logits: Tensor, images: Tensor, labels: Tensor, recipe: Recipe, teac
     """Return the mean loss of a batch, ().
 
     Args:
-        logits: of the network, (B, classes).
-        images, labels: of the batch, (B, C, H, W) and (B,).
-        recipe: label smoothing, share of soft targets and temperature.
-        teacher: gives the soft targets of recipes with a share of them.
+        logits: logits of the network, (B, classes).
+        images, labels: the batch, (B, C, H, W) and (B,).
+        recipe: provides label smoothing, share of soft targets and temperature.
+        teacher: computes the soft targets; not needed if their share is 0.
     """
     loss = 0.0
     if recipe.distill < 1:
@@ -42,7 +42,7 @@ def soft_target_loss(logits: Tensor, targets: Tensor, temperature: float) -> Ten
     """Return T^2 KL(softmax(targets / T) || softmax(logits / T)), the mean over a batch, ().
 
     Args:
-        logits, targets: of the network and of its teacher, (B, classes).
+        logits, targets: logits of the network and of its teacher, (B, classes).
         temperature: T.
     """
     ours, theirs = (F.log_softmax(values / temperature, dim=1) for values in (logits, targets))
@@ -50,11 +50,11 @@ def soft_target_loss(logits: Tensor, targets: Tensor, temperature: float) -> Ten
 
 
 def regularisers(model: nn.Module, recipe: Recipe, group: Group) -> Tensor | float:
-    """Return the weighted regularisers of a network; processes share its layers, because gradients are averaged."""
+    """Return the weighted regularisers of a network; each process computes its part of the layers."""
     if not recipe.reg_weight:
         return 0.0
     if group.size == 1:
         return recipe.reg_weight * (corr_loss(model) + l1_loss(model))
     layers = [layer for layer in model.modules() if isinstance(layer, LinearConv)]
-    mine = layers[group.rank :: group.size]
+    mine = layers[group.rank :: group.size]  # multiplied by the number of processes, over which gradients are averaged
     return recipe.reg_weight * (group.size * sum((corr_loss(layer) + l1_loss(layer) for layer in mine), start=0.0))

@@ -1,9 +1,9 @@
-"""Optimizers of a recipe: which parameters decay, which learn faster, and the decay of filters instead of factors.
+"""Optimizers of a recipe: weight decay and learning rate of each parameter, and decay of filters instead of factors.
 
     decay of filters:  1/2 weight_decay sum |W|^2,  W = [V ; A V]
 
-instead of the decay of V and A themselves (Frobenius decay; Khodak et al., "Initialization and Regularization of
-Factorized Neural Layers", ICLR 2021, arXiv 2105.01029).
+replaces the decay of V and A (Frobenius decay; Khodak et al., "Initialization and Regularization of Factorized Neural
+Layers", ICLR 2021, arXiv 2105.01029).
 """
 
 import torch
@@ -15,7 +15,7 @@ from training.recipe import Recipe
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the optimizer of a recipe, fused; each of its groups has a `"scale"` of the learning rate."""
+    """Return the fused optimizer of a recipe; each parameter group has a `"scale"` of the learning rate."""
     scales = {layer.bias: recipe.bias_lr for layer in model.modules() if isinstance(layer, _BatchNorm)}
     filter_parameters = _filter_parameters(model)
     scales |= {p: recipe.coefficient_lr for name, p in filter_parameters if name != "conv_weights"}
@@ -36,9 +36,9 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of all groups, each with its scale."""
+    """Set the learning rate of all parameter groups, multiplied by the scale of each group."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("scale", 1.0)  # earlier checkpoints have none
+        group["lr"] = lr * group.get("scale", 1.0)  # older checkpoints have no scale
 
 
 def _filter_parameters(model):
@@ -52,7 +52,7 @@ class FilterDecay:
 
     Args:
         model: the network.
-        recipe: its weight decay, and its optimizer: with adamw the decay is decoupled from the gradient.
+        recipe: provides weight decay and optimizer; with adamw the decay is decoupled from the gradient.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
@@ -62,7 +62,7 @@ class FilterDecay:
         self.weight_decay, self.decoupled = recipe.weight_decay, recipe.optimizer == "adamw"
 
     def before_step(self, lr: float) -> None:
-        """Decay by one step of this learning rate, between the backward pass and the step of the optimizer."""
+        """Apply the decay of one step at this learning rate; call between backward pass and optimizer step."""
         if not self.layers:
             return
         with torch.enable_grad():

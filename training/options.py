@@ -1,4 +1,4 @@
-"""The command line that all training scripts share: options, their defaults, and the checks that need no data.
+"""The command line of all training scripts: options, defaults, and checks that need no data.
 
     python models/<arch>_xcnn.py -t TYPE [-r RANK] [-s SPARSITY] [options]
 
@@ -28,9 +28,9 @@ from training.recipe import CHANGEABLE, RECIPES, SHORT, Recipe, add_recipe_optio
 class Options(argparse.Namespace):
     """The parsed command line, read-only.
 
-    It has an attribute for each option, but `variant` (a :class:`linearconv_variants.Variant` or a
-    :class:`baselines.Baseline`) instead of `type`, `rank` and so on; also `program` and `networks`. Recipe options that
-    were not given are None: the recipe decides.
+    Each option is an attribute, except that `variant` (a :class:`linearconv_variants.Variant` or a
+    :class:`baselines.Baseline`) replaces `type`, `rank` and so on. `program` and `networks` are attributes too. Recipe
+    options that were not given are None, and the recipe decides.
     """
 
     def __init__(self, **options: object) -> None:
@@ -48,8 +48,8 @@ def parse_arguments(parser: OneLineParser, argv: Sequence[str] | None = None) ->
     """Parse and check a command line.
 
     Args:
-        parser: of :func:`make_parser`.
-        argv: arguments; default: those of the process.
+        parser: the return value of :func:`make_parser`.
+        argv: arguments; default: the arguments of the process.
 
     Raises:
         SystemExit: with code 2 after one line on stderr.
@@ -76,8 +76,8 @@ def make_parser(
     """Return the parser of a training script.
 
     Args:
-        networks: network constructors by name, the first being the default, or an object like `Networks`.
-        recipe, digits_recipe: defaults of the recipe options.
+        networks: network constructors by name, the default first, or an object with the interface of `Networks`.
+        recipe, digits_recipe: recipes of the architecture, which provide the defaults of the recipe options.
     """
     on_digits = f"; on digits: {digits_recipe}" if digits_recipe else ""
     networks = Networks(networks) if isinstance(networks, dict) else networks
@@ -138,7 +138,7 @@ def run_name(options: Options, dataset: str) -> str:
 
 
 def dataset_label(options: Options, dataset: str | None) -> str | None:
-    """Return the name of a data set; the name of an imagefolder is that of its folder."""
+    """Return the name of a data set; for imagefolder, the name of the folder."""
     return Path(options.data_root).resolve().name if dataset == "imagefolder" else dataset
 
 

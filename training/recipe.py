@@ -1,9 +1,9 @@
-"""The recipe of a run, which is the table of training options, and the settings that a checkpoint is compared with.
+"""The recipe of a run, which defines the training options, and the settings that are compared with a checkpoint's.
 
     clip: float = option(0.0, non_negative_float, "largest norm of a step's gradient; 0: no limit", metavar="NORM")
 
-A new option is one such line in `Recipe`: the parser, --help, the page of options, report.json, the comparison with a
-checkpoint and --may-change are made from it.
+A new option is one such line in `Recipe`. The parser, --help, the documentation of options, report.json, the comparison
+with a checkpoint and --may-change are derived from it.
 """
 
 import argparse
@@ -27,11 +27,11 @@ LR_DROP = 0.1  # factor of the learning rate after a milestone
 
 
 def share_or_only(text: str) -> float:
-    """Return the share that a command line gives; "only" is 1."""
+    """Return the share given on a command line; "only" is 1."""
     return 1.0 if text == "only" else positive_share(text)
 
 
-share_or_only.__name__ = "share"  # argparse names the type of a text that is no number
+share_or_only.__name__ = "share"  # argparse prints the type's name for an invalid number
 
 
 def option(
@@ -43,14 +43,14 @@ def option(
     needs_teacher: bool = False,
     **arguments: object,
 ) -> object:
-    """Return a field of a dataclass that is an option of the command line too.
+    """Return a dataclass field that is also an option of the command line.
 
     Args:
-        default: of the field; the parser's own default is None, so that the recipe decides.
+        default: default of the field; the default of the parser is None, so that the recipe decides.
         values: a type for argparse, or the choices.
-        help: as --help prints it.
-        may_change: whether --may-change takes the option, for a resumed run.
-        needs_teacher: offered only by scripts whose networks are converted from a network that can teach them.
+        help: text that --help prints.
+        may_change: whether --may-change accepts the option for a resumed run.
+        needs_teacher: whether only scripts that have a teacher, the network before conversion, offer the option.
         arguments: further arguments of `add_argument`.
     """
     kind = {"type": values} if callable(values) else {"choices": values}
@@ -60,7 +60,7 @@ def option(
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained. The defaults are the paper's: Adam, cross-entropy, regularisers every 10th batch."""
+    """The training settings of a network; the defaults are the paper's (Adam, regularisers every 10th batch)."""
 
     lr: float = option(MISSING, positive_float, "learning rate", may_change=True)
     epochs: int = option(MISSING, positive_int, "passes over the training images")
@@ -110,13 +110,13 @@ class Recipe:
     temperature: float = option(4.0, positive_float, "temperature of the soft targets (default: 4)", needs_teacher=True)
 
     def changed_by(self, options: object) -> "Recipe":
-        """Return the recipe with the options that a command line gives; the others are None there."""
+        """Return the recipe with the options given on a command line; options that were not given are None."""
         given = {setting.name: getattr(options, setting.name) for setting in fields(self)}
         recipe = replace(self, **{name: value for name, value in given.items() if value is not None})
         return replace(recipe, milestones=tuple(sorted(recipe.milestones)))
 
     def lr_at(self, epochs: float) -> float:
-        """Return the learning rate after a number of epochs, whole or not."""
+        """Return the learning rate after a number of epochs, which may be fractional."""
         rising = min(1.0, epochs / self.warmup) if self.warmup else 1.0
         done = max(0.0, epochs - self.warmup) / max(self.epochs - self.warmup, 1e-9)
         if self.schedule == "linear":
@@ -138,7 +138,7 @@ def add_recipe_options(group: argparse._ArgumentGroup, starts: Sequence[str], ha
     """Add an option for each field of :class:`Recipe` to a parser's group.
 
     Args:
-        group: takes the options.
+        group: the parser's group.
         starts: choices of --init.
         has_teacher: whether the script's networks have a teacher.
     """
@@ -163,7 +163,7 @@ FAST = Recipe(  # for random weights; chosen on held-out training images: docs/a
     label_smoothing=0.1,
     flip="alternating",
 )
-TUNE = Recipe(  # for trained weights: docs/zoo.md; the warm-up keeps the first steps from undoing a conversion
+TUNE = Recipe(  # for trained weights: docs/zoo.md; the warm-up protects converted weights in the first steps
     lr=1e-4,
     epochs=10,
     batch_size=50,
@@ -178,13 +178,13 @@ RECIPES = ("paper", *SHORT)
 
 
 def recipe_for(options: object, dataset: str | None, paper: Recipe, digits: Recipe | None = None) -> Recipe:
-    """Return the recipe that a command line names, changed by its options.
+    """Return the recipe named on the command line, changed by the given options.
 
     Args:
-        options: of the command line; `options.recipe` is one of `RECIPES`.
+        options: the parsed command line; `options.recipe` is one of `RECIPES`.
         dataset: name of the data set.
         paper: recipe of the architecture.
-        digits: recipe of the architecture for the bundled digits, if it has one.
+        digits: recipe of the architecture for the bundled digits, or None.
     """
     own = digits if digits and dataset == "digits" else paper
     return SHORT.get(options.recipe, own).changed_by(options)
@@ -192,7 +192,7 @@ def recipe_for(options: object, dataset: str | None, paper: Recipe, digits: Reci
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """All settings that decide the result of a run; a run is resumed from a checkpoint with equal settings only."""
+    """All settings that decide the result of a run; a run is resumed only from a checkpoint with equal settings."""
 
     network: str
     variant: Variant
@@ -204,14 +204,14 @@ class TrainingSettings:
     amp: bool = field(default=False, metadata={"may_change": True})
     processes: int = field(default=1, metadata={"may_change": True})
     validation: int = 0
-    in_memory: bool = True  # streamed images are augmented in another way
-    of_network: dict[str, object] = field(default_factory=dict)  # options of the networks' own
+    in_memory: bool = True  # streamed images are augmented differently
+    of_network: dict[str, object] = field(default_factory=dict)  # options that only this kind of networks has
 
     def state_dict(self) -> dict[str, object]:
-        """Return the settings in one flat dictionary of plain values, as checkpoints hold it.
+        """Return the settings as a flat dictionary of plain values, for checkpoints.
 
-        It leaves out what a resumed run may always change: how the layers are evaluated, and the number of epochs if
-        the learning rate does not depend on it.
+        Settings that a resumed run may always change are omitted: the compute path of the layers, and the number of
+        epochs if the learning rate does not depend on it.
         """
         state = asdict(self)
         state |= state.pop("variant") | state.pop("recipe")
@@ -222,17 +222,17 @@ class TrainingSettings:
         return state | {"milestones": list(self.recipe.milestones)}
 
     def check(self, saved: dict[str, object], path: Path, may_change: Sequence[str] = ()) -> list[str]:
-        """Return the names of the settings that differ from those in a checkpoint.
+        """Return the names of the settings that differ from a checkpoint's settings.
 
-        A setting that the checkpoint does not have was at its default.
+        A setting that is missing in the checkpoint had its default value.
 
         Args:
-            saved: the return value of :meth:`state_dict` for that run.
-            path: of the checkpoint.
+            saved: the return value of :meth:`state_dict` in the checkpoint.
+            path: path of the checkpoint.
             may_change: settings that may differ.
 
         Raises:
-            UsageError: naming every other setting that differs.
+            UsageError: if any other setting differs; the message names all of these.
         """
         defaults = {field.name: field.default for kind in (Recipe, TrainingSettings) for field in fields(kind)}
         state, saved = self.state_dict(), defaults | saved
@@ -244,7 +244,7 @@ class TrainingSettings:
 
 
 def changeable(*kinds: type) -> tuple[str, ...]:
-    """Return the names of the fields of dataclasses that --may-change takes."""
+    """Return the names of the dataclass fields that --may-change accepts."""
     settings = [setting for kind in kinds for setting in fields(kind)]
     return tuple(setting.name for setting in settings if setting.metadata.get("may_change"))
 

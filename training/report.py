@@ -1,4 +1,4 @@
-"""The output of a run: the counts, a line per epoch, the final accuracies, and report.json."""
+"""The output of a run: counts, a line per epoch, final accuracies, and report.json."""
 
 import os
 import platform
@@ -25,7 +25,7 @@ COUNTS = (  # title, key of the network, key of its dense counterpart
 
 
 def count_against_dense(model: nn.Module, dense: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:
-    """Return the counts of :func:`counting.count` for a network, with the counts of the dense network."""
+    """Return the counts of :func:`counting.count` for a network, and the counts of its dense counterpart."""
     counts, of_dense = counting.count(model, input_size), counting.count(dense, input_size)
     return counts | {dense_key: of_dense[key] for _, key, dense_key in COUNTS}
 
@@ -34,9 +34,9 @@ def make_report(options: Options, counts: dict[str, int], num_classes: int, devi
     """Return the first part of report.json: options, counts, versions and machine; recipe and accuracies follow.
 
     Args:
-        options, device: of the run.
-        counts: of :func:`count_against_dense`; `nonzero_parameters` after training.
-        num_classes: of the data.
+        options, device: options and device of the run.
+        counts: the return value of :func:`count_against_dense`, with `nonzero_parameters` after training.
+        num_classes: number of classes of the data.
     """
     variant = options.variant
     return {
@@ -67,7 +67,7 @@ def origin(device: str | torch.device = "cpu") -> dict[str, object]:
 
 
 def _command():
-    """Return the command line as it would be given in the root of the repository."""
+    """Return the command line as a user would type it in the root of the repository."""
     program, *arguments = sys.argv
     path = Path(program).resolve()
     if not path.is_relative_to(ROOT):

@@ -1,8 +1,8 @@
-"""A run from its command line to its report: build, count, load data, train, report.
+"""A run from its command line to its report: build the network, count, load data, train, report.
 
     main({"VGG11": VGG11}, Recipe(lr=1e-3, epochs=250))
 
-is all that a script in models/ calls.
+is the only call of a script in models/.
 """
 
 import os
@@ -27,7 +27,7 @@ from training.options import Options, make_parser, parse_arguments, run_name
 from training.recipe import Recipe, TrainingSettings, recipe_for
 from training.trainer import Trainer
 
-Recipes = tuple[Recipe, Recipe | None]  # of the architecture, and for the digits
+Recipes = tuple[Recipe, Recipe | None]  # the architecture's recipe, and its recipe for the digits
 Checkpoint = tuple[dict, Path]  # state and path
 
 
@@ -42,9 +42,9 @@ def main(
     Args:
         networks: constructors (conv, in_channels, num_classes, width) by name, the default first; or an object with the
             interface of :class:`training.networks.Networks`.
-        recipe: of the architecture.
-        digits_recipe: for the 1,438 images of the bundled digits, which need another recipe than the published one.
-        argv: arguments; default: those of the process.
+        recipe: recipe of the architecture.
+        digits_recipe: recipe for the 1,438 bundled digits, for which the published recipe is unsuitable.
+        argv: arguments; default: the arguments of the process.
 
     Raises:
         SystemExit: with one line on stderr and code 2 for bad input or files that cannot be written, 3 for infinite or
@@ -62,7 +62,7 @@ def main(
 
 def _run(options: Options, recipes: Recipes, group: Group) -> None:
     if options.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
         torch.use_deterministic_algorithms(True)
     resume = "auto" if group.restarts and options.resume == "never" else options.resume  # torchrun's restarts resume
     networks, recipe = options.networks, recipe_for(options, options.dataset, *recipes)
@@ -73,7 +73,7 @@ def _run(options: Options, recipes: Recipes, group: Group) -> None:
     network = networks.build(options, recipe, input_size, num_classes, group)
     if networks.is_converted:
         images = None
-        if not options.count_only:  # the conversion depends on training images, or on the checkpoint
+        if not options.count_only:  # the conversion needs training images or the checkpoint
             data = load_data(options, recipes, group)
             folder = _open_folder(options, data.dataset, resume, group)
             checkpoint = _load_checkpoint(folder, resume, group)
@@ -86,7 +86,7 @@ def _run(options: Options, recipes: Recipes, group: Group) -> None:
     counts = _count(network, options, input_size)
     report.show_counts(networks.title(options), counts, input_size, num_classes)
     if options.output and folder is None:
-        folder = _open_folder(options, None, resume, group)  # an unusable folder is reported before the data are read
+        folder = _open_folder(options, None, resume, group)  # an unusable folder raises before the data are read
     if options.count_only:
         if folder and group.is_rank0:
             counted = report.make_report(options, counts, num_classes, group.device) | networks.settings(options)
@@ -115,7 +115,7 @@ def _run(options: Options, recipes: Recipes, group: Group) -> None:
 
 def _image_shape(options: Options) -> tuple[Shape, int]:
     """Return (channels, height, width) of an image and the number of classes, without reading an image."""
-    dataset = options.dataset or "cifar10"  # digits, which may take the place of CIFAR-10, have its shape
+    dataset = options.dataset or "cifar10"  # digits, the fallback for CIFAR-10, have the same shape
     if options.count_only and dataset == "imagefolder":
         channels, classes, size = 3, 10, options.image_size
     else:
@@ -128,7 +128,7 @@ def _count(network: Network, options: Options, input_size: Shape) -> dict[str, i
     """Return the counts of the network and of the dense network."""
     try:
         return report.count_against_dense(network.model, network.dense, input_size)
-    except (RuntimeError, ValueError, AssertionError) as error:  # raised by networks for unsuitable images
+    except (RuntimeError, ValueError, AssertionError) as error:  # networks raise these for unsuitable images
         size = "x".join(map(str, input_size))
         raise UsageError(f"{options.network} does not take {size} images: {error}") from None
 
@@ -161,7 +161,7 @@ def _load(name: str, options: Options, recipes: Recipes, group: Group) -> Data:
     recipe = recipe_for(options, name, *recipes)
     place = {"name": name, "root": options.data_root, "device": group.device, "image_size": options.image_size}
     copies = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine
-    # Rank 0 decides for all processes, because the free memory shrinks as they read images.
+    # Rank 0 decides for all processes, because the free memory shrinks while they read images.
     ask = partial(kept_in_memory, **place, in_memory=options.in_memory, copies=copies)
     in_memory = group.broadcast_from_rank0(ask)
     if not in_memory:
@@ -183,8 +183,8 @@ def training_images(loader: Loader, count: int) -> list[Tensor]:
     """Return the first images of a training loader's next pass, in batches of 64; the loader's state is unchanged.
 
     Args:
-        loader: of training images.
-        count: number of images; all images if there are fewer.
+        loader: loader of the training images.
+        count: number of images; a loader with fewer images returns all of them.
     """
     state, images = loader.state_dict(), []
     for batch, _ in loader:
@@ -196,7 +196,7 @@ def training_images(loader: Loader, count: int) -> list[Tensor]:
 
 
 def _open_folder(options: Options, dataset: str | None, resume: str, group: Group) -> Path:
-    """Return the output folder; the default one has the name of the data set in its own."""
+    """Return the output folder; the name of the default folder contains the data set."""
     default = None
     if not options.output:
         default = Path("ckpt") / Path(options.program).stem / run_name(options, dataset)
@@ -204,7 +204,7 @@ def _open_folder(options: Options, dataset: str | None, resume: str, group: Grou
 
 
 def _load_checkpoint(folder: Path, resume: str, group: Group) -> Checkpoint | None:
-    """Return the newest checkpoint of a run to be resumed; None for a new run."""
+    """Return the newest checkpoint of a run that is resumed, or None for a new run."""
     if resume != "always" and not group.broadcast_from_rank0(partial(checkpoints.holds_checkpoint, folder)):
         return None
     return group.broadcast_from_rank0(partial(checkpoints.load_newest, folder))
@@ -222,9 +222,9 @@ def train(
     group: Group,
     checkpoint: Checkpoint | None = None,
 ) -> Trainer:
-    """Train a network to the last epoch, from a checkpoint or anew, and return its trainer.
+    """Train a network for all epochs, from a checkpoint if given, and return its trainer.
 
-    With --dense-epochs there are two trainers: the dense network's, and the converted network's for the other epochs.
+    With --dense-epochs a first trainer trains the dense network, and a second one the converted network.
     """
     recipe, is_safe = data.recipe, _channels_last_is_safe(network.model, group.device)
     channels_last = options.channels_last and is_safe
@@ -251,7 +251,7 @@ def train(
         **options.pick("compile", "sync_batch_norm", "save_every", "tensorboard"),
     )
     if checkpoint is None and group.is_rank0 and (folder / checkpoints.LOG).exists():
-        checkpoints.write_log(folder, [])  # of a run that ended before its first checkpoint
+        checkpoints.write_log(folder, [])  # left by a run that ended before its first checkpoint
 
     is_to_convert = any(isinstance(module, LinearConv) for module in network.model.modules())
     progress, dense_epochs = None, recipe.dense_epochs if is_to_convert else 0
@@ -272,7 +272,7 @@ def train(
 
 
 def _is_after(state: dict, epoch: int) -> bool:
-    """Return True for a checkpoint that is past the end of an epoch."""
+    """Return True if a checkpoint is past the end of an epoch."""
     return (state["epoch"], state["batch"]) > (epoch, 0)
 
 
@@ -280,7 +280,7 @@ def _channels_last_is_safe(model: nn.Module, device: torch.device) -> bool:
     """Return False if channels_last would crash.
 
     On a CPU, torch 2.11 to 2.15 corrupt memory in the weight gradient of a strided 1x1 convolution with fewer than 16
-    input channels, dense or LinearConv alike (thin ResNets have them).
+    input channels, whether dense or LinearConv. Thin ResNets have such layers.
     """
     layers = (layer for layer in model.modules() if isinstance(layer, (nn.Conv2d, LinearConv)))
     strided = (layer for layer in layers if layer.kernel_size == (1, 1) and max(layer.stride) > 1)

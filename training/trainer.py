@@ -1,4 +1,4 @@
-"""The training loop, and the checkpoints from which an interrupted run is resumed bit for bit."""
+"""The training loop, with checkpoints from which an interrupted run is resumed bit-exactly."""
 
 import platform
 import time
@@ -30,18 +30,18 @@ AGREE_EVERY = 10  # steps after which several processes agree whether to save an
 
 @dataclass
 class Progress:
-    """How far a run is: counters, sums and log, as checkpoints keep them. Times in seconds, accuracies in per cent."""
+    """The progress of a run, as saved in checkpoints: counters, sums, log. Times in seconds, accuracies in per cent."""
 
     epoch: int = 0  # finished epochs
     batch: int = 0  # finished batches of the current epoch
     step: int = 0  # finished steps of the whole run
-    seconds: float = 0.0  # of finished epochs
-    train_seconds: float = 0.0  # of the current epoch
+    seconds: float = 0.0  # duration of the finished epochs
+    train_seconds: float = 0.0  # duration of the current epoch's training
     images_per_second: float = 0.0  # in training, of the last finished epoch
     best: dict = field(default_factory=lambda: {"best_test_accuracy": -1.0, "best_epoch": 0})
     last: dict = field(default_factory=dict)  # loss and accuracies of the last finished epoch
     history: list[dict] = field(default_factory=list)  # a record per epoch
-    loss_sum: Tensor = field(default_factory=lambda: torch.zeros(()))  # of the current epoch, on the device
+    loss_sum: Tensor = field(default_factory=lambda: torch.zeros(()))  # sum over the current epoch, on the device
     correct: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.long))
 
     def to(self, device: torch.device) -> "Progress":
@@ -54,18 +54,18 @@ class Progress:
         self.loss_sum, self.correct = torch.zeros_like(self.loss_sum), torch.zeros_like(self.correct)
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Count a step: its mean loss (), logits (B, classes) and labels (B,)."""
+        """Add a step to the sums: its mean loss (), logits (B, classes) and labels (B,)."""
         self.batch += 1
         self.loss_sum += loss.detach() * len(labels)
         self.correct += (logits.detach().argmax(1) == labels).sum()
 
     def finish_epoch(self, results: dict, details: dict, evaluation_seconds: float, num_images: int) -> bool:
-        """Count an epoch, append its record to the history, and return True for the best epoch so far.
+        """Finish an epoch, append its record to the history, and return True for the best epoch so far.
 
         Args:
             results: `train_loss`, `train_accuracy`, `test_accuracy`.
             details: further entries of the record.
-            evaluation_seconds: to be added to `train_seconds`.
+            evaluation_seconds: duration of the evaluation, which is added to `train_seconds`.
             num_images: number of training images.
         """
         self.epoch += 1
@@ -88,21 +88,21 @@ class Progress:
 
 
 class Trainer:
-    """Train a network, and save a checkpoint after every epoch, within long epochs, and when the run is stopped.
+    """Train a network, and save a checkpoint after every epoch, within long epochs, and when a signal stops the run.
 
     Args:
-        model: the network, of images (B, C, H, W) to logits (B, classes).
+        model: the network, which maps images (B, C, H, W) to logits (B, classes).
         loaders: training and test loader of :func:`dataloaders.dataloaders`.
-        settings: what decides the result; kept in checkpoints.
-        folder: for log and checkpoints.
+        settings: the settings that decide the result; saved in checkpoints.
+        folder: output folder of log and checkpoints.
         group: the processes that train the network together; default: this process, on the CPU.
-        first_epoch, last_epoch: the part of the run that this trainer is for; default: all epochs.
-        progress: of the trainer of the epochs before `first_epoch`; default: a new run, with its random seeds.
-        teacher: gives the soft targets of recipes that distill; not trained.
-        record: from which the network can be built again without its script; kept in checkpoints.
+        first_epoch, last_epoch: the epochs that this trainer trains; default: all epochs.
+        progress: progress of the trainer for the epochs before `first_epoch`; default: a new run, which sets the seeds.
+        teacher: network that computes the soft targets for distillation; not trained.
+        record: from it the network can be built again without its script; saved in checkpoints.
         channels_last: memory format of parameters and feature maps.
         compile: run the network through torch.compile.
-        sync_batch_norm: with several processes on GPUs, BatchNorm over the batches of all of them.
+        sync_batch_norm: with several processes on GPUs, BatchNorm over the batches of all processes.
         save_every: minutes after which a checkpoint is saved within an epoch.
         tensorboard: also write TensorBoard event files.
     """
@@ -163,12 +163,12 @@ class Trainer:
         self.order = None  # the training loader's state at the beginning of the current epoch
 
     def fit(self) -> Progress:
-        """Train up to the last epoch; return the progress.
+        """Train up to the last epoch, and return the progress.
 
         Raises:
-            UsageError: if a resumed run has been trained for more epochs already.
+            UsageError: if a resumed run has already been trained for more epochs.
             Stopped: after SIGINT or SIGTERM; a checkpoint has been saved.
-            NotFinite: if a loss or gradient is not finite; checkpoints from before are unchanged.
+            NotFinite: if a loss or gradient is not finite; earlier checkpoints are unchanged.
         """
         progress, epochs = self.progress, self.recipe.epochs
         if progress.epoch > epochs:
@@ -177,7 +177,7 @@ class Trainer:
             )
         steps = len(self.train_loader)
         total, done = epochs * steps, progress.epoch * steps + progress.batch
-        silent = None if self.group.is_rank0 else True  # None: silent without a terminal
+        silent = None if self.group.is_rank0 else True  # None: tqdm is silent without a terminal
         with self.stop, tqdm(total=total, initial=done, disable=silent, unit="batch", dynamic_ncols=True) as bar:
             while progress.epoch < self.last_epoch:
                 self._one_epoch(bar)
@@ -206,7 +206,7 @@ class Trainer:
             raise Stopped(asked, f"epoch {progress.epoch} is saved: continue with --resume")
 
     def _train_epoch(self, bar):
-        """Return the mean loss, without regularisers, and the accuracy in per cent over the batches of the epoch."""
+        """Train for an epoch; return its mean loss, without regularisers, and its training accuracy in per cent."""
         progress = self.progress
         self.model.train()
         if progress.batch == 0:
@@ -256,7 +256,7 @@ class Trainer:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the current step, or of the last step between epochs."""
+        """The learning rate of the current step; between epochs, of the last step."""
         progress, steps = self.progress, len(self.train_loader)
         return self.recipe.lr_at(progress.epoch + (min(progress.batch, steps - 1) + 0.5) / steps)
 
@@ -270,15 +270,15 @@ class Trainer:
 
     @torch.inference_mode()
     def evaluate(self, flipped: bool = False) -> float:
-        """Return the test accuracy in per cent over the whole test set, which the processes share.
+        """Return the test accuracy in per cent; each process evaluates a part of the test set.
 
         Args:
-            flipped: use the sum of the logits of each image and of its mirror image.
+            flipped: sum the logits of each image and its mirror image.
         """
         model = self.average or self.model
         model.eval()
-        # Processes of DistributedDataParallel exchange buffers at every pass: with a test set that does not divide, the
-        # process with one batch more would wait for ever. Therefore several processes use the bare model.
+        # DistributedDataParallel exchanges buffers in every forward pass. If the test set does not divide evenly, a
+        # process with one more batch would wait forever. Several processes therefore use the unwrapped model.
         evaluated = self.forward if self.group.size == 1 and not self.average else model
         correct = torch.zeros((), dtype=torch.long, device=self.device)
         for images, labels in self.test_loader:
@@ -289,7 +289,7 @@ class Trainer:
         return 100 * correct.item() / self.test_loader.num_images
 
     def evaluate_flipped(self) -> dict[str, float]:
-        """Return `{"test_accuracy_with_flips": ...}` if training images are flipped, else nothing."""
+        """Return `{"test_accuracy_with_flips": ...}` if training images are flipped, else `{}`."""
         return {"test_accuracy_with_flips": self.evaluate(flipped=True)} if self.train_loader.flip else {}
 
     def _give_up(self):
@@ -299,7 +299,7 @@ class Trainer:
         raise NotFinite(f"loss or gradient is not finite in {where}; layers concerned: {layers}; {advice}")
 
     def _save_where_due(self):
-        """Save within an epoch when it is due or the run is to stop; several processes agree on it every few steps."""
+        """Save a checkpoint within an epoch if due or if the run is to stop; processes agree on this every 10 steps."""
         progress = self.progress
         if self.group.size > 1 and progress.step % AGREE_EVERY:
             return
@@ -338,7 +338,7 @@ class Trainer:
         """Load the newest undamaged checkpoint in the folder; see :meth:`load_state`.
 
         Raises:
-            UsageError: if there is none.
+            UsageError: if the folder has no usable checkpoint.
         """
         self.load_state(*self.group.broadcast_from_rank0(lambda: checkpoints.load_newest(self.folder)), may_change)
 
@@ -346,8 +346,8 @@ class Trainer:
         """Resume from a checkpoint.
 
         Args:
-            state, path: of the checkpoint, as :func:`checkpoints.load_newest` returns them.
-            may_change: settings that may differ from the checkpoint's.
+            state, path: state and path of the checkpoint, as :func:`checkpoints.load_newest` returns them.
+            may_change: settings that may differ from the checkpoint's settings.
 
         Raises:
             UsageError: if the checkpoint has another network, variant, data set or recipe.

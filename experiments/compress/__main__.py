@@ -1,17 +1,17 @@
-"""A trained network made smaller: accuracy after conversion and after a little training, against other ways.
+"""Compression of a trained network: accuracy after conversion and after fine-tuning, compared with other methods.
 
     python -m experiments.compress models/base_xcnn.py:Base --name compress_base --epochs 16 --finetune 2 \
         -- --dataset imagefolder --data-root DIR
-    python -m experiments.compress --name compress_base --table        # table and plot of the result alone
+    python -m experiments.compress --name compress_base --table        # only table and plot of the result
 
 Train the dense network, convert it to each variant of LinearConv (with and without calibration on training images, and
-with a budget that is shared out over the layers), and measure test accuracy right away and after every epoch of
-fine-tuning. The same LinearConv networks are trained from scratch for comparison, and the other ways of methods.py are
-tried with equal parameters (Tucker decomposition where tensorly is installed, channel pruning where torch-pruning is).
-Options behind `--` go to the training (models/<script> --help).
+with a budget that is distributed over the layers), and measure test accuracy directly after conversion and after every
+epoch of fine-tuning. For comparison, the same LinearConv networks are trained from scratch, and the other methods of
+methods.py are measured with equal parameters (Tucker decomposition requires tensorly, channel pruning torch-pruning).
+Options after `--` apply to the training (models/<script> --help).
 
-Writes results/<name>.json and .png and prints the table. Runs are in ckpt/<name>/; finished runs are not repeated, an
-interrupted one resumes after its last epoch.
+Writes results/<name>.json and .png, and prints the table. Runs are in ckpt/<name>/; finished runs are not repeated, and
+an interrupted run resumes after its last epoch.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Ways to make a trained network smaller: the variants of LinearConv, and other methods with equal parameters."""
+"""Methods to compress a trained network: the variants of LinearConv, and other methods with equal parameters."""
 
 import copy
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from linearconv_convert.surgery import layers_of, replace
 from linearconv_variants import Variant
 from training.counting import count_parameters
 
-HALF = "full rank, alpha 0.5"  # the other methods get the parameters of this one
+HALF = "full rank, alpha 0.5"  # the other methods get equal parameters
 CONVERSIONS = {
     "full rank, alpha 0.25": Variant("rank", alpha=0.25),
     HALF: Variant("rank"),
@@ -26,12 +26,14 @@ FROM_SCRATCH = (HALF, "rank 10", "half of A pruned")
 CALIBRATED = (HALF, "full rank, alpha 0.25", "rank 10")
 BUDGETED = (HALF, "full rank, alpha 0.25")  # also with equal parameters by budget
 BISECTIONS = 12
-RANK_STEPS = 256  # to choose ranks from
+RANK_STEPS = 256  # number of candidate ranks
 
 
 def truncated_svd(dense: nn.Module, small: nn.Module) -> nn.Module:
-    """Return the network with two convolutions, to r and by 1x1 to F channels, for each LinearConv in `small`, with no
-    more parameters: r (K + F) of P K + (F - P) P."""
+    """Return the network with two convolutions, to r and by 1x1 to F channels, for each LinearConv layer in `small`.
+
+    The two convolutions have at most the parameters of the layer: r (K + F) <= P K + (F - P) P.
+    """
     return _replaced(dense, small, _svd_pair)
 
 
@@ -47,13 +49,14 @@ def _svd_pair(layer, most):
 
 
 def tucker(dense: nn.Module, small: nn.Module) -> nn.Module:
-    """Return the network with three convolutions, by 1x1 to r_i of the C channels, to r_o by the kernel, by 1x1 to F,
-    for each LinearConv in `small`; with the largest ranks r_i / C = r_o / F that have no more parameters.
+    """Return the network with three convolutions for each LinearConv layer in `small`.
 
-    The Tucker decomposition in the two channel modes (Kim et al., ICLR 2016), by tensorly.
+    These are 1x1 from C to r_i channels, the kernel's size to r_o, and 1x1 to F, with the largest ranks
+    r_i / C = r_o / F that need no more parameters: the Tucker decomposition in the two channel modes (Kim et al.,
+    ICLR 2016), computed by tensorly.
 
     Raises:
-        ImportError: without tensorly.
+        ImportError: if tensorly is not installed.
     """
     import tensorly  # noqa: F401
 
@@ -80,7 +83,7 @@ def _tucker_triple(layer, most):
 
 
 def _with_weights(layers, weights, bias):
-    """The layers one after the other, with these weights; the last one with this bias."""
+    """Return a sequence of the layers with the given weights; the last layer gets the bias."""
     with torch.no_grad():
         for layer, weight in zip(layers, weights, strict=True):
             layer.weight.copy_(weight.reshape(layer.weight.shape))
@@ -90,7 +93,7 @@ def _with_weights(layers, weights, bias):
 
 
 def _replaced(dense: nn.Module, small: nn.Module, make: Callable[[nn.Conv2d, int], nn.Module]) -> nn.Module:
-    """The dense network with `make(layer, parameters)` for each layer that is a LinearConv in `small`."""
+    """Return the dense network with `make(layer, parameters)` for each layer that is a LinearConv layer in `small`."""
     model, changes = copy.deepcopy(dense), {}
     for name, ours in layers_of(small, LinearConv).items():
         parameters = sum(parameter.numel() for key, parameter in ours.named_parameters() if key != "bias")
@@ -100,11 +103,12 @@ def _replaced(dense: nn.Module, small: nn.Module, make: Callable[[nn.Conv2d, int
 
 
 def channel_pruning(dense: nn.Module, small: nn.Module) -> nn.Module:
-    """Return the network without a share of its channels, least L1 norms first, by torch-pruning; the share is the
-    least that leaves no more parameters than `small` has.
+    """Return the network without a share of its channels, smallest L1 norms first, pruned by torch-pruning.
+
+    The share is the smallest that leaves no more parameters than `small` has.
 
     Raises:
-        ImportError: without torch-pruning.
+        ImportError: if torch-pruning is not installed.
     """
     import torch_pruning  # noqa: F401
 
@@ -140,8 +144,8 @@ def fit_quality(dense: nn.Module, small: nn.Module) -> list[dict]:
     """Measure the fits of a full-rank conversion.
 
     Returns:
-        For each layer the relative error of its filters as `fitted`, of the best matrix of rank P (`optimum`,
-        Eckart-Young), and of the first P filters with the others regressed on them (`first_filters`).
+        For each layer the relative errors of the fitted filters (`fitted`), of the best matrix of rank P (`optimum`,
+        Eckart-Young), and of the first P filters with the others regressed on these (`first_filters`).
     """
     rows = []
     for name, ours in layers_of(small, LinearConv).items():

@@ -29,10 +29,10 @@ class Study:
     """Runs that share a network, data and recipe.
 
     Args:
-        script: models/<arch>_xcnn.py.
-        network: its name there.
-        folder: for the runs.
-        extra: training options, --dataset among them.
+        script: path of models/<arch>_xcnn.py.
+        network: name of the network in the script.
+        folder: folder of the runs.
+        extra: training options, including --dataset.
     """
 
     def __init__(self, script: Path, network: str, folder: Path, extra: Sequence[str]) -> None:
@@ -49,7 +49,7 @@ class Study:
             **options.pick("image_size", "download", "device", "seed", "channels_last"),
             **options.pick("validation", "in_memory", "workers"),
         )
-        self.fresh = self.loaders[0].state_dict()  # every run has the same batches
+        self.fresh = self.loaders[0].state_dict()  # all runs have the same batches
 
     def build(self, conv: Callable[..., nn.Module]) -> nn.Module:
         """Return the network with its initial weights."""
@@ -61,7 +61,7 @@ class Study:
         """Train a network, or resume its training.
 
         Returns:
-            Test accuracies in per cent: of the given network, and after each epoch.
+            Test accuracies in per cent: before training, and after each epoch.
         """
         options, folder = self.options, self.folder / re.sub(r"[^\w.-]", "_", run)
         open_folder(folder, folder, "auto")
@@ -93,9 +93,9 @@ class Record:
     """The result of a study, written after each run.
 
     Args:
-        study: of the runs.
-        values: of the result file; takes `rows`.
-        output: the result file.
+        study: the study.
+        values: content of the result file; `rows` are added.
+        output: path of the result file.
     """
 
     def __init__(self, study: Study, values: dict, output: Path) -> None:
@@ -111,14 +111,14 @@ class Record:
 
 
 def run(study: Study, epochs: int, finetune: int, values: dict, output: Path) -> None:
-    """Do all runs of a study.
+    """Execute all runs of a study.
 
     Args:
-        study: of the runs.
-        epochs: of the dense network and of those from scratch.
-        finetune: epochs after conversion.
-        values: of the result file; takes `rows` and `fit_quality`.
-        output: the result file, written after each run.
+        study: the study.
+        epochs: epochs of the dense network and of the networks trained from scratch.
+        finetune: epochs of fine-tuning after conversion.
+        values: content of the result file; `rows` and `fit_quality` are added.
+        output: path of the result file, which is written after each run.
     """
     whole = replace(study.recipe, epochs=epochs, milestones=(round(0.75 * epochs), round(0.95 * epochs)))
     tuning = replace(study.recipe, epochs=finetune, milestones=(finetune - 1,), lr=study.recipe.lr / 2)
@@ -138,7 +138,7 @@ def run(study: Study, epochs: int, finetune: int, values: dict, output: Path) ->
             small, report = convert(dense, **setting, calibration=images, return_report=True)
             errors = [layer.filter_error for layer in report.converted]
             record.train("converted", title, small, tuning, variant, filter_errors=errors)
-    for method in BUDGETED:  # with equal parameters, shared out over the layers
+    for method in BUDGETED:  # with equal parameters, distributed over the layers
         share = count_parameters(study.build(CONVERSIONS[method].conv)) / count_parameters(dense)
         small, report = convert(dense, "rank", budget=share, calibration=calibration, return_report=True)
         alphas = {layer.name: layer.variant.alpha for layer in report.converted}

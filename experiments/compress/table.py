@@ -9,10 +9,10 @@ from training.markdown import markdown_table
 
 
 def markdown(record: dict) -> list[str]:
-    """Return the table's lines: a row per way, with its parameters and accuracies.
+    """Return the lines of the table: a row per method, with its parameters and accuracies.
 
     Args:
-        record: of the result file.
+        record: content of the result file.
     """
     tuned = record["finetune"]
     scratch = {row["method"]: row["accuracies"][-1] for row in record["rows"] if row["kind"] == "from scratch"}
@@ -32,11 +32,11 @@ def markdown(record: dict) -> list[str]:
 
 
 def plot(record: dict, path: Path) -> bool:
-    """Draw the figure of experiments/figures/compression.py as PNG; return False where matplotlib is missing.
+    """Draw the figure of experiments/figures/compression.py as PNG; return False if matplotlib is missing.
 
     Args:
-        record: of the result file.
-        path: of the image.
+        record: content of the result file.
+        path: path of the image.
     """
     try:
         from experiments.figures import compression, style

@@ -1,12 +1,12 @@
-"""Draw the figures from the files in results/ alone: no checkpoint is read, no network trained.
+"""Draw the figures from the files in results/; no checkpoint is read and no network is trained.
 
     python -m experiments.figures                              # all of them, to results/figures/ as .svg and .png
     python -m experiments.figures table1 training_curves       # some
     python -m experiments.figures accuracy_parameters --results base_cifar10
     python -m experiments.figures --results-folder DIR         # from other results, to DIR/figures/
 
-A figure without results is left out, and a line names what is missing. Needs matplotlib (pip install matplotlib). Each
-figure is a file of this folder, whose docstring describes it.
+A figure without results is skipped, and a line names the missing results. matplotlib is required (pip install
+matplotlib). Each figure is a file in this folder, whose docstring describes the figure.
 """
 
 import argparse
@@ -33,20 +33,20 @@ FIGURES = (
 
 
 def matplotlib_is_there() -> bool:
-    """Return True where matplotlib is installed."""
+    """Return True if matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
 def draw(names: Sequence[str], folder: Path, result: str | None = None) -> None:
-    """Draw figures to `<folder>/figures/`, and print for each the files, or why it is left out.
+    """Draw figures to `<folder>/figures/`; print the files of each figure, or the reason why the figure is skipped.
 
     Args:
-        names: out of `FIGURES`.
-        folder: with the results.
-        result: the sweep that accuracy_parameters shows; its default is the figure's.
+        names: names of figures, from `FIGURES`.
+        folder: folder of the results.
+        result: the sweep that accuracy_parameters shows; default: the figure's own default.
 
     Raises:
-        UsageError: where matplotlib is missing, or a result cannot be read.
+        UsageError: if matplotlib is missing, or a result cannot be read.
     """
     if not matplotlib_is_there():
         raise UsageError("figures need matplotlib: pip install matplotlib")

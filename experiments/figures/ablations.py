@@ -2,9 +2,9 @@
 
     python -m experiments.figures ablations      # from results/ablation_{alpha,rank,reg,sparsity}.json
 
-Each ablation that was measured has a panel with its values side by side, and with their parameters where there is room.
-The dashed line is the dense network under the same conditions. The panel of the regulariser also has the correlation
-between primary filters after training, where it was recorded.
+Each measured ablation has a panel with its values side by side, and with their parameters if there is room. The dashed
+line is the dense network under the same conditions. The panel of the regulariser also shows the correlation between
+primary filters after training, if recorded.
 """
 
 from fractions import Fraction
@@ -23,7 +23,7 @@ ABLATIONS = {  # name: the key that varies in the reports, title of the axis
     "reg": ("reg_weight", "weight of the regulariser"),
     "sparsity": ("sparsity", "share of $A$ that is pruned"),
 }
-NAMES = {"rank": "full rank", "lowrank": "rank 10", "sparse": "sparse"}  # of the lines, by type
+NAMES = {"rank": "full rank", "lowrank": "rank 10", "sparse": "sparse"}  # names of the lines, by type
 NAMES_OF_RANKS = {"rank": "a share", "lowrank": "constant"}
 MOST_WITH_PARAMETERS = 8  # values on an axis
 LOOKS = {"rank": look("-Lr"), "lowrank": look("-LRr"), "sparse": look("sparse")}
@@ -33,7 +33,7 @@ def draw(results: Path) -> Figure:
     """Return the figure of all ablations in a folder.
 
     Raises:
-        NoResults: where there is none.
+        NoResults: if the folder has no ablation.
     """
     groups, dense = {}, {}
     for name in ABLATIONS:
@@ -66,7 +66,7 @@ def _panel(axes: Axes, name: str, runs: list[dict], dense: list[dict]) -> list[l
         if report["type"] != "dense":
             settings.setdefault((report["type"], report.get(key)), []).append(run)
     settings = dict(sorted(settings.items()))
-    # ranks of both types stand side by side; any other value has one place for all types
+    # Ranks of both types are side by side; any other value has one position for all types.
     values = sorted({(kind if name == "rank" else "", value) for kind, value in settings})
     place_of = {(kind, value): values.index((kind if name == "rank" else "", value)) for kind, value in settings}
     texts = [_share_of_filters(value) if kind == "rank" else f"{value:g}" for kind, value in values]
@@ -94,13 +94,13 @@ def _panel(axes: Axes, name: str, runs: list[dict], dense: list[dict]) -> list[l
 
 
 def _share_of_filters(value: float) -> str:
-    """A share as a fraction of P: P/4."""
+    """Return a share as a fraction of P, such as P/4."""
     numerator, denominator = Fraction(value).limit_denominator(1000).as_integer_ratio()
     return f"{numerator if numerator > 1 else ''}$P$" + (f"/{denominator}" if denominator > 1 else "")
 
 
 def _with_parameters(texts: list[str], settings: dict[tuple, list[dict]]) -> list[str]:
-    """The texts of the values, with the unpruned parameters below where they differ and there is room."""
+    """Return the texts of the values, with the unpruned parameters below if these differ and there is room."""
     counts = [mean_over_seeds(runs, "nonzero_parameters")[0] / 1e3 for runs in settings.values()]
     if len(texts) > MOST_WITH_PARAMETERS or len(counts) > len(texts) or max(counts) - min(counts) < 1:
         return texts
@@ -108,7 +108,7 @@ def _with_parameters(texts: list[str], settings: dict[tuple, list[dict]]) -> lis
 
 
 def _correlation(axes: Axes, line: dict[int, list[dict]], marker: str) -> list[Line2D]:
-    """Draw the correlation after the last epoch on the right axis, where it was recorded."""
+    """Draw the correlation after the last epoch on the right axis, if recorded."""
     means = {}
     for place, runs in line.items():
         found = [run["log"][-1].get("correlation") for run in runs]

@@ -1,9 +1,9 @@
 """The figure of accuracy against parameters: every method of a sweep, and the line of thinner dense networks.
 
-    python -m experiments.figures accuracy_parameters                          # of Base and VGG11
+    python -m experiments.figures accuracy_parameters                          # Base and VGG11
     python -m experiments.figures accuracy_parameters --results base_cifar10
 
-Dots are means over seeds, bars their standard deviation; parameters are those that are not pruned.
+Dots are means over seeds, and bars are standard deviations. Pruned parameters do not count.
 """
 
 from pathlib import Path
@@ -16,18 +16,19 @@ from experiments.figures.style import INK, fill, label, look, make
 from experiments.results import NoResults, by_method, comparable, describe, every_run, mean_over_seeds
 
 PREFERRED = ("table1_base_fast", "vgg11_fast")
-FEWEST = 4  # methods that make a panel
+FEWEST = 4  # methods in a panel
 
 
 def draw(results: Path, name: str | None = None) -> Figure:
-    """Return the figure of the runs in `<results>/<name>.json` that compare; of several groups the one of most methods.
+    """Return the figure of the comparable runs in `<results>/<name>.json`: the group with the most methods.
 
     Args:
-        results: the folder.
-        name: of the result; left out, a panel for each of `PREFERRED` that is there, else that with the most methods.
+        results: folder of the results.
+        name: name of the result; default: a panel for each available result of `PREFERRED`, else the result with the
+            most methods.
 
     Raises:
-        NoResults: where no result has that many methods.
+        NoResults: if no result has enough methods.
     """
     by_file = {}
     for run in every_run(results, name or "*"):
@@ -44,7 +45,7 @@ def draw(results: Path, name: str | None = None) -> Figure:
 
 
 def _fullest(files):
-    """Conditions, and runs by method, of the group of most methods; None where none has enough."""
+    """Return conditions and runs by method of the group with the most methods; None if no group has enough."""
     groups = [(conditions, by_method(same)) for file in files for conditions, same in comparable(file).items()]
     groups = [group for group in groups if len(group[1]) >= FEWEST and len(set(map(_size, group[1].values()))) > 2]
     return max(groups, key=lambda group: (len(group[1]), group[0][-1]), default=None)
@@ -56,7 +57,7 @@ def _panel(axes: Axes, points: dict[str, tuple[float, float, float]]) -> None:
         axes.plot(*zip(*thin, strict=True), linewidth=1.2, **look("Conv").line())
     for method, (parameters, accuracy, deviation) in points.items():
         style, bar = look(method), {"capsize": 3, "elinewidth": 1}
-        under = {"zorder": 1.9, "markersize": 10} if method.startswith("Conv") else {}  # both show where they overlap
+        under = {"zorder": 1.9, "markersize": 10} if method.startswith("Conv") else {}  # overlapping markers show
         axes.errorbar(parameters, accuracy, yerr=deviation, linestyle="none", **style.dot() | bar | under)
     ends = [accuracy + sign * deviation for _, accuracy, deviation in points.values() for sign in (-1, 1)]
     fill(axes, ends, "y", 0.1)
@@ -80,11 +81,11 @@ def _size(runs: list[dict]) -> float:
 
 
 def _point(runs: list[dict]) -> tuple[float, float, float]:
-    """Parameters, mean accuracy and its deviation."""
+    """Return parameters, mean accuracy and standard deviation."""
     mean, deviation = mean_over_seeds(runs)
     return _size(runs), mean, deviation or 0.0
 
 
 def _name(method: str) -> str:
-    """How the figure calls a method."""
+    """Return the figure's name of a method."""
     return {"Conv": "Conv (dense)"}.get(method, method.replace("Conv, width", "thinner: width"))

@@ -1,9 +1,9 @@
-"""The figure of a compression study: the accuracy that each way to make a trained network smaller keeps.
+"""The figure of a compression study: the accuracy after each way to compress a trained network.
 
-    python -m experiments.figures compression                       # of results/compress_base.json
-    python -m experiments.compress --name compress_base --table     # the same beside the table, as results/NAME.png
+    python -m experiments.figures compression                       # from results/compress_base.json
+    python -m experiments.compress --name compress_base --table     # table, and the same figure as results/NAME.png
 
-Ways are sorted by size, the ones of about equal size into one band, in it by accuracy after fine-tuning.
+Methods are sorted by size. Methods of about equal size form a band and are sorted by accuracy after fine-tuning.
 """
 
 from itertools import pairwise
@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from experiments.figures.style import DASHED, INK, SMALL, Look, fill, look, make
 from experiments.results import load
 
-WAYS = {  # by the beginning of the way's name; those of LinearConv look as the methods do
+WAYS = {  # by the beginning of the name; LinearConv's look like the methods in other figures
     "full rank": look("-Lr"),
     "half rank": look("rank"),
     "rank 10": look("-LRr"),
@@ -25,23 +25,23 @@ WAYS = {  # by the beginning of the way's name; those of LinearConv look as the 
     "uniform channel pruning": Look("#1a1a1a", "P", size=8.5),
 }
 NUMBER, ASIDE = {"fontsize": SMALL, "color": INK}, {"va": "center", "ha": "right"}
-APART = 1.25  # of two neighbours in size, the ratio from which they stand in different bands
+APART = 1.25  # size ratio of two neighbours above which they are in different bands
 
 
 def draw(results: Path, name: str = "compress_base") -> Figure:
     """Return the figure of `<results>/<name>.json`.
 
     Raises:
-        NoResults: where it is not there.
+        NoResults: if the result does not exist.
     """
     return figure_of(load(name, results))
 
 
 def figure_of(record: dict) -> Figure:
-    """Return the figure of a study: accuracy as converted on the left, after training on the right.
+    """Return the figure of a study: accuracy directly after conversion on the left, after fine-tuning on the right.
 
     Args:
-        record: of the result file.
+        record: content of the result file.
     """
     scratch = {row["method"]: row for row in record["rows"] if row["kind"] == "from scratch"}
     bands = _bands([row for row in record["rows"] if row["kind"] != "from scratch"])
@@ -85,7 +85,7 @@ def figure_of(record: dict) -> Figure:
 
 
 def _bands(rows: list[dict]) -> list[list[dict]]:
-    """Ways of about equal size, the smallest first; the most accurate one of a band last, which is on top."""
+    """Return bands of rows of about equal size, the smallest first; the most accurate row of a band is last, on top."""
     rows = sorted(rows, key=lambda row: row["parameters"])
     bands = [rows[:1]]
     for smaller, row in pairwise(rows):
@@ -100,7 +100,7 @@ def _look(method: str) -> Look:
 
 
 def _legend(figure: Figure, record: dict, dense: dict) -> None:
-    """Explain hollow dots, stars and the dashed line."""
+    """Add a legend for hollow dots, stars and the dashed line."""
     dot = {"linestyle": "none", "color": INK, "markersize": 7}
     signs = [
         Line2D([], [], marker="s", markerfacecolor="white", label="after 1 epoch", **dot),

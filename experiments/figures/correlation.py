@@ -15,7 +15,7 @@ from experiments.correlation import unpack
 from experiments.figures.style import INK, PRIMARY, SECONDARY, SIGNED, SMALL, WIDTH, make
 from experiments.results import NoResults, load
 
-LEVELS = 41  # steps of 0.05, which make the files half as large
+LEVELS = 41  # steps of 0.05, which halve the file size
 TITLES = {
     "dense": "Conv",
     "L": "-L: LinearConv,\nno regulariser",
@@ -27,7 +27,7 @@ def draw(results: Path) -> Figure:
     """Return the figure of `<results>/correlation_base.json`.
 
     Raises:
-        NoResults: where it is not there.
+        NoResults: if the result does not exist.
     """
     try:
         runs = load("correlation_base", results)["runs"]
@@ -50,13 +50,13 @@ def draw(results: Path) -> Figure:
                 title = f"layer {layer['layer']}\n{layer['filters']} filters\nof {layer['elements']}\nelements"
                 axes.set_ylabel(title, rotation=0, ha="right", va="center", multialignment="center", labelpad=6)
     bar = figure.colorbar(image, ax=panels, shrink=0.5, aspect=24, pad=0.03, ticks=[-1, -0.5, 0, 0.5, 1])
-    figure.get_layout_engine().set(rect=(0.015, 0, 0.985, 1))  # the upright labels reach beyond what is kept for them
+    figure.get_layout_engine().set(rect=(0.015, 0, 0.985, 1))  # vertical labels exceed their reserved space
     bar.set_label("Pearson correlation of two filters")
     return figure
 
 
 def _panel(axes: Axes, layer: dict) -> object:
-    """Draw a matrix, its primary block outlined, and say below how strong it is."""
+    """Draw a matrix with its primary block outlined, and write its mean absolute correlations below."""
     filters, primary, means = layer["filters"], layer["primary"], layer["mean_absolute"]
     matrix = unpack(layer["hundredths"])
     image = axes.imshow(matrix, cmap=colormaps[SIGNED].resampled(LEVELS), vmin=-1, vmax=1, interpolation="none")
@@ -76,7 +76,7 @@ def _panel(axes: Axes, layer: dict) -> object:
 
 
 def _name_blocks(axes: Axes, layer: dict, across: bool) -> None:
-    """Write which filters are primary and which secondary, above the panel or on its left."""
+    """Label the primary and the secondary filters, above the panel or on its left."""
     filters, primary = layer["filters"], layer["primary"]
     for name, middle, color in (
         ("primary", (primary - 1) / 2, PRIMARY),

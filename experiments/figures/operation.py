@@ -1,4 +1,4 @@
-"""The figure of the operation, made by the layer itself: P primary maps convolved, the other F - P combined from them.
+"""The figure of the operation, computed by a layer: P primary maps by convolution, F - P combinations of these maps.
 
 python -m experiments.figures operation
 """
@@ -16,7 +16,7 @@ ARROW = {"arrowstyle": "-|>", "mutation_scale": 13, "linewidth": 1.4, "shrinkA":
 
 
 def picture(side: int = 48) -> torch.Tensor:
-    """Return an image (1, 1, side, side) of a ring and two bars, which edge filters answer to."""
+    """Return an image (1, 1, side, side) of a ring and two bars, to which edge filters respond."""
     y, x = torch.meshgrid(*[torch.linspace(-1, 1, side)] * 2, indexing="ij")
     ring = ((x + 0.25).hypot(y + 0.2) - 0.45).abs() < 0.14
     bars = ((x - y - 0.95).abs() < 0.13) | (((y - 0.72).abs() < 0.1) & (x < 0.2))
@@ -24,7 +24,7 @@ def picture(side: int = 48) -> torch.Tensor:
 
 
 def layer() -> LinearConv:
-    """Return a layer of eight filters, four of them primary: edges and lines, and signed mixtures of them."""
+    """Return a layer with eight filters: four primary filters for edges and lines, and signed mixtures of these."""
     made = LinearConv(1, 8, 3, padding=1, padding_mode="replicate", bias=False)
     edge = torch.tensor([[1.0, 2, 1], [0, 0, 0], [-1, -2, -1]])
     line = torch.tensor([[-1.0, -1, 2], [-1, 2, -1], [2, -1, -1]])
@@ -36,7 +36,7 @@ def layer() -> LinearConv:
 
 
 def draw(results: Path | None = None) -> Figure:
-    """Return the figure, 9 inches wide, in units of a hundredth of its width; it needs no results."""
+    """Return the figure, 9 inches wide, with a hundredth of its width as the unit. No results are needed."""
     figure = make(4.2, 9, layout=None)
     height = 100 * 4.2 / 9
     canvas = figure.add_axes((0, 0, 1, 1), xlim=(0, 100), ylim=(0, height))

@@ -1,7 +1,7 @@
-"""Width, fonts, the look of every method, labels, and how figures are saved.
+"""Style of all figures: width, fonts, the look of every method, labels, and file formats.
 
-README shows a figure 900 pixels wide; at that width no letter is smaller than 9 points. Methods differ in marker and
-line as well as in colour, and the colours of the paper's four in brightness, so that a grey print tells them apart.
+README shows a figure 900 pixels wide; at this width no letter is smaller than 9 points. Methods differ in marker and
+line as well as in colour. The colours of the paper's four methods also differ in brightness, for prints in grey.
 """
 
 import math
@@ -22,10 +22,10 @@ from training.checkpoints import write_whole
 
 WIDTH = 9.4  # inches: 900 pixels at 96 to the inch
 SMALL = 9  # points
-PRIMARY, SECONDARY = "#1b5faa", "#c75f00"  # filters and maps that are learnt, and those that are combined
+PRIMARY, SECONDARY = "#1b5faa", "#c75f00"  # learned filters and their maps, and combined ones
 INK, FAINT = "#1a1a1a", "#8a8a8a"
 FORMATS = {"svg": {"metadata": {"Date": None}}, "png": {"dpi": 144}}
-DASHED = (0, (6, 3))  # of the line that marks where the dense network is
+DASHED = (0, (6, 3))  # line of the dense network
 SIGNED = "RdBu_r"  # colours of numbers around 0
 RC = {
     "axes.axisbelow": True,
@@ -49,7 +49,7 @@ RC = {
 
 @dataclass(frozen=True)
 class Look:
-    """How a method is drawn: its colour, marker and line."""
+    """The look of a method: colour, marker and line."""
 
     color: str
     marker: str
@@ -57,15 +57,15 @@ class Look:
     size: float = 7.0
 
     def line(self) -> dict[str, object]:
-        """Return arguments of `Axes.plot` for its line."""
+        """Return arguments of `Axes.plot` for the line."""
         return {"color": self.color, "linestyle": self.linestyle}
 
     def dot(self) -> dict[str, object]:
-        """Return arguments of `Axes.plot` for its marker."""
+        """Return arguments of `Axes.plot` for the marker."""
         return {"color": self.color, "marker": self.marker, "markersize": self.size}
 
 
-LOOKS = {  # by the beginning of the method's name, the longest that fits
+LOOKS = {  # by the beginning of the method's name; the longest match applies
     "Conv": Look("#1a1a1a", "o"),
     "-L": Look("#b8458b", "^", (0, (4, 1.5)), 8),
     "-Lr": Look(PRIMARY, "s"),
@@ -81,26 +81,26 @@ LOOKS = {  # by the beginning of the method's name, the longest that fits
 
 
 def look(method: str) -> Look:
-    """Return the look of a method, called as :func:`experiments.results.method` does."""
+    """Return the look of a method, named as by :func:`experiments.results.method`."""
     return LOOKS[max((start for start in LOOKS if method.startswith(start)), key=len)]
 
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Let figures that are made and saved within have fonts, grids and identifiers of this file."""
+    """Within the context, create and save figures with the fonts, grids and identifiers of this file."""
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # not what this machine's matplotlibrc has
+        matplotlib.rcdefaults()  # ignore this machine's matplotlibrc
         matplotlib.rcParams.update(RC)
         yield
 
 
 def make(height: float, width: float = WIDTH, layout: str | None = "constrained") -> Figure:
-    """Return an empty figure of a height and width in inches."""
+    """Return an empty figure with height and width in inches."""
     return Figure(figsize=(width, height), layout=layout)
 
 
 def save(figure: Figure, path: Path, formats: Sequence[str] = tuple(FORMATS)) -> list[Path]:
-    """Write a figure as `path` with the suffix of each format, the same bytes for the same figure; return the paths."""
+    """Write a figure to `path` with each format's suffix, with reproducible bytes; return the paths."""
     _settle(figure)
     paths = [path.with_suffix(f".{name}") for name in formats]
     for name, target in zip(formats, paths, strict=True):
@@ -109,7 +109,7 @@ def save(figure: Figure, path: Path, formats: Sequence[str] = tuple(FORMATS)) ->
 
 
 def _settle(figure):
-    """Lay a figure out for good: the last digits, of which names in an SVG are made, differ from time to time."""
+    """Fix the layout with rounded positions: their last digits vary, and names in an SVG depend on them."""
     if figure.get_layout_engine() is None:
         return
     figure.draw_without_rendering()
@@ -120,7 +120,7 @@ def _settle(figure):
 
 
 def fill(axes: Axes, values: Sequence[float], axis: str = "y", margin: float = 0.08) -> None:
-    """Let the range of some values fill an axis."""
+    """Set the limits of an axis to the range of the values, with a margin."""
     low, high = min(values), max(values)
     room = margin * (high - low) or 0.5
     getattr(axes, f"set_{axis}lim")(low - room, high + room)
@@ -128,20 +128,20 @@ def fill(axes: Axes, values: Sequence[float], axis: str = "y", margin: float = 0
 
 # ---- labels ---------------------------------------------------------------------------------------------------------
 
-DISTANCES, TURNS = (7, 10, 14, 20, 28, 38, 50), 16  # at which labels are tried, in points, and in how many directions
-LEADER = 14  # points from which on a line leads to the label
+DISTANCES, TURNS = (7, 10, 14, 20, 28, 38, 50), 16  # distances of candidate labels in points, number of directions
+LEADER = 14  # points of distance above which a line leads to the label
 
 
 def label(axes: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str], colors: Sequence[str]) -> None:
-    """Write a text beside each point, near it, where it covers no marker, no line and no other text.
+    """Write a text near each point, at a position where it covers few markers, lines and other texts.
 
     Args:
-        axes: with final limits and layout, and with everything drawn.
-        points: in data coordinates.
-        texts: a label each.
-        colors: of the labels.
+        axes: completely drawn, with final limits and layout.
+        points: positions in data coordinates.
+        texts: the label of each point.
+        colors: the colour of each label.
     """
-    axes.figure.draw_without_rendering()  # the layout is now that of the file
+    axes.figure.draw_without_rendering()  # the layout is now final
     unit = axes.figure.dpi / 72  # pixels in a point
     frame, pixels = axes.get_window_extent(), axes.transData.transform(points)
     markers = [_square(place, 6 * unit) for place in pixels]
@@ -161,13 +161,13 @@ def label(axes: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str
 
 
 def _cost(box, point, frame, taken, markers, unit):
-    """The area that a label in a box covers or leaves the frame by, with its distance and what its leader crosses."""
+    """Return the cost of a label's box: area covered and outside, distance, markers that its leader crosses."""
     outside = box.width * box.height - _common(box, frame)
     covered = sum(_common(box, other) for other in taken)
     near = _nearest(box, *point)
     away = math.dist(point, near) / unit
     corners = [(min(point[0], near[0]), min(point[1], near[1])), (max(point[0], near[0]), max(point[1], near[1]))]
-    crossed = sum(Bbox(corners).padded(1).overlaps(marker) for marker in markers) - 1  # its own is one of them
+    crossed = sum(Bbox(corners).padded(1).overlaps(marker) for marker in markers) - 1  # less its own marker
     return 20 * outside + covered + (2 * away + 100 * crossed * (away > LEADER)) * unit**2
 
 
@@ -176,7 +176,7 @@ def _square(middle, half):
 
 
 def _beside(x, y, size, distance, turn):
-    """The box of a text that lies at a distance in one of the directions; the first is to the right."""
+    """Return the box of a text at a distance in one of the directions; the first direction is to the right."""
     dx, dy = (round(f(2 * math.pi * turn / TURNS), 3) for f in (math.cos, math.sin))
     left = x + dx * distance - size.width * (1 - dx) / 2
     low = y + dy * distance - size.height * (1 - dy) / 2
@@ -188,7 +188,7 @@ def _nearest(box, x, y):
 
 
 def _lines(axes):
-    """Points in pixels that stand for all lines and error bars."""
+    """Yield points in pixels along all lines and error bars."""
     bars = [bar for part in axes.collections if isinstance(part, LineCollection) for bar in part.get_segments()]
     for data in [*(line.get_xydata() for line in axes.lines if line.get_linestyle() != "None"), *bars]:
         pixels = axes.transData.transform(data)
@@ -198,7 +198,7 @@ def _lines(axes):
 
 
 def _common(one, other):
-    """The area that two boxes have in common."""
+    """Return the area of the intersection of two boxes."""
     width = min(one.x1, other.x1) - max(one.x0, other.x0)
     height = min(one.y1, other.y1) - max(one.y0, other.y0)
     return max(0, width) * max(0, height)

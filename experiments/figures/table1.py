@@ -2,7 +2,7 @@
 
     python -m experiments.figures table1
 
-The runs of a network are the longest ones with the same data, recipe and epochs. -L has the counts of -Lr.
+Each network shows its longest runs with the same data, recipe and epochs. -L has the counts of -Lr.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ def draw(results: Path) -> Figure:
     """Return the figure of all networks that have been trained dense and as LinearConv.
 
     Raises:
-        NoResults: where there is none, or the counts are not there.
+        NoResults: if there is no such network, or the counts do not exist.
     """
     counts = {row["network"]: row for row in load("table1_counts", results)["rows"]}
     runs = (run for run in every_run(results) if not run["file"].startswith("ablation"))
@@ -67,7 +67,7 @@ def _preference(found):
 
 
 def _accuracy(axes: Axes, runs: dict[str, list[dict]], printed: dict[str, float]) -> None:
-    """Draw our accuracies filled, with the best epoch as a dash, and the paper's hollow beside them."""
+    """Draw our accuracies as filled dots with the best epoch as a dash, and the paper's as hollow dots."""
     values = []
     for place, method in enumerate(METHODS):
         style = look(method)
@@ -86,12 +86,12 @@ def _accuracy(axes: Axes, runs: dict[str, list[dict]], printed: dict[str, float]
             values.append(printed[method])
     fill(axes, values, margin=0.16)
     low, high = axes.get_ylim()
-    axes.set_ylim(low - 0.08 * (high - low), high)  # the numbers stand below the dots
+    axes.set_ylim(low - 0.08 * (high - low), high)  # the numbers are below the dots
     axes.set_title("test accuracy, %", loc="left", color=INK)
 
 
 def _parameters(axes: Axes, counts: dict[str, dict]) -> None:
-    """Draw parameters as bars in per cent of the dense network's, the number above."""
+    """Draw parameters as bars in per cent of the dense network's parameters, with the number above."""
     dense = counts["Conv"]["parameters"]
     for place, method in enumerate(METHODS):
         number = counts[method]["parameters"]
@@ -102,7 +102,7 @@ def _parameters(axes: Axes, counts: dict[str, dict]) -> None:
 
 
 def _flops(axes: Axes, counts: dict[str, dict]) -> None:
-    """Draw both counts of operations as bars that begin at the dense network's."""
+    """Draw both counts of operations as bars that begin at the dense network's count."""
     ratios = [1.0]
     for place, method in enumerate(METHODS):
         for key, shift, how in (("flops_paper", -0.2, {}), ("macs_inference", 0.2, {"hatch": "////", "fill": False})):
@@ -130,7 +130,7 @@ def _centred(vertically):
 
 
 def _legend(below) -> None:
-    """Explain dots and bars."""
+    """Add a legend for dots and bars."""
     dot = {"linestyle": "none", "color": INK, "markersize": 7}
     signs = [
         Line2D([], [], marker="o", label="here, after the last epoch", **dot),

@@ -1,8 +1,8 @@
-"""The figure of the long trainings: test accuracy epoch by epoch with the paper's recipe, and its distance to dense.
+"""The figure of the long trainings: test accuracy by epoch with the paper's recipe, and its difference to dense.
 
     python -m experiments.figures training_curves
 
-Thin lines are the epochs, thick ones the mean of the last ten; a dashed line is where the dense network ends.
+Thin lines are single epochs, and thick lines the mean of the last ten. A dashed line is the dense network's final mean.
 """
 
 from pathlib import Path
@@ -15,14 +15,14 @@ from experiments.results import NoResults, by_method, comparable, describe, ever
 
 NAMES = {"Conv": "Conv (dense)", "-L": "-L, no regulariser", "-Lr": "-Lr, full rank", "-LRr": "-LRr, rank 10"}
 WINDOW = 10  # epochs
-FROM = 20  # epoch from which on the axes are filled
+FROM = 20  # first epoch that the axis limits consider
 
 
 def draw(results: Path, name: str = "base_paper_cifar10") -> Figure:
-    """Return the figure of the longest runs in `<results>/<name>.json` that compare.
+    """Return the figure of the longest comparable runs in `<results>/<name>.json`.
 
     Raises:
-        NoResults: where none is there with a dense one beside it.
+        NoResults: if there is no dense run with comparable other runs.
     """
     groups = {conditions: by_method(runs) for conditions, runs in comparable(every_run(results, name)).items()}
     groups = {conditions: runs for conditions, runs in groups.items() if "Conv" in runs and len(runs) > 1}
@@ -58,17 +58,17 @@ def draw(results: Path, name: str = "base_paper_cifar10") -> Figure:
 
 
 def _accuracies(runs: list[dict]) -> np.ndarray:
-    """Test accuracy by epoch, the mean over seeds."""
+    """Return the test accuracy by epoch, averaged over seeds."""
     return np.mean([[record["test_accuracy"] for record in run["log"]] for run in runs], axis=0)
 
 
 def _running_mean(curve: np.ndarray) -> np.ndarray:
-    """Of each epoch from the tenth on the mean of the ten that end with it."""
+    """Return, for each epoch from the tenth, the mean of the last ten epochs."""
     return np.convolve(curve, np.full(WINDOW, 1 / WINDOW), "valid")
 
 
 def _name_at_the_end(axes, ends: dict[str, float], epochs: int, signed: bool) -> None:
-    """Write the method and its last value on the right of each line, moved apart where they would overlap."""
+    """Write the method and its last value on the right of each line; overlapping texts are moved apart."""
     low, high = axes.get_ylim()
     height = axes.get_position().height * axes.figure.get_figheight() * 72  # points
     step = 1.25 * SMALL * (high - low) / height

@@ -1,4 +1,4 @@
-"""A training script over lists of settings, data sets and seeds: accuracy against parameters and FLOPs.
+"""Run a training script over lists of settings, data sets and seeds: accuracy against parameters and FLOPs.
 
     python -m experiments.sweep models/base_xcnn.py --name base -t dense rank sparse -r 0.1 0.25 0.5 1 -s 0.25 0.5 0.75
     python -m experiments.sweep ... --seeds 0 1 2 --datasets cifar10 svhn --alpha 0.25 0.5 --epochs 20
@@ -8,15 +8,15 @@
     python -m experiments.sweep ... --dry-run             # list the runs and their states
     python -m experiments.sweep ... --table               # table and plot of the finished runs
     python -m experiments.sweep ... --table --columns setting parameters accuracy against_dense best
-    python -m experiments.sweep ... -- --batch-size 100   # options behind -- go to every run
+    python -m experiments.sweep ... -- --batch-size 100   # options after -- apply to every run
 
-Each run is a process of its own in ckpt/<name>/<run>/, with its output in output.txt there. When it ends, its settings,
-report and log are added to results/<name>.json. The same command again skips the runs in that file, also when ckpt/ is
-gone, and resumes interrupted ones. Several sweeps may share a name, as each run is locked. When all runs are done, a
-table of results/<name>.json is printed, and results/<name>.png is drawn.
+Each run is a separate process in ckpt/<name>/<run>/, which contains its output as output.txt. When a run ends, its
+settings, report and log are added to results/<name>.json. The same command again skips the runs in that file, even if
+ckpt/ is deleted, and resumes interrupted runs. Several sweeps may share a name, because each run is locked. When all
+runs are done, a table of results/<name>.json is printed, and results/<name>.png is drawn.
 
--s goes with sparse, -r with rank and lowrank; where both of these are asked for, shares up to 1 go to rank and numbers
-above 1 to lowrank. The default of -t is the types that the values belong to. A type without values takes the script's
+-s applies to sparse, -r to rank and lowrank. If both of these are given, rank uses the shares up to 1 and lowrank the
+numbers above 1. The default of -t is the types to which the values apply. A type without values uses the script's
 default. dense, the reference, has neither values nor alpha and runs once per data set, seed and combination of --vary.
 The other methods (octave, basis, ghost, svd) have no values; basis has no alpha.
 """
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
-    """Return the sweep's own options, and the training options behind `--`.
+    """Return the sweep's own options, and the training options after `--`.
 
     Raises:
         SystemExit: with code 2 after one line on stderr.

@@ -1,4 +1,4 @@
-"""The commands that run sweeps: the options that they share, and what happens from a plan to its results."""
+"""Code shared by the commands that run sweeps: their options, and the steps from a plan to its results."""
 
 import os
 import re
@@ -34,10 +34,10 @@ def add_sweep_options(parser: OneLineParser) -> None:
 
 
 def check_sweep_options(parser: OneLineParser, options: Namespace, extra: Sequence[str]) -> None:
-    """End the process, with one line on stderr and code 2, where the name or the training options are not allowed.
+    """End the process, with one line on stderr and code 2, if the name or the training options are not allowed.
 
     Args:
-        parser, options: of the command.
+        parser, options: parser and options of the command.
         extra: training options for every run.
     """
     if not options.name:
@@ -57,18 +57,18 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def carry_out(every: Sequence[Run], options: Namespace, show: Callable[[Results], None]) -> int:
-    """List, run or show the runs of a plan, as the options ask.
+    """List, run or show the runs of a plan, depending on the options.
 
     Args:
-        every: the plan.
-        options: those of :func:`add_sweep_options`.
+        every: all runs of the plan.
+        options: the options of :func:`add_sweep_options`.
         show: called with the results when all runs are done, or for --table.
 
     Returns:
-        The exit code: 1 where runs have failed, 128 and more after a signal.
+        The exit code: 1 if runs have failed, at least 128 after a signal.
 
     Raises:
-        UsageError: where folders or results hold runs of other settings, or there is nothing to show.
+        UsageError: if folders or results hold runs with other settings, or no results exist.
     """
     results = Results(options.results / f"{options.name}.json", options.ckpt / options.name / "results.lock", every)
     states = {run.name: "done" if results.holds(run) else run.state() for run in every}
@@ -113,7 +113,7 @@ def _run(runs, results, jobs, device):
 
 
 def gpus_for(device: str) -> list[str]:
-    """Return the GPUs to spread runs over, as CUDA_VISIBLE_DEVICES names them; none where the device was chosen."""
+    """Return the GPUs for the runs, named as in CUDA_VISIBLE_DEVICES; empty if the user chose the device."""
     if device != "cuda":
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -1,7 +1,8 @@
-"""The runs of a sweep: every setting for every data set, network and seed, each with a name of its own.
+"""The runs of a sweep: every setting for every data set, network and seed, each with a unique name.
 
-A setting is a row of options, as a results table has rows: the variant first (-t -r -s --alpha), then the options that
-set it apart, as `-t rank -r 1 --reg-weight 0`. A sweep makes its rows from lists; :func:`plan_run` takes any.
+A setting is a row of options, like a row of a results table: the options of the variant (-t -r -s --alpha), then the
+options that distinguish the setting, such as `-t rank -r 1 --reg-weight 0`. A sweep builds its rows from lists;
+:func:`plan_run` accepts any row.
 """
 
 import itertools
@@ -38,7 +39,7 @@ WITHOUT_EFFECT = (  # options that the result does not depend on
 OF_VARIANT = ("-t", "-r", "-s", "--alpha")
 SETTINGS = {"rank": "-r", "sparsity": "-s"}  # options of the variants' settings
 WITHOUT_ALPHA = ("dense", "basis")
-LISTED = {  # options for which a sweep has lists, and the names of those
+LISTED = {  # options for which a sweep has list options, and the names of these
     "type": "type",
     "rank": "rank",
     "sparsity": "sparsity",
@@ -50,14 +51,14 @@ LISTED = {  # options for which a sweep has lists, and the names of those
 
 
 def plan(options: Namespace, extra: Sequence[str]) -> list[Run]:
-    """Return the runs of a sweep, one seed after the other, so that every setting has a result early.
+    """Return the runs of a sweep, sorted by seed, so that every setting has a result early.
 
     Args:
-        options: of the sweep.
+        options: options of the sweep.
         extra: training options for every run.
 
     Raises:
-        UsageError, SystemExit: for values that the training scripts refuse.
+        UsageError, SystemExit: for values that the training scripts reject.
     """
     shared = list(extra)
     if options.compute != "auto":
@@ -78,10 +79,10 @@ def plan(options: Namespace, extra: Sequence[str]) -> list[Run]:
 
 
 def unique(runs: Iterable[Run]) -> list[Run]:
-    """Return the runs, repeated ones once.
+    """Return the runs without repetitions.
 
     Raises:
-        UsageError: where runs of different settings share a name.
+        UsageError: if runs with different settings share a name.
     """
     named = {}
     for run in runs:
@@ -103,14 +104,14 @@ def plan_run(
     """Return the run of one row, one data set and one seed.
 
     Args:
-        script: of models/.
-        folder: of the sweep.
-        row: options that set the run apart from its neighbours, those of the variant first, each with its values.
-        shared: options that the runs have in common.
-        network, dataset, seed: the script's choice where left out.
+        script: script in models/.
+        folder: folder of the sweep.
+        row: options that distinguish the run, each with its values; options of the variant first.
+        shared: options that all runs have in common.
+        network, dataset, seed: default: the script's default.
 
     Raises:
-        SystemExit: with one line on stderr for options that the script refuses.
+        SystemExit: with one line on stderr for options that the script rejects.
     """
     arguments = [*shared, *row]
     for option, value in (("--network", network), ("--dataset", dataset), ("--seed", seed)):
@@ -123,12 +124,12 @@ def plan_run(
     parsed = parse_arguments(parser, arguments)
     settings = _settings(parsed, shown)
     if not {"--amp", "--no-amp"} & set(arguments):
-        settings["amp"] = None  # the default is the machine's
+        settings["amp"] = None  # the default depends on the machine
     variant, others = split_row(row)
     name = run_name(parsed, parsed.dataset or "default")
     for option, *values in others:
         part = re.sub(r"[^\w.-]", "_", f"-{option[2:]}{'_'.join(values)}")
-        if f"{part}-" not in name:  # a run's name has some options already
+        if f"{part}-" not in name:  # a run's name already contains some options
             name += part
     varied = " ".join(word for words in others for word in words)
     return Run(
@@ -147,12 +148,12 @@ def plan_run(
 
 
 def script_parser(network: str = "") -> OneLineParser:
-    """Return the parser of the options that all training scripts have, for those of one network."""
+    """Return a parser of the options that all training scripts share, for a script with one network."""
     return make_parser({network: None}, Recipe(lr=1e-3, epochs=1))
 
 
 def split_row(row: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Return the options of a row's variant, and its others, each with its values, numbers in their shortest form."""
+    """Return the variant's options of a row, and its other options with values, numbers in their shortest form."""
     size, others = 0, []
     while row[size : size + 1] and row[size] in OF_VARIANT:
         size += 2
@@ -174,7 +175,7 @@ def shortest(value: float) -> str:
 
 
 def _varied(given: Sequence[Sequence[str]], shared: Sequence[str]) -> list[list[str]]:
-    """Every combination of the values of --vary, as options of the script; without --vary an empty one."""
+    """Return every combination of the values of --vary as options of the script, at least an empty one."""
     actions, lists = script_parser()._option_string_actions, {}
     fixed = {word.split("=")[0] for word in shared}
     for name, *values in given:
@@ -187,7 +188,7 @@ def _varied(given: Sequence[Sequence[str]], shared: Sequence[str]) -> list[list[
 
 
 def _why_not_varied(option, action, values, fixed):
-    """What is wrong with an option of --vary; an empty text where nothing is."""
+    """Return the problem with an option of --vary; an empty text if the option is valid."""
     if action is None:
         return f"the training scripts have no option {option}"
     if action.dest in LISTED:
@@ -202,7 +203,7 @@ def _why_not_varied(option, action, values, fixed):
 
 
 def _variants(options: Namespace) -> list[list[str]]:
-    """-t with -r or -s, for every type and every value that belongs to it."""
+    """Return -t with -r or -s, for every type and every value that applies to the type."""
     given = {"rank": options.rank or [], "sparsity": options.sparsity or []}
     types = list(dict.fromkeys(options.type or ()))
     if not types:
@@ -236,7 +237,7 @@ def _numbers(values):
 
 
 def _settings(options, script):
-    """All options that the result depends on, with the values that a short recipe has now."""
+    """Return all options that the result depends on, with the current values of a short recipe."""
     settings = {key: value for key, value in vars(options).items() if key not in WITHOUT_EFFECT}
     if options.recipe in SHORT:
         recipe = SHORT[options.recipe].changed_by(options)

@@ -1,6 +1,6 @@
-"""The plot of a sweep: accuracy against parameters and operations, a row of plots for all runs that compare.
+"""The plot of a sweep: accuracy against parameters and operations, with a row of plots for each group of runs.
 
-Each type of layer, with its alpha and varied options, has its own marker and colour; its points are named by rank or
+Each type of layer, with its alpha and varied options, has its own marker and colour. Points are labelled by rank or
 sparsity, and error bars are the standard deviation over seeds. A dashed line is the dense network's accuracy.
 """
 
@@ -19,7 +19,7 @@ AXES = {
     "macs_inference": COUNTS["macs_inference"],
 }
 METHODS = {"dense": "Conv", "rank": "-Lr", "lowrank": "-LRr", "basis": "filter basis", "ghost": "Ghost", "svd": "SVD"}
-WIDTH, HEIGHT = 14, 4.2  # inches, of a row
+WIDTH, HEIGHT = 14, 4.2  # inches, for each row
 
 
 def plot(runs: Sequence[dict], path: Path) -> None:
@@ -39,13 +39,13 @@ def plot(runs: Sequence[dict], path: Path) -> None:
             plots[0].set_title(title, loc="left", fontweight="bold")
             beside.axis("off")
             beside.legend(*plots[0].get_legend_handles_labels(), loc="center left")
-        for axes, texts in labels:  # last, when the layout is that of the file
+        for axes, texts in labels:  # last, when the layout is final
             label(axes, *texts)
         save(figure, path.with_suffix(""), ["png"])
 
 
 def _series(rows: Sequence[dict]) -> list[tuple[str, Look, list[dict]]]:
-    """Rows that differ by rank or sparsity alone, with their name in the legend and a look of their own."""
+    """Return series of rows that differ only by rank or sparsity, each with its legend name and its look."""
     found = {}
     for row in rows:
         parts = [row["type"]]
@@ -65,7 +65,7 @@ def _series(rows: Sequence[dict]) -> list[tuple[str, Look, list[dict]]]:
 
 
 def _draw(axes: Axes, series, key: str) -> tuple[list[tuple[float, float]], list[str], list[str]]:
-    """Draw all series over a count; return the labels: points, texts and colours."""
+    """Draw the accuracies of all series over a count; return the labels: points, texts and colours."""
     points, texts, colors, heights, every = [], [], [], [], []
     for name, style, rows in series:
         rows = sorted(rows, key=lambda row: row[key])

@@ -1,11 +1,11 @@
-"""Runs of a sweep, a few at a time and none of them twice, and the result file that they are added to.
+"""Execution of a sweep's runs, several at a time and each of them once, and the result file with their results.
 
     results/<name>.json: {"note", "runs": [{"run", "setting", "varied", "dataset", "settings", "report", "log"}, ...]}
 
-A run is locked while its process lives. The operating system holds the lock, so that a killed process leaves none
-behind. A run in the result file with the same settings is done, also when its folder is gone; a setting that it lacks,
-because it is older than the option, counts as the default. Runs without settings are of earlier programs: tables show
-them, and they are never taken for a run that is asked for.
+A run is locked while its process lives. The operating system holds the lock and releases it when the process is killed.
+A run in the result file with the same settings is done, even if its folder is deleted; a setting that is missing in an
+older result counts as the default. Runs without settings were written by older programs: tables show these runs, but
+they never replace a planned run.
 """
 
 import fcntl
@@ -24,7 +24,7 @@ from typing import TextIO
 from training.checkpoints import REPORT, holds_checkpoint, read_log, write_json
 from training.errors import UsageError
 
-SETTINGS, OUTPUT = "settings.json", "output.txt"  # files of a run, beside those that it writes itself
+SETTINGS, OUTPUT = "settings.json", "output.txt"  # files of a run, in addition to the training script's
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL = 0.1  # seconds
 
@@ -34,17 +34,17 @@ class Run:
     """One call of a training script.
 
     Args:
-        name: of the run and its folder.
-        script: of models/.
-        setting: the variant and the other options that set the run apart from its neighbours.
-        varied: these other options alone.
-        dataset: its name; of an imagefolder the folder's name; None where the script chooses.
-        arguments: of the script.
+        name: name of the run and of its folder.
+        script: script in models/.
+        setting: the variant and the other options that distinguish the run.
+        varied: only these other options.
+        dataset: name of the data set; for an imagefolder, the folder's name; None if the script chooses.
+        arguments: arguments of the script.
         settings: all options that the result depends on.
-        defaults: values of the settings that an older result does not have.
-        folder: for report, log and checkpoints.
-        command: the call without this machine's paths.
-        device: that the run asks for.
+        defaults: values of settings that are missing in older results.
+        folder: folder of report, log and checkpoints.
+        command: the command without this machine's paths.
+        device: requested device.
     """
 
     name: str
@@ -61,14 +61,14 @@ class Run:
 
     @property
     def lock(self) -> Path:
-        """The file that is locked during the run; outside the folder, so that the folder can be deleted."""
+        """The file that is locked during the run. It is outside the folder, so that the folder can be deleted."""
         return self.folder.with_name(self.name + ".lock")
 
     def state(self) -> str:
-        """Return the state of the folder: `"done"`, `"interrupted"` (there is a checkpoint) or `"to do"`.
+        """Return the state of the folder: `"done"`, `"interrupted"` (with a checkpoint) or `"to do"`.
 
         Raises:
-            UsageError: where the folder holds another run.
+            UsageError: if the folder holds another run.
         """
         state = "to do"
         if (self.folder / REPORT).exists():
@@ -85,7 +85,7 @@ class Run:
         """Compare the settings with saved ones.
 
         Raises:
-            UsageError: naming those that differ.
+            UsageError: if settings differ; the message names them.
         """
         saved = self.defaults | saved
         different = [key for key in self.settings if saved[key] != self.settings[key]]
@@ -101,7 +101,7 @@ class Run:
 
 
 def take_lock(path: Path) -> TextIO | None:
-    """Return an open file that holds the lock until it is closed or its process dies; None where another has it."""
+    """Return an open file that holds the lock until closed or until its process ends; None if another file holds it."""
     file = open(path, "w")  # noqa: SIM115  stays open
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -112,7 +112,7 @@ def take_lock(path: Path) -> TextIO | None:
 
 
 def is_locked(path: Path) -> bool:
-    """Return True while a process holds the lock."""
+    """Return True if a process holds the lock."""
     if not path.exists():
         return False
     lock = take_lock(path)
@@ -125,12 +125,12 @@ class Results:
     """A result file, as last read or written.
 
     Args:
-        path: of the file.
+        path: path of the file.
         lock: a file that processes lock while they write.
-        plan: the runs of the sweep, whose order the file keeps.
+        plan: the runs of the sweep, which define the order in the file.
 
     Raises:
-        UsageError: where the file is not one of a sweep.
+        UsageError: if the file is not the result of a sweep.
     """
 
     def __init__(self, path: Path, lock: Path, plan: Sequence[Run]) -> None:
@@ -149,10 +149,10 @@ class Results:
         return self._record["runs"]
 
     def holds(self, run: Run) -> bool:
-        """Return True where the run is done.
+        """Return True if the run is done.
 
         Raises:
-            UsageError: where the file holds a run of that name and other settings.
+            UsageError: if the file holds a run with this name and other settings.
         """
         for entry in self.runs:
             if entry["run"] == run.name and "settings" in entry:
@@ -161,11 +161,11 @@ class Results:
         return False
 
     def add(self, done: Sequence[Run], note: str | None = None) -> None:
-        """Add finished runs; those in the file stay unchanged.
+        """Add finished runs; runs already in the file stay unchanged.
 
         Args:
             done: runs, each with its report in its folder or its entry in the file.
-            note: what the data are (default: the note in the file).
+            note: description of the data (default: the note in the file).
         """
         if all(self.holds(run) for run in done) and note in (None, self._record["note"]):
             return
@@ -181,7 +181,7 @@ class Results:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from writing the file, or what is made from it, within the context."""
+        """Within the context, prevent other processes from writing the file and its table and plot."""
         self._lock.parent.mkdir(parents=True, exist_ok=True)
         with open(self._lock, "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -205,10 +205,10 @@ class Runner:
     The process of a run inherits its lock: if this process is killed, the run continues and is not started again.
 
     Args:
-        runs: in the order in which they start.
-        results: knows which are done (`holds`), and takes those that end (`add`).
-        jobs: number of runs side by side.
-        gpus: to spread them over, as CUDA_VISIBLE_DEVICES names them.
+        runs: the runs, in the order of their start.
+        results: reports which runs are done (`holds`), and stores finished runs (`add`).
+        jobs: number of simultaneous runs.
+        gpus: GPUs over which the runs are distributed, named as in CUDA_VISIBLE_DEVICES.
     """
 
     def __init__(self, runs: Sequence[Run], results: Results, jobs: int, gpus: Sequence[str]) -> None:
@@ -221,7 +221,7 @@ class Runner:
         self.running, self.failed, self.signals, self.waiting = [], [], [], set()
 
     def go(self) -> None:
-        """Run until all have ended; after a signal, which is passed on to them, until the running ones have."""
+        """Run until all runs have ended. A signal is passed on to the running processes, and no further run starts."""
         handlers = {}
         for number in SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:
@@ -235,7 +235,7 @@ class Runner:
                 if not self.signals:
                     self._start_what_fits()
                 elif passed_on < len(self.signals):
-                    for job in self.running:  # a second signal does not wait for them
+                    for job in self.running:  # a second signal kills them at once
                         job.process.send_signal(signal.SIGKILL if passed_on else self.signals[0])
                     passed_on = len(self.signals)
                 if self.running or self.todo:
@@ -286,7 +286,7 @@ class Runner:
                 stderr=subprocess.STDOUT,
                 env=environment,
                 pass_fds=[lock.fileno()],
-                process_group=0,  # Ctrl-C reaches it once, through this process
+                process_group=0,  # Ctrl-C reaches the run only once, through this process
             )
         self.running.append(Job(run, lock, gpu, process, time.monotonic()))
         self._say("start", run.name)

@@ -2,7 +2,7 @@
 
     python -m experiments.sweep ... --table
 
-Accuracy is that after the last epoch, not the best one, which would be chosen on the test images. Mean and sample
+The accuracy is measured after the last epoch; the best epoch would be chosen on the test images. Mean and sample
 standard deviation (divided by n - 1) are over the seeds of a setting.
 """
 
@@ -32,7 +32,7 @@ COLUMNS = {  # title of each column
     "recipe": "recipe",
     "epochs": "epochs",
 }
-CONDITIONS = ("dataset", "network", "recipe", "epochs")  # rows compare that have these in common
+CONDITIONS = ("dataset", "network", "recipe", "epochs")  # comparable rows have these in common
 USUAL_COLUMNS = ("dataset", "network", "setting", *COUNTS, "accuracy", "seeds")
 LEFT_ALIGNED = ("dataset", "network", "setting", "row")
 
@@ -42,9 +42,9 @@ def summarise(runs: Sequence[dict]) -> list[dict]:
 
     Returns:
         A row per data set, network, setting, recipe and number of epochs, with the keys of `COLUMNS`. Accuracies are
-        (mean, deviation) in per cent; the deviation of a single seed is None. `last_ten` is None after fewer epochs,
-        `correlation` where it was not recorded. `against_dense` is the difference to the mean accuracy of the dense
-        network under the same conditions: with the same further options, else without any; else None.
+        (mean, deviation) in per cent; the deviation of a single seed is None. `last_ten` is None for fewer than ten
+        epochs, `correlation` if not recorded. `against_dense` is the difference to the mean accuracy of the dense
+        network under the same conditions: with the same further options, else without options, else None.
     """
     groups = {}
     for run in runs:
@@ -64,7 +64,7 @@ def summarise(runs: Sequence[dict]) -> list[dict]:
         plain, same = dense.get((_conditions(row), "")), dense.get((_conditions(row), row["varied"]))
         reference = (plain or same) if row["type"] == "dense" else (same or plain)
         row["against_dense"] = row["accuracy"][0] - reference["accuracy"][0] if reference else None
-    return sorted(rows, key=lambda row: (row["dataset"], row["network"]))  # settings stay in the sweep's order
+    return sorted(rows, key=lambda row: (row["dataset"], row["network"]))  # settings keep the sweep's order
 
 
 def _conditions(row):
@@ -72,7 +72,7 @@ def _conditions(row):
 
 
 def _over_seeds(runs):
-    """The values of the runs of one setting, which differ by their seed."""
+    """Return the values of one setting over its runs, which differ only by seed."""
     reports, logs = [run["report"] for run in runs], [run["log"][-10:] for run in runs]
     row = {key: reports[0][key] for key in ("type", "rank", "sparsity", "alpha")}
     row |= {key: round(statistics.fmean(report[key] for report in reports)) for key in COUNTS}
@@ -93,8 +93,8 @@ def markdown(runs: Sequence[dict], columns: Sequence[str] = USUAL_COLUMNS) -> li
     """Return the lines of the table of :func:`summarise`.
 
     Args:
-        runs: of a result file.
-        columns: keys of `COLUMNS`; recipe and epochs are added where they differ.
+        runs: the runs of a result file.
+        columns: keys of `COLUMNS`; recipe and epochs are added if they differ.
     """
     rows = summarise(runs)
     differing = [key for key in ("recipe", "epochs") if key not in columns and len({row[key] for row in rows}) > 1]
@@ -105,8 +105,8 @@ def table(rows: Sequence[dict], columns: dict[str, str]) -> list[str]:
     """Return the lines of a table of rows.
 
     Args:
-        rows: values by column: None, a text, an integer, a difference (a float), or a mean with its deviation.
-        columns: titles by column, those of texts first.
+        rows: values by column: None, a text, an integer, a difference (float), or a mean with its deviation.
+        columns: titles by column, text columns first.
     """
     cells = [[_cell(row, key) for key in columns] for row in rows]
     return markdown_table(list(columns.values()), cells, left=sum(key in LEFT_ALIGNED for key in columns))

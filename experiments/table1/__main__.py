@@ -1,15 +1,15 @@
-"""Table 1 of the paper: its counts, and our accuracies beside the printed ones.
+"""Table 1 of the paper: its counts, and our accuracies next to the printed accuracies.
 
     python -m experiments.table1                       # counts: prints the table, writes results/table1_counts.json
     python -m experiments.table1 --train --name table1 --networks Base VGG11 --rows dense Lr LRr thinner-parameters \
         --seeds 0 1 2 --datasets cifar10 cifar100 --recipe fast --jobs 2 -- --batch-size 100
     python -m experiments.table1 --train ... -- --dataset imagefolder --data-root DIR    # labelled by DIR's name
     python -m experiments.table1 --train ... --dry-run                # lists the runs and their states
-    python -m experiments.table1 --table --name table1                # accuracies of finished runs, beside the paper's
+    python -m experiments.table1 --table --name table1                # accuracies of finished runs, next to the paper's
 
-Training is a sweep over several scripts: the same command resumes, and all runs go to results/<name>.json. Options
-behind `--` go to every run. Rows: dense; L, which is Lr without the regulariser; Lr; LRr; half-rank; sparse; and the
-dense network with the parameters or the multiply-adds of Lr (see thinner.py).
+Training is a sweep over several scripts: the same command resumes it, and all runs are written to results/<name>.json.
+Options after `--` apply to every run. Rows: dense; L, which is Lr without the regulariser; Lr; LRr; half-rank; sparse;
+and the dense network with the parameters or the multiply-adds of Lr (see thinner.py).
 """
 
 import sys
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
-    """Return the command's own options, and the training options behind `--`.
+    """Return the command's own options, and the training options after `--`.
 
     Raises:
         SystemExit: with code 2 after one line on stderr.
@@ -74,14 +74,14 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
 
 
 def plan(options: Namespace, extra: Sequence[str]) -> list[Run]:
-    """Return the runs of the table, one seed after the other; two rows with the same network are one run.
+    """Return the runs of the table, sorted by seed; two rows with the same network share a run.
 
     Args:
-        options: of the command.
+        options: options of the command.
         extra: training options for every run.
 
     Raises:
-        UsageError, SystemExit: for values that the training scripts refuse.
+        UsageError, SystemExit: for values that the training scripts reject.
     """
     shared = list(extra)
     if options.recipe:
@@ -95,7 +95,7 @@ def plan(options: Namespace, extra: Sequence[str]) -> list[Run]:
         if options.datasets not in (None, [label]):
             raise UsageError(f"--datasets asks for {' '.join(options.datasets)}, but behind -- stands {label}")
         num_classes = describe(parsed.dataset, parsed.data_root, parsed.image_size).num_classes
-        datasets = {label: None}  # given behind --
+        datasets = {label: None}  # given after --
     runs = []
     for seed, label, name, row in product(options.seeds or [0], datasets, options.networks, options.rows):
         network = NETWORKS[name]
@@ -110,7 +110,7 @@ def show(options: Namespace) -> None:
     """Print the accuracies of the chosen networks, rows and data sets.
 
     Raises:
-        UsageError: where no run is done.
+        UsageError: if no such run is done.
     """
     runs = list(every_run(options.results, options.name))
     if options.datasets:
@@ -121,7 +121,7 @@ def show(options: Namespace) -> None:
 
 
 def show_counts() -> None:
-    """Count, print the table, and write the result file."""
+    """Count all networks, print the table, and write the result file."""
     rows = counts.count_rows()
     print("\n".join(counts.markdown(rows)))
     verdicts = [row[f"{figure}_verdict"] for row in rows for figure in ("parameters", "flops")]

@@ -1,7 +1,7 @@
-"""The accuracies of Table 1: our runs beside the paper's figures.
+"""The accuracies of Table 1: our runs next to the paper's figures.
 
-To the paper's rows (dense, Lr, LRr) it adds rows that show the worth of a saving: L, which is Lr without the
-regulariser; other settings of LinearConv; and the dense network made thinner until it costs as much as Lr.
+Further rows show the value of a saving, next to the paper's rows (dense, Lr, LRr): L, which is Lr without the
+regulariser; other settings of LinearConv; and thinner dense networks with the cost of Lr.
 """
 
 from collections.abc import Sequence
@@ -46,10 +46,10 @@ def setting(name: str, row: str, dataset: str, num_classes: int = 10) -> str:
     """Return the options with which a script trains a row of the table.
 
     Args:
-        name: of the network, out of `NETWORKS`.
-        row: out of `ROWS`.
-        dataset: decides the channels of images and the classes of a thinner network.
-        num_classes: of a data set that `dataloaders` does not know by name; its images have three channels.
+        name: name of the network, from `NETWORKS`.
+        row: name of the row, from `ROWS`.
+        dataset: data set, which decides the input channels and classes of a thinner network.
+        num_classes: classes of a data set that `dataloaders` does not know by name; its images have three channels.
     """
     if "{}" not in ROWS[row]:
         return ROWS[row]
@@ -72,13 +72,13 @@ def compare(runs: Sequence[dict], names: Sequence[str] = (), rows: Sequence[str]
     """Return the measured rows of the table, by data set, network and row.
 
     Args:
-        runs: of a result file, of one recipe and number of epochs.
-        names: of networks, out of `NETWORKS`; default: all.
-        rows: out of `ROWS`; default: all.
+        runs: runs of a result file, with the same recipe and number of epochs.
+        names: names of networks, from `NETWORKS`; default: all.
+        rows: names of rows, from `ROWS`; default: all.
 
     Returns:
-        The rows of :func:`experiments.sweep.table.summarise` with the values of `COLUMNS`, None where the paper has
-        none. Differences are in points: ours less the paper's, of accuracies and of distances to dense.
+        The rows of :func:`experiments.sweep.table.summarise` with the values of `COLUMNS`, None for values that the
+        paper lacks. Differences are in points, ours minus the paper's, for accuracies and for differences to dense.
     """
     classes = {dataset_of(run): run["report"]["num_classes"] for run in runs}
     measured = {(row["dataset"], row["network"], row["setting"]): row for row in summarise(runs)}
@@ -97,7 +97,7 @@ def compare(runs: Sequence[dict], names: Sequence[str] = (), rows: Sequence[str]
 
 
 def _against_paper(name, row, ours, printed):
-    """A row's name, the paper's figures, and the differences to them."""
+    """Return a row's name, the paper's figures, and the differences to these."""
     values = {"row": f"{name}-{row}"}
     values |= dict.fromkeys(("paper", "paper_against", "less_paper", "against_less_paper"))
     theirs = printed.get(f"-{row}")
@@ -119,7 +119,7 @@ def markdown(runs: Sequence[dict], names: Sequence[str] = (), rows: Sequence[str
     """Return the lines of the tables of :func:`compare`, one for each recipe and number of epochs.
 
     Args:
-        runs, names, rows: of :func:`compare`; the runs are those of :func:`experiments.results.every_run`.
+        runs, names, rows: arguments of :func:`compare`; the runs come from :func:`experiments.results.every_run`.
     """
     groups, lines = {}, []
     for run in runs:

@@ -1,9 +1,9 @@
-"""The parameters and FLOPs of Table 1: 31 of 36 figures are equal to the printed ones, the others are explained.
+"""The parameters and FLOPs of Table 1: 31 of 36 figures equal the printed ones, and the others are explained.
 
     python -m experiments.table1              # prints the table, writes results/table1_counts.json
 
-Counts are of 3x32x32 images and 10 classes. A figure is equal when ours, rounded to the paper's digits, is the printed
-one. Where it is not, the reason is tested: the network is changed accordingly and counted again.
+Counts are for 3x32x32 images and 10 classes. A figure is equal if our count, rounded to the paper's digits, is the
+printed figure. For the others the reason is tested: the network is changed accordingly and counted again.
 """
 
 from functools import partial
@@ -27,7 +27,7 @@ VARIANTS = {"": nn.Conv2d, "-Lr": LinearConv, "-LRr": RANK10}
 FIGURES = {"parameters": ("parameters", 1e6, ".2f"), "flops": ("flops_paper", 1e9, ".3f")}  # key, unit, paper's digits
 
 
-# ---- the five figures that differ: what gives the printed one -------------------------------------------------------
+# ---- the five figures that differ: networks with the printed figures ------------------------------------------------
 
 
 def allconv_with_padded_conv8(conv: type[nn.Module]) -> nn.Module:
@@ -43,7 +43,7 @@ def resnet_with_biases() -> nn.Module:
 
 
 def resnext_with_linearconv_stem() -> nn.Module:
-    """Return ResNeXt-29 with its 1x1 stem a LinearConv as well."""
+    """Return ResNeXt-29 with a LinearConv layer as its 1x1 stem."""
     model = ResNeXt29_2x64d(conv=LinearConv)
     model.conv1 = LinearConv(model.conv1.in_channels, model.conv1.out_channels, 1, bias=False)
     return model
@@ -76,7 +76,7 @@ def as_printed(counts: dict[str, int]) -> dict[str, str]:
 
 
 def count_rows() -> list[dict]:
-    """Return the rows of Table 1: ours, exact and rounded, the paper's, and for each figure `equal` or the reason."""
+    """Return the rows of Table 1: counts, exact and rounded, printed figures, and `equal` or a reason for each."""
     rows = []
     for network, build in NETWORKS.items():
         for suffix, conv in VARIANTS.items():
@@ -98,7 +98,7 @@ def _reason(name, figure, printed):
 
 
 def markdown(rows: list[dict]) -> list[str]:
-    """Return the table's lines, and the reasons as numbered notes below."""
+    """Return the lines of the table, with the reasons as numbered notes below."""
     header = ["network", "parameters", "ours, M", "paper, M", "FLOPs, paper's convention", "ours, B", "paper, B"]
     notes, lines = [], []
     for row in rows:

@@ -1,10 +1,10 @@
-"""Table 2 of the paper: LinearConv beside other methods with few parameters or FLOPs, counted, trained and timed.
+"""Table 2 of the paper: LinearConv and other methods with few parameters or FLOPs, counted, trained and timed.
 
     python -m experiments.table2                    # count, and print with the measured accuracies and speeds
     python -m experiments.table2 --speed            # time all networks as well, for about five minutes
 
-Counts and speeds are written to results/table2.json; accuracies are those of the sweeps in results/. The rows are
-trained by models/vgg_xcnn.py and models/squeezenet_xcnn.py; -t octave, basis, ghost and svd are the other methods.
+Counts and speeds are written to results/table2.json; accuracies come from the sweeps in results/. The scripts
+models/vgg_xcnn.py and models/squeezenet_xcnn.py train the rows; -t octave, basis, ghost and svd are the other methods.
 """
 
 import sys
@@ -28,8 +28,8 @@ def markdown(record: dict, runs: Iterable[dict]) -> list[str]:
     """Return the lines of all three tables.
 
     Args:
-        record: of the result file.
-        runs: of :func:`experiments.results.every_run`.
+        record: content of the result file.
+        runs: runs from :func:`experiments.results.every_run`.
     """
     counts = table1_counts.markdown(record["rows"])
     return [*counts, "", *accuracy.markdown(runs), "", *speed.markdown(record.get("speed"))]

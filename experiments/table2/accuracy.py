@@ -1,6 +1,6 @@
-"""The accuracies of Table 2: those of the sweeps in results/ on CIFAR-10, beside the paper's on three data sets.
+"""The accuracies of Table 2: from the sweeps in results/ on CIFAR-10, and the paper's on three data sets.
 
-The rows of a network are from runs that compare, of one recipe and number of epochs: from the group with most rows.
+The rows of a network come from comparable runs, with the same recipe and number of epochs: the group with most rows.
 """
 
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from experiments.results import OTHERS, by_method, comparable, describe, mean_ov
 from experiments.table2.counts import Row, table
 from training.markdown import markdown_table
 
-METHODS = {"dense": "Conv", "rank": "-Lr", "lowrank": "-LRr"} | OTHERS  # as results.py calls the rows' settings
+METHODS = {"dense": "Conv", "rank": "-Lr", "lowrank": "-LRr"} | OTHERS  # names of settings in results.py
 REMARKS = (
     "The paper's accuracies of the plain networks, and the differences to them of the others; * as reported by the "
     "method's authors. In its ImageNet column SqueezeNet's 71.4 cannot be top-1 accuracy on all of ImageNet, where "
@@ -22,11 +22,11 @@ def measured(runs: Iterable[dict]) -> dict[str, tuple[tuple, dict[str, list[dict
     """Return the measured rows.
 
     Args:
-        runs: of :func:`experiments.results.every_run`.
+        runs: runs from :func:`experiments.results.every_run`.
 
     Returns:
         By the network's name: the conditions that its runs have in common, and the runs of each row, one per seed.
-        Networks without runs are left out.
+        Networks without runs are omitted.
     """
     found = {}
     for conditions, group in comparable(run for run in runs if run["report"]["dataset"] == "cifar10").items():
@@ -50,10 +50,10 @@ def _method(row: Row) -> str:
 
 
 def markdown(runs: Iterable[dict]) -> list[str]:
-    """Return the table's lines: accuracy, its difference to the plain network's, the paper's; remarks below.
+    """Return the lines of the table: accuracy, difference to the plain network, the paper's accuracies; remarks below.
 
     Args:
-        runs: of :func:`experiments.results.every_run`.
+        runs: runs from :func:`experiments.results.every_run`.
     """
     found = measured(runs)
     rows, plain = [], {}

@@ -1,9 +1,9 @@
-"""The rows of Table 2, LinearConv beside other methods on the same networks, and the counts of each.
+"""The rows of Table 2, LinearConv and other methods on the same networks, with the counts of each row.
 
     python -m experiments.table2              # counts, accuracies and speeds
 
-Counts are of 3x32x32 images and 10 classes. Ten of the twelve printed figures are reproduced; the other two have a
-reason, which is tested. Four rows are not in the paper's table: Ghost, SVD, full rank, and a thinner plain network.
+Counts are for 3x32x32 images and 10 classes. Ten of the twelve printed figures are reproduced; for the other two the
+reason is tested. Four rows are not in the paper's table: Ghost, SVD, full rank, and a thinner plain network.
 """
 
 from collections.abc import Callable
@@ -27,13 +27,13 @@ class Row:
     """A row of the table.
 
     Args:
-        name: as in the paper.
-        network: constructor.
-        variant: replaces its convolutions.
-        printed: parameters in M and FLOPs in B, as the paper prints them; empty where it has no such row.
-        accuracy: the paper's on CIFAR-10, SVHN and ImageNet in per cent; for other rows than the plain ones, the
-            differences to these.
-        width: multiplies the channels.
+        name: name of the row in the paper.
+        network: constructor of the network.
+        variant: method that replaces the convolutions.
+        printed: parameters in M and FLOPs in B, as printed in the paper; empty if the paper has no such row.
+        accuracy: the paper's accuracies on CIFAR-10, SVHN and ImageNet in per cent; for other rows than the plain
+            networks, differences to the plain network.
+        width: width multiplier.
         as_reported: whether the paper quotes the accuracies of the method's authors.
     """
 
@@ -47,7 +47,7 @@ class Row:
 
     @property
     def is_plain(self) -> bool:
-        """True for the network that the others are compared with."""
+        """True for the plain network, with which the other rows are compared."""
         return self.variant.type == "dense" and self.width == 1
 
     def build(self) -> nn.Module:
@@ -62,7 +62,7 @@ VGG11_LRR = Row("VGG11-LRr", VGG11, RANK10, ("4.65", "0.350"), (-0.6, 0.0, -0.3)
 
 @cache
 def table() -> tuple[Row, ...]:
-    """Return all rows. The last one is the plain VGG11 of the width with the parameters of VGG11-LRr."""
+    """Return all rows. The last row is a thinner plain VGG11 with the parameters of VGG11-LRr."""
     return (
         Row("SqueezeNet", SqueezeNet, PLAIN, ("0.73", "0.069"), (83.8, 95.1, 71.4)),
         SQUEEZENET_LRR,
@@ -77,11 +77,11 @@ def table() -> tuple[Row, ...]:
     )
 
 
-# ---- the two figures that differ: what gives the printed ones -------------------------------------------------------
+# ---- the two figures that differ: changes that give the printed figures ---------------------------------------------
 
 
 def basis_without_bias() -> str:
-    """Return why VGG11-Basis is printed with fewer FLOPs, and the count with that change."""
+    """Return the reason why the paper prints fewer FLOPs for VGG11-Basis, and the count with this change."""
     model = Baseline("basis").build(VGG11)
     for layer in model.modules():
         if isinstance(layer, BasisConv):
@@ -90,7 +90,7 @@ def basis_without_bias() -> str:
 
 
 def choices_of_squeezenet() -> str:
-    """Return which choices of 3x3 convolutions, as LinearConv of rank 10, give both figures of SqueezeNet-LRr."""
+    """Return the reason for SqueezeNet-LRr: the choices of 3x3 convolutions, at rank 10, that have both figures."""
     dense, changes = SqueezeNet(), []
     of_dense = count(dense)
     for name, layer in dense.named_modules():

@@ -1,4 +1,4 @@
-"""The speed of Table 2's networks against the plain ones: a training step of 50 images, inference of 50 and of 1."""
+"""The speed of Table 2's networks relative to the plain networks: training with 50 images, inference with 50 and 1."""
 
 import gc
 from argparse import Namespace
@@ -12,15 +12,15 @@ from experiments.table2.counts import Row, table
 from training.markdown import markdown_table
 from training.report import origin
 
-TASKS = {task: contenders.TASKS[task] for task in ("train 50", "infer 50", "infer 1")}  # images at once
-PLAIN = "dense"  # what measuring.compare has the others compared with
+TASKS = {task: contenders.TASKS[task] for task in ("train 50", "infer 50", "infer 1")}  # images per step
+PLAIN = "dense"  # the reference of measuring.compare
 
 
 def measure(seconds: float, device: str) -> dict[str, object]:
-    """Measure all rows; those of one network take turns.
+    """Measure all rows; the rows of one network are measured in turns.
 
     Args:
-        seconds: for a network and task.
+        seconds: duration for each network and task.
         device: cpu or cuda.
 
     Returns:
@@ -32,7 +32,7 @@ def measure(seconds: float, device: str) -> dict[str, object]:
     for network in dict.fromkeys(row.network for row in table()):
         same = {PLAIN if row.is_plain else row.name: row for row in table() if row.network is network}
         for task, images in TASKS.items():
-            gc.collect()  # the networks before
+            gc.collect()  # free the previous networks
             timed = compare({key: _step(row, task, options) for key, row in same.items()}, seconds, device)
             for key, compared in timed.items():
                 speed = {"images_per_second": 1e3 * images / compared["milliseconds"]}
@@ -48,10 +48,10 @@ def _step(row: Row, task, options):
 
 
 def markdown(speed: dict | None) -> list[str]:
-    """Return the table's lines: milliseconds, and in brackets the ratio of speeds to the plain network.
+    """Return the lines of the table: milliseconds, and in brackets the speed relative to the plain network.
 
     Args:
-        speed: of :func:`measure`; None where nothing has been measured.
+        speed: the return value of :func:`measure`, or None if nothing has been measured.
     """
     if not speed:
         return ["Speed: not measured (--speed)."]
