@@ -133,7 +133,7 @@ LEADER = 14  # points of distance above which a line leads to the label
 
 
 def label(axes: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str], colors: Sequence[str]) -> None:
-    """Write a text near each point, at a position where it covers few markers, lines and other texts.
+    """Write a text near each point, at a position where it covers no markers, lines and other texts.
 
     Args:
         axes: completely drawn, with final limits and layout.
