@@ -9,7 +9,7 @@ import sys
 import time
 from argparse import ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -178,7 +178,7 @@ def add_sitting(path: Path, rows: Sequence[dict], device: str, conditions: dict[
         conditions: other conditions of the measurement.
     """
     sittings = json.loads(path.read_text())["sittings"] if path.exists() else []
-    ended = datetime.now(UTC).isoformat(timespec="minutes")
+    ended = datetime.now(timezone.utc).isoformat(timespec="minutes")
     sittings.append({"ended": ended, "origin": origin(device), **conditions, "rows": list(rows)})
     write_json(path, {"sittings": sittings})
 
