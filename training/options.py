@@ -106,11 +106,11 @@ def make_parser(
     add("--seed", type=int, default=0, help="seed of initialisation, shuffling and augmentation (default: 0)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N (default: cuda)")
     switch = argparse.BooleanOptionalAction
-    add("--channels-last", action=switch, default=True, help="memory format of images and feature maps (default: on)")
+    add("--channels-last", action=switch, help="memory format of images and feature maps (default: on)")
     add("--amp", action=switch, help="bfloat16 autocast (default: on for CPUs that compute in bfloat16, elsewhere off)")
     add("--sync-batch-norm", action="store_true", help="several processes on GPUs: BatchNorm over the batches of all")
     add("--deterministic", action="store_true", help="deterministic operations only: exact resume on GPUs too (slower)")
-    add("--compile", action=switch, default=False, help="torch.compile the network (default: off; slower on a CPU)")
+    add("--compile", action=switch, help="torch.compile the network (default: off; slower on a CPU)")
 
     add = parser.add_argument_group("run and output").add_argument
     add("--count-only", action="store_true", help="print parameters and FLOPs and stop; no data is read")
@@ -127,7 +127,7 @@ def make_parser(
     add("--may-change", nargs="+", choices=CHANGEABLE, default=(), metavar="OPTION", help=differing)
     add("--save-every", type=positive_float, default=10.0, metavar="MINUTES", help="also within an epoch (default: 10)")
     add("--tensorboard", action="store_true", help="also write TensorBoard event files to the output folder")
-    parser.set_defaults(networks=networks, **networks.defaults)
+    parser.set_defaults(networks=networks, channels_last=True, compile=False, **networks.defaults)
     return parser
 
 
