@@ -122,8 +122,10 @@ class SamePad2d(nn.Module):
         widths = []
         for axis in (-1, -2):  # F.pad takes the last dimension first
             size, stride = input.shape[axis], self.stride[axis]
-            covered = (-(-size // stride) - 1) * stride + self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
-            missing = torch.sym_max(covered - size, 0)  # unlike max(), torch.sym_max is traceable
+            window = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
+            missing = (-(-size // stride) - 1) * stride + window - size
+            if window < stride:  # otherwise `missing` is never negative
+                missing = torch.sym_max(missing, 0)  # unlike max(), torch.sym_max is traceable
             widths += [missing // 2, missing - missing // 2]
         return F.pad(input, widths)
 

@@ -158,7 +158,7 @@ def _write(model, path, call, dynamic):
             _import_onnx(package)
         if sum(tensor.nbytes for tensor in model.state_dict().values()) > MAX_ONNX_BYTES:
             raise ConversionError("the model is larger than the 2 GiB that one ONNX file can have")
-    sizes = {0: torch.export.Dim("batch", min=1), 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    sizes = {0: torch.export.Dim("batch", min=1, max=1 << 20), 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
 
     def open_sizes(leaf):
         if not isinstance(leaf, torch.Tensor):

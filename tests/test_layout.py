@@ -89,7 +89,7 @@ INSTALLED = [path for path in files() if room_of(path).startswith(("linearconv",
 
 @pytest.mark.parametrize("path", INSTALLED, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_what_is_installed_uses_public_names_of_torch_alone(path):
-    """No name below torch begins with an underscore; the exception has no public counterpart in torch 2.6."""
+    """No name below torch begins with an underscore; the exception has no public counterpart in torch 2.7."""
     tree = ast.parse(path.read_text())
     used = set(imports(path)) | {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     names = [name.split(".") for name in used if name.split(".")[0] in ("torch", "nn", "F")]
