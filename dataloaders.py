@@ -19,7 +19,7 @@ import torch
 from images import digits
 from images.archives import CIFAR10, CIFAR100, FASHION, published
 from images.batches import BatchLoader
-from images.info import DataError, DataSet, channel_statistics, evenly_spaced, fits
+from images.info import DataError, DataSet, available_memory, channel_statistics, evenly_spaced
 from images.loader import Loader
 from images.stream import StreamLoader
 from images.tree import class_names, decoded_bytes, list_tree, read_images, read_tree
@@ -42,20 +42,8 @@ DATASETS = {  # the CIFAR deviations are smaller than the actual ones, as in the
     "imagefolder": DataSet(load=None, flip=True),  # train/<class>/* and test/<class>/*; crop: image_size // 8
 }
 IN_MEMORY = ("auto", "yes", "no")
+MEMORY_SHARE = 0.5  # of the free memory that a set may use; batches and the network need the rest
 SAMPLE = 1024  # evenly spaced training images, to estimate mean and std of a streamed set
-
-__all__ = [
-    "DATASETS",
-    "IN_MEMORY",
-    "BatchLoader",
-    "DataError",
-    "DataSet",
-    "Loader",
-    "StreamLoader",
-    "dataloaders",
-    "describe",
-    "kept_in_memory",
-]
 
 
 def describe(name: str, root: str | os.PathLike = "dataset", image_size: int = 32) -> DataSet:
@@ -76,7 +64,7 @@ def describe(name: str, root: str | os.PathLike = "dataset", image_size: int = 3
         return info
     if image_size < 1:
         raise DataError(f"images cannot be {image_size} pixels wide: choose an image size of 1 or more")
-    classes = class_names(Path(os.path.expanduser(root), "train"))
+    classes = class_names(Path(root, "train").expanduser())
     return replace(info, classes=classes, image_size=image_size, crop=image_size // 8)
 
 
@@ -86,32 +74,30 @@ def kept_in_memory(
     *,
     in_memory: str = "auto",
     image_size: int = 32,
-    limit: int | None = None,
     device: str | torch.device = "cpu",
     copies: int = 1,
 ) -> bool:
     """Return True if `dataloaders` reads a data set into memory, False if it streams the data set from disk.
 
     Args:
-        name, root, image_size, limit, device: see `dataloaders`.
+        name, root, image_size, device: see `dataloaders`.
         in_memory: one of `IN_MEMORY`. `"auto"` streams an imagefolder if its decoded images would need more than half
             of the free memory; other sets are kept in memory.
         copies: number of processes on this machine that each keep all images.
 
     Raises:
         DataError: for `"no"` with a set that cannot be streamed, or for an imagefolder without the required folders.
-        ValueError: for an `in_memory` that is not in `IN_MEMORY`.
     """
     if in_memory not in IN_MEMORY:
         raise ValueError(f"in_memory must be one of {', '.join(IN_MEMORY)}, not {in_memory!r}")
-    if name != "imagefolder":
-        if in_memory == "no":
-            raise DataError(f"{name} is always kept in memory: only an imagefolder can be streamed")
-        return True
-    if in_memory != "auto":
-        return in_memory == "yes"
-    splits = list_tree(Path(os.path.expanduser(root)), limit)
-    return fits(decoded_bytes(splits, image_size), torch.device(device), copies)
+    if name != "imagefolder" and in_memory == "no":
+        raise DataError(f"{name} is always kept in memory: only an imagefolder can be streamed")
+    if name != "imagefolder" or in_memory != "auto":
+        return in_memory != "no"
+    free = available_memory() / copies  # images for a GPU are in the machine's memory first
+    if torch.device(device).type == "cuda":
+        free = min(free, torch.cuda.mem_get_info(device)[0])
+    return decoded_bytes(list_tree(Path(root).expanduser()), image_size) <= MEMORY_SHARE * free
 
 
 def dataloaders(
@@ -124,7 +110,6 @@ def dataloaders(
     device: str | torch.device = "cpu",
     seed: int = 0,
     channels_last: bool = False,
-    limit: int | None = None,
     validation: int = 0,
     flip: str = "random",
     shard: tuple[int, int] = (0, 1),
@@ -136,18 +121,14 @@ def dataloaders(
     Args:
         name: one of `DATASETS`.
         root: the folder with the data, or for the download; ignored for `digits`.
-        batch_size: images in a batch.
         image_size: height and width for `imagefolder`; ignored for other sets.
         download: download missing data. With False, archives in `root` are still unpacked.
         device: device of the images and batches.
-        seed: seed of the order and the augmentation. The split of `digits` does not depend on the seed.
-        channels_last: return batches in the `torch.channels_last` memory format.
-        limit: number of images of each split, evenly spaced, for a quick test.
         validation: number of training images, evenly spaced, to hold out and return as `test` instead of the test
             images, for choices that must not depend on the test images.
         flip: `"random"` or `"alternating"`, for sets whose images are flipped; see `Loader`.
-        shard: (rank, size) of this process among the processes that share every batch, see `Loader`.
         in_memory: `"auto"`, `"yes"` or `"no"`, see `kept_in_memory`.
+        batch_size, seed, channels_last, shard: see `Loader`.
         workers: number of processes that decode a streamed set, see `StreamLoader`.
 
     Returns:
@@ -157,20 +138,17 @@ def dataloaders(
     Raises:
         DataError: if data are not available or damaged.
     """
-    info, root = describe(name, root, image_size), Path(os.path.expanduser(root))
-    if limit is not None and limit < 1:
-        raise DataError(f"a limit of {limit} leaves no images: choose 1 or more")
-    kept = kept_in_memory(name, root, in_memory=in_memory, image_size=image_size, limit=limit, device=device)
+    info, root = describe(name, root, image_size), Path(root).expanduser()
+    kept = kept_in_memory(name, root, in_memory=in_memory, image_size=image_size, device=device)
     if not kept:
-        train, test = list_tree(root, limit)
+        train, test = list_tree(root)
     elif name == "imagefolder":
-        train, test = read_tree(root, image_size, limit)
+        train, test = read_tree(root, image_size)
     else:
         train, test = _load(name, root, download)
-        if limit is not None:
-            train, test = _limited(train, limit), _limited(test, limit)
     if info.mean is None:
-        some = train[0] if kept else read_images(train[0][evenly_spaced(len(train[0]), SAMPLE).numpy()], image_size)
+        images, _ = train
+        some = images if kept else read_images(images[evenly_spaced(len(images), SAMPLE)], image_size)
         mean, std = channel_statistics(some)
         info = replace(info, mean=mean, std=std)
     if validation:
@@ -197,22 +175,14 @@ def _load(name, root, download):
     shape = (info.in_channels, info.image_size, info.image_size)
     splits = info.load(root, download)
     for images, labels in splits:
-        if images.dtype != torch.uint8 or images.shape[1:] != shape:
-            found = f"{images.dtype} of the shape {tuple(images.shape)}"
-            expected = f"torch.uint8 of the shape (N, {', '.join(map(str, shape))})"
+        types = images.dtype == torch.uint8 and labels.dtype == torch.int64
+        if not types or images.shape[1:] != shape or labels.shape != images.shape[:1]:
+            found = f"{images.dtype} {tuple(images.shape)} with labels {labels.dtype} {tuple(labels.shape)}"
+            expected = f"torch.uint8 (N, {', '.join(map(str, shape))}) with labels torch.int64 (N,)"
             raise DataError(f"the images of {name} are {found}: dataloaders.DATASETS says {expected}")
-        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-            found = f"{labels.dtype} of the shape {tuple(labels.shape)}"
-            raise DataError(f"the labels of {name} are {found}: torch.int64 of the shape ({len(images)},) is needed")
         if len(labels) == 0 or not 0 <= labels.min() <= labels.max() < info.num_classes:
             raise DataError(f"the labels of {name} are not 0 to {info.num_classes - 1}, as dataloaders.DATASETS says")
     return splits
-
-
-def _limited(split, limit):
-    """At most `limit` images of a split, evenly spaced."""
-    kept = evenly_spaced(len(split[0]), limit)
-    return [part[kept] for part in split]
 
 
 def _hold_out(split, count):
@@ -220,6 +190,6 @@ def _hold_out(split, count):
     total = len(split[0])
     if count >= total:
         raise DataError(f"{count} images for validation leave none of {total} to train on: hold out fewer")
-    held = evenly_spaced(total, count).numpy()  # paths are a numpy array
+    held = evenly_spaced(total, count)
     rest = np.delete(np.arange(total), held)
     return [part[rest] for part in split], [part[held] for part in split]

@@ -34,12 +34,7 @@ FASHION = tuple("T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Ba
 
 
 def published(name: str, padding: int = 0) -> Callable[[Path, bool], tuple[Split, Split]]:
-    """Return the function that loads a data set of torchvision, for `DataSet.load`.
-
-    Args:
-        name: name of the class in `torchvision.datasets`.
-        padding: width of the zero padding on each side of the images.
-    """
+    """Return `DataSet.load` for a class of `torchvision.datasets`; `padding` is the width of a zero padding."""
     return partial(_load, name, padding)
 
 
@@ -49,7 +44,7 @@ def _load(name, padding, root, download):
         from torchvision import datasets
         from torchvision.datasets.utils import check_integrity
     except Exception as error:
-        raise no_torchvision(f"{name} is read", error, "digits or imagefolder") from error
+        raise no_torchvision(error, name, "digits or imagefolder") from error
     dataset = getattr(datasets, name)
     folder, address, archives = _archives(dataset, root)
     timeout = socket.getdefaulttimeout()
@@ -79,7 +74,8 @@ def _archives(dataset, root):
 
 def _read_split(dataset, split, root, download, padding):
     which = {"split": split} if dataset.__name__ == "SVHN" else {"train": split == "train"}
-    with warnings.catch_warnings(action="ignore"):  # numpy warns about the old format of the CIFAR pickles
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy warns about the old format of the CIFAR pickles
         data = dataset(root, download=download, **which)
     images = torch.as_tensor(data.data)
     labels = torch.as_tensor(data.labels if dataset.__name__ == "SVHN" else data.targets, dtype=torch.int64)

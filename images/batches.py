@@ -53,7 +53,7 @@ class BatchLoader(Loader):
     Args:
         images: uint8 (N, C, H, W).
         labels: int64 (N,), on the same device.
-        mean, std, **options: arguments of `Loader`.
+        mean, std, options: arguments of `Loader`.
         padding: width of the zero padding for random crops, in pixels.
 
     Raises:

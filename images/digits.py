@@ -14,10 +14,7 @@ def load(root: Path | None = None, download: bool = False) -> tuple[Split, Split
     """Return 1,438 training and 359 test images of 8x8 pixels and 17 grey values, resized to 3x32x32 and 256 values.
 
     The images have three channels, so that the paper's parameter counts for CIFAR-10 apply to the network. The split is
-    stratified and does not depend on the seed.
-
-    Args:
-        root, download: arguments of `DataSet.load`; both are ignored.
+    stratified and does not depend on the seed. `root` and `download` are ignored.
 
     Raises:
         DataError: if scikit-learn cannot be imported.

@@ -1,6 +1,6 @@
 """Shared parts of all readers of data sets: descriptions, decoding of an image, free memory, channel statistics.
 
-Only the functions that decode import Pillow, so that scripts without image files do not wait for the import.
+Only `decode` imports Pillow, so that scripts without image files do not wait for the import.
 """
 
 import os
@@ -8,22 +8,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 Split = tuple[Tensor, Tensor]  # images uint8 (N, C, H, W), labels int64 (N,)
 
 # Paths of images as one array of bytes, and labels int64 (N,). A million Python strings would need more memory, and
 # forked processes would copy all of them, because reading a string writes its reference count.
 Listing = tuple[np.ndarray, Tensor]
-
-MEMORY_SHARE = 0.5  # of the free memory that a set may use; batches and the network need the rest
 
 
 class DataError(Exception):
@@ -59,39 +53,30 @@ class DataSet:
         return len(self.classes)
 
 
-def no_torchvision(purpose: str, error: BaseException, instead: str) -> DataError:
-    """Return the error for a torchvision that cannot be imported.
-
-    Args:
-        purpose: the task that needs torchvision, as the beginning of a sentence.
-        error: the exception of the import; a torchvision for another version of torch may raise any.
-        instead: an alternative without torchvision.
-    """
-    return DataError(
-        f"{purpose} with torchvision, which cannot be imported ({one_line(error)}): install the torchvision that "
-        f"belongs to torch {torch.__version__}, or use {instead}"
-    )
+def no_torchvision(error: Exception, purpose: str, instead: str) -> DataError:
+    """Return the error for a task (`purpose`) that needs torchvision, whose import has raised `error` of any type."""
+    cure = f"install the torchvision that belongs to torch {torch.__version__}, or use {instead}"
+    return DataError(f"{purpose} needs torchvision, which cannot be imported ({one_line(error)}): {cure}")
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: Exception) -> str:
     """Return an exception's text on one line, or its type if there is no text."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def evenly_spaced(total: int, limit: int | None) -> Tensor:
-    """Return at most `limit` of the indices 0 .. total - 1, evenly spaced and in order; all indices for None."""
-    kept = total if limit is None else min(limit, total)
-    return torch.arange(kept) * total // max(kept, 1)
+def evenly_spaced(total: int, count: int) -> np.ndarray:
+    """Return at most `count` of the indices 0 .. total - 1, evenly spaced and in order."""
+    count = min(count, total)
+    return np.arange(count) * total // max(count, 1)
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation per channel, from exact counts of the 256 values.
+    """Return the means and standard deviations of C channels, for values scaled to 0 .. 1, from exact counts of values.
+
+    A deviation is at least one grey level, as a divisor.
 
     Args:
         images: uint8 (N, C, H, W).
-
-    Returns:
-        C means and C deviations of values scaled to 0 .. 1. A deviation is at least one grey level, as a divisor.
     """
     parts = images.split(4096)
     counts = [sum(part[:, i].flatten().bincount(minlength=256) for part in parts) for i in range(images.shape[1])]
@@ -102,8 +87,8 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def decode(path: bytes, transform: Callable[["Image"], np.ndarray]) -> np.ndarray:
-    """Decode an image file of any mode to RGB, and return the transformed image.
+def decode(path: bytes, transform: Callable) -> np.ndarray:
+    """Decode an image file of any mode, and return `transform(image)` of the RGB image.
 
     The orientation in EXIF data is ignored, as in torchvision.
 
@@ -112,13 +97,13 @@ def decode(path: bytes, transform: Callable[["Image"], np.ndarray]) -> np.ndarra
     """
     from PIL import Image
 
+    name = os.fsdecode(path)
     try:
-        with Image.open(os.fsdecode(path)) as image:
+        with Image.open(name) as image:
             if image.mode[0] in "IF":  # more than 8 bits, which Pillow would clip to white
                 image = Image.fromarray(_eight_bits(np.asarray(image)))
             return transform(image.convert("RGB"))
     except Exception as error:  # damaged files raise OSError, SyntaxError, struct.error and others
-        name = os.fsdecode(path)
         raise DataError(f"cannot read the image {name} ({one_line(error)}): replace or remove it") from error
 
 
@@ -149,16 +134,3 @@ def available_memory() -> float:
         group = next(line.removeprefix("0::/") for line in lines if line.startswith("0::/"))
         limits.append(int(Path("/sys/fs/cgroup", group, "memory.max").read_text()))
     return min(limits)
-
-
-def fits(needed: int, device: torch.device, copies: int = 1) -> bool:
-    """Return True if images need at most half of the free memory.
-
-    Args:
-        needed: bytes of the images.
-        device: device of the images; images for a GPU are in the machine's memory first.
-        copies: number of processes on this machine that each keep all images.
-    """
-    if device.type == "cuda" and needed > MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]:
-        return False
-    return copies * needed <= MEMORY_SHARE * available_memory()

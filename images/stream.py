@@ -43,7 +43,7 @@ class StreamLoader(Loader):
     Args:
         paths: paths (N,) of a `Listing`.
         labels: int64 (N,), on the device for the batches.
-        mean, std, **options: arguments of `Loader`.
+        mean, std, options: arguments of `Loader`.
         size: height and width of the images in a batch.
         random_crop: use `RandomResizedCrop(size)`; otherwise the center of each image.
         workers: number of processes that decode, for the lifetime of the loader; with 0 this process decodes. Default:
@@ -156,7 +156,7 @@ class _Decoded(Dataset):
         try:
             from torchvision.transforms import v2
         except Exception as error:
-            raise no_torchvision("images that do not fit into memory are streamed", error, "--in-memory yes") from error
+            raise no_torchvision(error, "streaming images from disk", "--in-memory yes") from error
         self.paths, self.random_crop, self.flip = paths, random_crop, v2.functional.horizontal_flip
         self.shorter_side = round(size * 256 / 224)  # of a test image before its center is cropped
         middle = v2.Compose([v2.Resize(self.shorter_side), v2.CenterCrop(size)])

@@ -9,7 +9,6 @@ x `size` (antialiased bilinear; the aspect ratio changes). Regular files with an
 other files and hidden files are ignored. All other errors raise a `DataError` with the file or folder.
 """
 
-import itertools
 import os
 import warnings
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from images.info import DataError, Listing, Split, decode, evenly_spaced, physical_memory
+from images.info import DataError, Listing, Split, decode, physical_memory
 
 # torchvision's IMG_EXTENSIONS, and further endings of image files that Pillow decodes without plugins
 IMAGE_ENDINGS = (
@@ -30,31 +29,20 @@ IMAGE_ENDINGS = (
     *(".jpe", ".jfif", ".gif", ".pbm", ".pnm", ".tga", ".jp2", ".avif"),
 )
 LAYOUT = "an imagefolder is train/<class>/* beside test/<class>/* (or val/<class>/*)"
+THREADS = min(8, os.cpu_count() or 1)  # decode in parallel, because Pillow releases the interpreter lock
 CHUNK = 64  # images that a thread reads at a time
-SMALL_FILE = 16 * 1024  # bytes; for smaller files the Python code takes longer than decoding
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
-    """Return the classes of a split: the sorted names of its folders.
-
-    Raises:
-        DataError: if there are no folders.
-    """
+    """Return the classes of a split: the sorted names of its folders; a DataError if there are none."""
     subfolders, _ = _visible(folder)
-    if subfolders:
-        return tuple(entry.name for entry in subfolders)
-    raise DataError(f"no class folders in {folder}: {LAYOUT}")
+    if not subfolders:
+        raise DataError(f"no class folders in {folder}: {LAYOUT}")
+    return tuple(entry.name for entry in subfolders)
 
 
-def list_tree(root: Path, limit: int | None = None) -> tuple[Listing, Listing]:
+def list_tree(root: Path) -> tuple[Listing, Listing]:
     """List the training and the test images below `root`, with labels in the order of the class names.
-
-    Args:
-        root: the folder with `train` and `test` or `val`.
-        limit: number of images of each split, evenly spaced over the sorted files.
-
-    Returns:
-        `(paths, labels)` of both splits.
 
     Raises:
         DataError: for a missing or empty split or class, or for a class that only the test images have.
@@ -68,7 +56,7 @@ def list_tree(root: Path, limit: int | None = None) -> tuple[Listing, Listing]:
     if unknown := set(class_names(test)) - set(classes):
         alone = test / min(unknown)
         raise DataError(f"the class {alone} is not in {train}: add it there or remove it here")
-    return _listed(train, classes, limit), _listed(test, classes, limit)
+    return _listed(train, classes), _listed(test, classes)
 
 
 def decoded_bytes(splits: Sequence[Listing], size: int) -> int:
@@ -76,51 +64,44 @@ def decoded_bytes(splits: Sequence[Listing], size: int) -> int:
     return sum(len(paths) for paths, _ in splits) * 3 * size * size
 
 
-def read_tree(root: Path, size: int, limit: int | None = None) -> tuple[Split, Split]:
-    """Read the images of `list_tree`.
-
-    Args:
-        root, limit: arguments of `list_tree`.
-        size: height and width of the resized images.
-
-    Returns:
-        `(images, labels)` of both splits: uint8 (N, 3, size, size) and int64 (N,).
+def read_tree(root: Path, size: int) -> tuple[Split, Split]:
+    """Read the images of `list_tree`, resized to height and width `size`.
 
     Raises:
         DataError: as `list_tree`, for an image that cannot be decoded, or, before reading, for more images than fit
             into memory.
     """
-    splits = list_tree(root, limit)
+    splits = list_tree(root)
     needed, present = decoded_bytes(splits, size) / 2**30, physical_memory() / 2**30
     if needed > present:
         taken = f"the images in {root} take {needed:.1f} GiB of {present:.1f} GiB of memory at {size}x{size}"
         raise DataError(f"{taken}: stream them (--in-memory no), or use a smaller image size or fewer images")
-    total = sum(len(paths) for paths, _ in splits)
-    with tqdm(total=total, desc="reading images", unit="image", disable=None) as bar:
-        train, test = ((read_images(paths, size, bar), labels) for paths, labels in splits)
+    train, test = ((read_images(paths, size), labels) for paths, labels in splits)
     return train, test
 
 
-def read_images(paths: np.ndarray, size: int, bar: tqdm | None = None) -> Tensor:
+def read_images(paths: np.ndarray, size: int) -> Tensor:
     """Return the images of a listing, uint8 (N, 3, size, size); a DataError names an image that cannot be decoded."""
-    images = np.empty((len(paths), 3, size, size), np.uint8)
+    chunks = np.split(paths, range(CHUNK, len(paths), CHUNK))
+    images, done = torch.empty(len(paths), 3, size, size, dtype=torch.uint8), 0
+    bar = tqdm(total=len(paths), desc="reading images", unit="image", disable=None)
+    with bar, ThreadPoolExecutor(THREADS) as pool:
+        for chunk in pool.map(partial(_read_chunk, size=size), chunks):
+            images[done : done + len(chunk)] = chunk
+            done += len(chunk)
+            bar.update(len(chunk))
+    return images
 
-    def read(start):
-        chunk = paths[start : start + CHUNK]
-        for i, path in enumerate(chunk, start):
-            images[i] = decode(path, partial(_resized, size=size)).transpose(2, 0, 1)
-        return len(chunk)
 
-    # Pillow releases the interpreter lock during decoding, so threads decode in parallel. For small files the threads
-    # have no speed-up, and switching the lock would double the time.
-    some = paths[evenly_spaced(len(paths), 100).numpy()]
-    sizes = [os.path.getsize(path) if os.path.exists(path) else 0 for path in some]
-    threads = 1 if sum(sizes) < SMALL_FILE * len(sizes) else min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool:
-        for done in pool.map(read, range(0, len(paths), CHUNK)):
-            if bar is not None:
-                bar.update(done)
-    return torch.from_numpy(images)
+def _read_chunk(paths, size):
+    images = np.stack([decode(path, partial(_resized, size=size)) for path in paths])
+    return torch.from_numpy(images).permute(0, 3, 1, 2)  # (N, 3, size, size)
+
+
+def _resized(image, size):
+    from PIL.Image import Resampling
+
+    return np.asarray(image.resize((size, size), Resampling.BILINEAR))
 
 
 def _visible(folder):
@@ -133,15 +114,16 @@ def _visible(folder):
         raise DataError(f"cannot read the folder {folder} ({error.strerror}): {LAYOUT}") from error
 
 
-def _listed(folder, classes, limit):
+def _listed(folder, classes):
     """The listing of one split."""
-    files = [_image_files(folder / name) for name in classes]
-    for name, found in zip(classes, files, strict=True):
+    paths, labels = [], []
+    for label, name in enumerate(classes):
+        found = _image_files(folder / name)
         if not found:
             raise DataError(f"no images in the class folder {folder / name}: add some, or remove the class everywhere")
-    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(found) for found in files]))
-    kept = evenly_spaced(len(labels), limit)
-    return np.array(list(itertools.chain.from_iterable(files)))[kept.numpy()], labels[kept]
+        paths += found
+        labels += [label] * len(found)
+    return np.array(paths), torch.tensor(labels)
 
 
 def _image_files(folder):
@@ -149,19 +131,9 @@ def _image_files(folder):
     subfolders, others = _visible(folder)
     files = []
     for entry in others:
-        if not entry.name.lower().endswith(IMAGE_ENDINGS):
-            continue
-        if entry.is_file() or not os.path.exists(entry.path):  # reading a dangling link raises the error
+        is_regular = entry.is_file() or not os.path.exists(entry.path)  # reading a dangling link raises the error
+        if entry.name.lower().endswith(IMAGE_ENDINGS) and is_regular:
             files.append(os.fsencode(entry.path))
     for subfolder in subfolders:
         files += _image_files(subfolder.path)
     return files
-
-
-def _resized(image, size):
-    """An RGB image as uint8 (size, size, 3)."""
-    if image.size != (size, size):
-        from PIL.Image import Resampling
-
-        image = image.resize((size, size), Resampling.BILINEAR)
-    return np.asarray(image)

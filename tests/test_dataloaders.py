@@ -3,6 +3,7 @@
 import builtins
 import sys
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from PIL import Image
 
 import dataloaders as module
 from dataloaders import DATASETS, BatchLoader, DataSet, StreamLoader, dataloaders, describe, kept_in_memory
-from images import info as info_module
 from tests.images.refusals import refused
 
 
@@ -190,13 +190,6 @@ def test_options_reach_the_loaders(tree):
     assert next(iter(dataloaders("imagefolder", tree, **options)[1]))[0].shape == (4, 3, 16, 16)
 
 
-@pytest.mark.parametrize("options", [{}, {"in_memory": "no", "workers": 0}])
-def test_a_limit_keeps_that_many_images(tree, options):
-    _, train, test = dataloaders("imagefolder", tree, limit=5, **options)
-    assert train.num_images == test.num_images == sum(len(labels) for _, labels in train) == 5
-    refused(lambda: dataloaders("imagefolder", tree, limit=0, **options), "limit")
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_images_are_kept_on_the_device(tree):
     for loader in dataloaders("imagefolder", tree, device="cuda")[1:]:
@@ -208,16 +201,20 @@ def test_images_are_kept_on_the_device(tree):
 
 def test_what_takes_more_than_half_of_the_free_memory_is_streamed(tree, monkeypatch):
     decoded = 15 * 3 * 24 * 24
+    imagefolder = partial(kept_in_memory, "imagefolder", tree, image_size=24)
     for available, copies, kept in ((2 * decoded, 1, True), (2 * decoded - 1, 1, False), (2 * decoded, 2, False)):
-        monkeypatch.setattr(info_module, "available_memory", lambda available=available: available)
-        assert kept_in_memory("imagefolder", tree, image_size=24, copies=copies) == kept
-        assert kept_in_memory("imagefolder", tree, image_size=24, in_memory="yes")
-        assert not kept_in_memory("imagefolder", tree, image_size=24, in_memory="no")
-        assert kept_in_memory("digits")
-    monkeypatch.setattr(info_module, "available_memory", lambda: 2 * decoded - 1)
-    _, *streamed = dataloaders("imagefolder", tree, image_size=24, workers=0)
-    assert all(isinstance(loader, StreamLoader) for loader in streamed)
-    assert isinstance(dataloaders("imagefolder", tree, image_size=24, limit=4)[1], BatchLoader)
+        monkeypatch.setattr(module, "available_memory", lambda available=available: available)
+        assert imagefolder(copies=copies) == kept
+        assert imagefolder(in_memory="yes") and not imagefolder(in_memory="no") and kept_in_memory("digits")
+        loader = BatchLoader if available == 2 * decoded else StreamLoader
+        loaders = dataloaders("imagefolder", tree, image_size=24, workers=0)[1:]
+        assert all(isinstance(each, loader) for each in loaders)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * decoded, 4 * decoded))
+    for available, copies, kept in ((2 * decoded, 1, True), (4 * decoded, 2, True), (3 * decoded, 2, False)):
+        monkeypatch.setattr(module, "available_memory", lambda available=available: available)
+        assert imagefolder(device="cuda", copies=copies) == kept  # each process has its own GPU
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * decoded - 1, 4 * decoded))
+    assert not imagefolder(device="cuda")
 
 
 def test_only_an_imagefolder_is_streamed():
