@@ -28,7 +28,6 @@ VARIANTS = {"full rank": LinearConv, "rank 10": partial(LinearConvLowRank, rank=
 TRAINING = {"train 50": 50, "train 256": 256, "train 1024": 1024}  # images in a step
 INFERENCE = {"infer 1": 1, "infer 8": 8, "infer 50": 50, "infer 256": 256, "infer 1024": 1024}  # images in a batch
 TASKS = TRAINING | INFERENCE
-FOR_GPUS = ("train 1024", "infer 1024")  # too large for a CPU
 IMAGE = (3, 32, 32)
 
 

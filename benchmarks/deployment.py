@@ -11,10 +11,9 @@ convolutions), `layers` (LinearConv as trained), `as in the paper` (all filters 
 a sitting to results/deployment_cpu_<precision>.json. Tables show the median over sittings and their range.
 """
 
-import os
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,7 +21,7 @@ import torch
 import torch.nn as nn
 
 from benchmarks.contenders import IMAGE, INFERENCE, NETWORKS, as_in_the_paper
-from benchmarks.measuring import TUNABLES, add_sitting, command_line, compare, keep_freed_memory
+from benchmarks.measuring import add_network_options, add_sitting, command_line, compare, keep_freed_memory
 from benchmarks.speed import make_step
 from linearconv import LinearConv
 from linearconv_convert import ConversionError, deploy, export
@@ -31,21 +30,14 @@ from training.report import ROOT
 
 DEFAULT_NETWORKS = ("VGG11", "ResNet18", "AllConv", "Base", "MobileNetV2")
 BATCHES = {task: batch for task, batch in INFERENCE.items() if batch <= 256}
-ONNX = ("dense", "deployed")  # networks that onnxruntime runs too
 
 
 def contenders(network: str) -> dict[str, nn.Module]:
     """Return the networks that torch runs, {name: network}, in eval mode."""
     torch.manual_seed(0)
-    dense, ours = NETWORKS[network]().eval(), NETWORKS[network](conv=LinearConv).eval()
-    paper = NETWORKS[network](conv=as_in_the_paper).eval()
-    return {
-        "dense": dense,
-        "dense, folded": deploy(dense),
-        "layers": ours,
-        "as in the paper": paper,
-        "deployed": deploy(ours),
-    }
+    dense, layers, paper = (NETWORKS[network](conv=conv).eval() for conv in (nn.Conv2d, LinearConv, as_in_the_paper))
+    named = {"dense": dense, "dense, folded": deploy(dense), "layers": layers}
+    return named | {"as in the paper": paper, "deployed": deploy(layers)}
 
 
 def benchmark(network: str, options: Namespace) -> list[dict]:
@@ -54,45 +46,31 @@ def benchmark(network: str, options: Namespace) -> list[dict]:
     if options.precision == "bfloat16":  # autocast casts the other networks in every pass
         for name in ("dense, folded", "deployed"):
             models[name].to(torch.bfloat16)
-    runners, sizes = {}, {name: weight_bytes(model) for name, model in models.items()}
+    sizes = {}
+    for name, model in models.items():
+        sizes[name] = sum(tensor.nbytes for tensor in model.state_dict().values())
+    runners = {}
     if options.precision == "float32":
-        for name in ONNX:
-            called = f"{name}, onnxruntime"
-            runners[called], sizes[called] = in_onnxruntime(models[name])
+        for name in ("dense", "deployed"):
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "model.onnx"
+                sizes[f"{name}, onnxruntime"] = export(models[name], path, torch.randn(2, *IMAGE)).bytes
+                runners[f"{name}, onnxruntime"] = onnx_runner(path)
     rows = []
     for task, batch in BATCHES.items():
         images = torch.randn(batch, *IMAGE)
-        steps = {name: make_step(model, task, options)[0] for name, model in models.items()}
-        for name, run in runners.items():
-            steps[name] = lambda run=run, images=images: run(images)
-        for name, row in compare(steps, options.seconds, "cpu").items():
+        steps = {name: make_step(model, task, options) for name, model in models.items()}
+        steps |= {name: partial(run, images) for name, run in runners.items()}
+        for name, row in compare(steps, options.seconds, options.device).items():
             rows.append({"network": network, "task": task, "contender": name, "bytes": sizes[name], **row})
     return rows
-
-
-def weight_bytes(model: nn.Module) -> int:
-    """Return the bytes of a model's parameters and buffers."""
-    return sum(tensor.nbytes for tensor in model.state_dict().values())
-
-
-def in_onnxruntime(model: nn.Module) -> tuple[Callable[[torch.Tensor], torch.Tensor], int]:
-    """Return a function that runs a model in onnxruntime, and the bytes of its ONNX file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        exported = export(model, path, torch.randn(2, *IMAGE))
-        return onnx_runner(path), exported.bytes
 
 
 def main() -> None:
     """Run the command line."""
     parser = command_line(__doc__)
-    add = parser.add_argument
-    add("--networks", nargs="+", choices=NETWORKS, default=list(DEFAULT_NETWORKS))
-    add("--seconds", type=float, default=10, help="time for each network and batch size (default: 10)")
-    add("--precision", choices=("float32", "bfloat16"), default="float32")
-    add("--output", type=Path, help="default: results/deployment_cpu_<precision>.json")
+    add_network_options(parser, NETWORKS, DEFAULT_NETWORKS, seconds=10)
     options = parser.parse_args()
-    options.graphs = False
     rows = []
     for network in options.networks:
         try:
@@ -103,9 +81,8 @@ def main() -> None:
         for task in BATCHES:
             shown = [f"{row['contender']} {row['ratio']:.2f}" for row in new if row["task"] == task]
             print(f"{network}, {task}: {', '.join(shown)}", flush=True)
-    conditions = {"onnxruntime": version("onnxruntime"), TUNABLES: os.environ.get(TUNABLES)}
-    output = options.output or ROOT / "results" / f"deployment_cpu_{options.precision}.json"
-    add_sitting(output, rows, options.device, conditions)
+    output = options.output or ROOT / "results" / f"deployment_{options.device}_{options.precision}.json"
+    add_sitting(output, rows, options.device, onnxruntime=version("onnxruntime"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Comparison of building filters and combining feature maps for each layer: the measurement behind `compute="auto"`.
 
     python -m benchmarks.layers                           # every layer of the six networks, training and inference
-    python -m benchmarks.layers --read                    # evaluate an earlier measurement
     python -m benchmarks.layers --precision bfloat16
 
 For each layer shape, nn.Conv2d, `filters` and `features` take turns. For several values of the rule's constant
@@ -10,19 +9,17 @@ total time with the faster choice for each layer. The results are in results/lay
 """
 
 import itertools
-import json
 import statistics
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn as nn
 
 import linearconv
 from benchmarks.contenders import IMAGE, NETWORKS, TASKS, TRAINING, VARIANTS
-from benchmarks.measuring import command_line, keep_freed_memory, measure
+from benchmarks.measuring import add_network_options, command_line, keep_freed_memory, measure
 from training.checkpoints import write_json
 from training.report import ROOT, origin
 
@@ -77,15 +74,14 @@ def make_step(
 
 def benchmark(task: str, key: tuple, options: Namespace) -> dict[str, float]:
     """Return the median microseconds of each contender for a layer of :func:`layers_of`."""
-    in_channels, out_channels, kernel, stride, padding, bias, side = key
-    arguments = (in_channels, out_channels, kernel, stride, padding)
-    images = torch.randn(TASKS[task], in_channels, side, side, device=options.device)
+    *arguments, bias, side = key
+    images = torch.randn(TASKS[task], arguments[0], side, side, device=options.device)
     images = images.contiguous(memory_format=torch.channels_last)
-    images = images.to(getattr(torch, options.precision) if in_channels > 3 else torch.float32)  # as in a network
+    if arguments[0] > 3:  # the input images of a network are in float32
+        images = images.to(getattr(torch, options.precision))
     layers = {"dense": nn.Conv2d(*arguments, bias=bias)}
-    for variant, conv in VARIANTS.items():
-        for way in WAYS:
-            layers[f"{variant}, {way}"] = conv(*arguments, bias=bias, compute=way)
+    for (variant, conv), way in itertools.product(VARIANTS.items(), WAYS):
+        layers[f"{variant}, {way}"] = conv(*arguments, bias=bias, compute=way)
     autocast = partial(torch.autocast, options.device, torch.bfloat16, enabled=options.precision == "bfloat16")
     steps = {name: make_step(layer, images, task in TRAINING, autocast) for name, layer in layers.items()}
     seconds = measure(steps, options.seconds, options.device)
@@ -102,64 +98,50 @@ def judge(rows: Sequence[dict], map_cost: float = linearconv.MAP_COST) -> list[d
     Returns:
         One verdict for each network, task and variant: `speed_against_dense` and `of_the_best_choice`, at most 1.
     """
+    groups = {}
+    for row in rows:
+        groups.setdefault((row["network"], row["task"]), []).append(row)
     verdicts = []
-    for network, task in dict.fromkeys((row["network"], row["task"]) for row in rows):
-        mine = [row for row in rows if (row["network"], row["task"]) == (network, task)]
-        for variant, conv in VARIANTS.items():
-            dense = rule = best = 0.0
-            for row in mine:
-                *arguments, bias, _ = row["layer"]
-                taken, count = row["microseconds"], row["count"]
-                layer = conv(*arguments, bias=bias, device="meta")
-                chosen = WAYS[saved_macs(layer, map_cost) > 0]
-                dense += count * taken["dense"]
-                rule += count * taken[f"{variant}, {chosen}"]
-                best += count * min(taken[f"{variant}, {way}"] for way in WAYS)
-            verdict = {"speed_against_dense": dense / rule, "of_the_best_choice": best / rule}
-            verdicts.append({"network": network, "task": task, "variant": variant} | verdict)
+    for ((network, task), group), (variant, conv) in itertools.product(groups.items(), VARIANTS.items()):
+        dense = rule = best = 0.0
+        for row in group:
+            *arguments, bias, _ = row["layer"]
+            layer = conv(*arguments, bias=bias, device="meta")
+            saved = layer.secondary_channels * layer.filter_size - layer.coefficients  # multiply-adds of a position
+            chosen = "features" if saved > map_cost * layer.out_channels else "filters"
+            taken, count = row["microseconds"], row["count"]
+            dense += count * taken["dense"]
+            rule += count * taken[f"{variant}, {chosen}"]
+            best += count * min(taken[f"{variant}, {way}"] for way in WAYS)
+        verdict = {"speed_against_dense": dense / rule, "of_the_best_choice": best / rule}
+        verdicts.append({"network": network, "task": task, "variant": variant} | verdict)
     return verdicts
 
 
-def saved_macs(layer: linearconv.LinearConv, map_cost: float) -> float:
-    """Return the rule's saving per output position by combining feature maps, for a given constant."""
-    saved = layer.secondary_channels * layer.filter_size
-    return saved - layer.coefficients - map_cost * layer.out_channels
-
-
 def main() -> None:
-    """Run the command line: measure or read, then evaluate."""
+    """Run the command line: measure and evaluate."""
     parser = command_line(__doc__)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    add_network_options(parser, NETWORKS, NETWORKS, seconds=1)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["train 50", "infer 50", "infer 8"])
-    parser.add_argument("--seconds", type=float, default=1, help="time for each layer and task (default: 1)")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--output", type=Path, help="default: results/layers_<device>_<precision>.json")
-    parser.add_argument("--read", action="store_true", help="measure nothing, judge the rows of the output file")
     options = parser.parse_args()
-    output = options.output or ROOT / "results" / f"layers_{options.device}_{options.precision}.json"
-    if options.read:
-        record = json.loads(output.read_text())
-    else:
-        rows, measured = [], {}
-        for task, network in itertools.product(options.tasks, options.networks):
-            for key, count in layers_of(NETWORKS[network]).items():
-                if (task, key) not in measured:
-                    measured[task, key] = benchmark(task, key, options)
-                row = {"network": network, "task": task, "layer": list(key), "count": count}
-                rows.append(row | {"microseconds": measured[task, key]})
-            print(f"{network}, {task}: measured", flush=True)
-        record = {"origin": origin(options.device), "rows": rows}
-    verdicts = judge(record["rows"])
+    rows, measured = [], {}
+    for task, network in itertools.product(options.tasks, options.networks):
+        for key, count in layers_of(NETWORKS[network]).items():
+            if (task, key) not in measured:
+                measured[task, key] = benchmark(task, key, options)
+            row = {"network": network, "task": task, "layer": list(key), "count": count}
+            rows.append(row | {"microseconds": measured[task, key]})
+        print(f"{network}, {task}: measured", flush=True)
+    verdicts, means = judge(rows), {}
     for verdict in verdicts:
-        place = "{network}, {task}, {variant}".format(**verdict)
-        against_dense, of_the_best = verdict["speed_against_dense"], verdict["of_the_best_choice"]
-        print(f"{place}: {against_dense:.2f} of dense, {of_the_best:.3f} of the best choice")
-    means = {}
+        shown = "{network}, {task}, {variant}: {speed_against_dense:.2f} of dense, {of_the_best_choice:.3f} of the best"
+        print(shown.format(**verdict))
     for map_cost in MAP_COSTS:
-        shares = [verdict["of_the_best_choice"] for verdict in judge(record["rows"], map_cost)]
+        shares = [verdict["of_the_best_choice"] for verdict in judge(rows, map_cost)]
         means[map_cost] = {"mean": statistics.mean(shares), "least": min(shares)}
         print(f"MAP_COST {map_cost}: {means[map_cost]['mean']:.4f} of the best choice, at least {min(shares):.3f}")
-    write_json(output, {"origin": record["origin"], "map_costs": means, "judged": verdicts, "rows": record["rows"]})
+    record = {"origin": origin(options.device), "map_costs": means, "judged": verdicts, "rows": rows}
+    write_json(options.output or ROOT / "results" / f"layers_{options.device}_{options.precision}.json", record)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def measure(seconds: float, device: str) -> dict[str, object]:
         `origin`, `precision`, and `rows` with `network` (the row's name), `task`, `images_per_second` and what
         :func:`benchmarks.measuring.compare` returns: `milliseconds`, `ratio` and so on.
     """
-    options = Namespace(device=device, precision="float32", graphs=False)
+    options = Namespace(device=device, precision="float32")
     rows = []
     for network in dict.fromkeys(row.network for row in table()):
         same = {PLAIN if row.is_plain else row.name: row for row in table() if row.network is network}
@@ -43,8 +43,7 @@ def measure(seconds: float, device: str) -> dict[str, object]:
 
 def _step(row: Row, task, options):
     torch.manual_seed(0)
-    step, _ = make_step(row.build(), task, options)
-    return step
+    return make_step(row.build(), task, options)
 
 
 def markdown(speed: dict | None) -> list[str]:

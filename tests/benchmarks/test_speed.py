@@ -14,13 +14,13 @@ from linearconv_sparse import LinearConvSparse
 from models.base_xcnn import Base
 from tests.helpers.layers import reference, relative_error
 
-OPTIONS = Namespace(device="cpu", precision="float32", graphs=False, seconds=0)
+OPTIONS = Namespace(device="cpu", precision="float32")
 
 
 def test_a_training_step_of_sparse_layers_prunes_them():
     torch.manual_seed(0)
     model = Base(LinearConvSparse, width=0.25)
-    step, _ = speed.make_step(model, "train 50", OPTIONS)
+    step = speed.make_step(model, "train 50", OPTIONS)
     layers = [module for module in model.modules() if isinstance(module, LinearConvSparse)]
     shares = []
     for _ in range(13):
@@ -45,34 +45,44 @@ def test_graphs_are_refused_on_a_cpu(monkeypatch, capsys):
     assert capsys.readouterr().err.splitlines()[0].startswith("speed.py: --graphs needs --device cuda")
 
 
-@pytest.mark.parametrize("benchmark, task", ((speed, "train 50"), (deployment, "infer 8")))
-def test_every_call_adds_a_sitting(benchmark, task, monkeypatch, tmp_path):
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package)
+def run(benchmark, output, monkeypatch, *arguments):
     monkeypatch.setitem(NETWORKS, "Base", partial(Base, width=0.125))
-    monkeypatch.setattr(deployment, "BATCHES", {"infer 8": 8})
-    output = tmp_path / "result.json"
-    arguments = ["--networks", "Base", "--seconds", "0", "--output", str(output)]
-    arguments += ["--tasks", task] if benchmark is speed else []
+    arguments = ["--networks", "Base", "--seconds", "0.001", "--output", str(output), *arguments]
+    monkeypatch.setattr("sys.argv", ["benchmark.py", *arguments])
+    benchmark.main()
+    return json.loads(output.read_text())
+
+
+def test_every_call_adds_a_sitting(monkeypatch, tmp_path):
     for _ in range(2):
-        monkeypatch.setattr("sys.argv", ["benchmark.py", *arguments])
-        benchmark.main()
-    record = json.loads(output.read_text())
+        record = run(speed, tmp_path / "result.json", monkeypatch, "--tasks", "train 50")
     first, second = (sitting["rows"] for sitting in record["sittings"])
-    assert [row["contender"] for row in first] == [row["contender"] for row in second]
+    assert [row["contender"] for row in first] == [row["contender"] for row in second] == list(speed.CONTENDERS)
     table = measuring.markdown(record)
-    assert table[0] == f"| network | contender | {task} |"
+    assert table[0] == "| network | contender | train 50 |"
     ratios = sorted(rows[1]["ratio"] for rows in (first, second))
     assert table[2].endswith(f"({ratios[0]:.2f} to {ratios[1]:.2f}) |")
+
+
+def test_the_deployed_network_and_its_onnx_file_are_measured(monkeypatch, tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    monkeypatch.setattr(deployment, "BATCHES", {"infer 8": 8})
+    (sitting,) = run(deployment, tmp_path / "result.json", monkeypatch)["sittings"]
+    size = {row["contender"]: row["bytes"] for row in sitting["rows"]}
+    assert {"dense, onnxruntime", "deployed", "deployed, onnxruntime", "as in the paper"} < size.keys()
+    floats = [tensor for tensor in Base(width=0.125).state_dict().values() if tensor.is_floating_point()]
+    assert size["dense"] == 4 * sum(map(torch.numel, floats)) + 4 * 8  # four int64 counters of BatchNorm
+    assert size["layers"] < size["dense"] and size["dense, folded"] < size["dense"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("task", ["train 50", "infer 50"])
 def test_a_captured_step_is_the_step(task):
-    options = Namespace(device="cuda", precision="float32", graphs=True)
+    options = Namespace(device="cuda", precision="float32")
     model = Base(LinearConv, width=0.25)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    step, _ = speed.make_step(model, task, options)
+    step = speed.make_step(model, task, options)
     replay = speed.captured(step)
     for _ in range(20):
         replay()

@@ -117,7 +117,7 @@ def test_every_row_is_timed_against_the_plain_network(monkeypatch):
         return {key: {"milliseconds": 50.0, "ratio": 1 if key == "dense" else 2, **numbers} for key in steps}
 
     monkeypatch.setattr(speed, "compare", compare)
-    monkeypatch.setattr(speed, "make_step", lambda model, task, options: (model, None))
+    monkeypatch.setattr(speed, "make_step", lambda model, task, options: model)
     measured = speed.measure(1, "cpu")
     assert asked[0] == ["dense", "SqueezeNet-LRr"] and asked[-1][0] == "dense" and len(asked) == 2 * 3
     assert {row["network"] for row in measured["rows"]} == {row.name for row in table()}
