@@ -40,27 +40,12 @@ VALUE = re.compile(r"(<!-- value: (\w+) -->).*?(<!-- end -->)", re.DOTALL)
 SCRIPTS = ("base", "vgg", "allconv", "resnet", "resnext", "mobilenetv2", "squeezenet")
 IMAGENET = 90 * 1_281_167  # images of the paper's training
 NOT_FOR_TABLES = ("ablation_", "search_")
-SWEEPS = {  # name of the table: result files, columns
-    "paper_recipe": ("base_paper_cifar10", "setting parameters accuracy last_ten best against_dense"),
-    "accuracy": ("base_cifar10", "setting parameters accuracy against_dense best"),
-    "grey": ("table1_mnist table1_fashion", "dataset setting parameters accuracy best epochs"),
-    "hundred": ("table1_cifar100", "setting parameters accuracy against_dense best epochs"),
-    "others": (
-        "vgg11_fast resnet18_fast allconv_fast squeezenet_fast",
-        "network setting parameters accuracy against_dense seeds",
-    ),
-    "precision": ("precision_digits", "setting accuracy seeds"),
-}
+OTHER_NETWORKS = "vgg11_fast resnet18_fast allconv_fast squeezenet_fast"
 
 
 def sweep(names: str, columns: str) -> list[str]:
     """Return the table of all runs in the named result files."""
     return sweep_table.markdown(runs_of(names), columns.split())
-
-
-def speed(name: str) -> list[str]:
-    """Return the speeds in a result file relative to the dense network."""
-    return speed_table(load(name))
 
 
 def measured(architecture: str, recipe: str = "paper") -> dict[str, list[dict]]:
@@ -72,28 +57,25 @@ def measured(architecture: str, recipe: str = "paper") -> dict[str, list[dict]]:
 
 def summary() -> list[str]:
     """Return README's first table: full rank against dense, with our accuracies and the paper's."""
-    header = ["network", "parameters, M", "accuracy, %", "recipe", "paper, %", "training speed", "deployed speed"]
     rows, counts = [], counts_by_network()
     training, inference = speeds("speed_cpu_float32"), speeds("deployment_cpu_float32")
     for name, network in paper.NETWORKS.items():
         parameters = f"{counts[name]['parameters_ours']} → {counts[f'{name}-Lr']['parameters_ours']}"
+        runs, recipe = measured(network.__name__, "paper"), "paper's"
+        if not {"Conv", "-Lr"} <= runs.keys():
+            runs, recipe = measured(network.__name__, "fast"), "short"
         accuracy, conditions = "not measured", ""
-        for recipe in ("fast", "paper"):  # the paper's recipe replaces the short one
-            runs = measured(network.__name__, recipe)
-            if "Conv" in runs and "-Lr" in runs:
-                (dense, _), (ours, _) = mean_over_seeds(runs["Conv"]), mean_over_seeds(runs["-Lr"])
-                accuracy = f"{dense:.1f} → {ours:.1f}"
-                epochs, seeds = runs["-Lr"][0]["report"]["epochs"], len(runs["-Lr"])
-                called = "paper's" if recipe == "paper" else "short"
-                conditions = f"{called}, {epochs} epochs, {seeds} seed{'s' if seeds > 1 else ''}"
-        printed = paper.accuracies(name, "cifar10")
-        key = name.replace("-", "")
-        speed_cells = []
+        if {"Conv", "-Lr"} <= runs.keys():
+            (dense, _), (ours, _) = mean_over_seeds(runs["Conv"]), mean_over_seeds(runs["-Lr"])
+            accuracy = f"{dense:.1f} → {ours:.1f}"
+            epochs, seeds = runs["-Lr"][0]["report"]["epochs"], len(runs["-Lr"])
+            conditions = f"{recipe}, {epochs} epochs, {seeds} seed{'s' if seeds > 1 else ''}"
+        printed, key = paper.accuracies(name, "cifar10"), name.replace("-", "")
+        row = [name, parameters, accuracy, conditions, f"{printed['Conv']:.1f} → {printed['-Lr']:.1f}"]
         for ratio in (training.get((key, "train 50", "full rank")), inference.get((key, "infer 8", "deployed"))):
-            speed_cells.append(f"{ratio:.2f}" if ratio else "not measured")
-        rows.append(
-            [name, parameters, accuracy, conditions, f"{printed['Conv']:.1f} → {printed['-Lr']:.1f}", *speed_cells]
-        )
+            row.append(f"{ratio:.2f}" if ratio else "not measured")
+        rows.append(row)
+    header = ["network", "parameters, M", "accuracy, %", "recipe", "paper, %", "training speed", "deployed speed"]
     return markdown_table(header, rows)
 
 
@@ -102,14 +84,11 @@ def equal_parameters() -> list[str]:
     rows = []
     for architecture, thinner in (("Base", 0.75), ("VGG11", 0.73), ("ResNet18", 0.735)):
         runs = measured(architecture, "fast")
-        cells = [architecture, str(runs["Conv"][0]["report"]["epochs"])]
+        row = [architecture, str(runs["Conv"][0]["report"]["epochs"])]
         for method in ("Conv", f"Conv, width {thinner}", "-L", "-Lr", "Ghost module"):
-            if method in runs:
-                mean, _ = mean_over_seeds(runs[method])
-                cells.append(f"{mean:.2f} ({len(runs[method])})")
-            else:
-                cells.append("not measured")
-        rows.append(cells)
+            found = runs.get(method)
+            row.append(f"{mean_over_seeds(found)[0]:.2f} ({len(found)})" if found else "not measured")
+        rows.append(row)
     header = ["network", "epochs", "dense, all parameters", "dense, thinner", "LinearConv", "with the regulariser"]
     return markdown_table([*header, "Ghost modules"], rows)
 
@@ -118,11 +97,11 @@ def recipes() -> list[str]:
     """Return the scripts with their networks and recipes."""
     rows = []
     for name in SCRIPTS:
-        path = ROOT / "models" / f"{name}_xcnn.py"
-        networks, recipe = networks_of(path), importlib.import_module(f"models.{name}_xcnn").RECIPE
+        script = f"models/{name}_xcnn.py"
+        networks, recipe = networks_of(ROOT / script), importlib.import_module(f"models.{name}_xcnn").RECIPE
         drops = ", ".join(map(str, recipe.milestones)) or "-"
         numbers = f"{recipe.lr:g}", drops, str(recipe.epochs), str(recipe.batch_size)
-        rows.append([f"`models/{path.name}`", ", ".join(networks), *numbers])
+        rows.append([f"`{script}`", ", ".join(networks), *numbers])
     return markdown_table(["script", "networks", "lr", "x0.1 after epochs", "epochs", "batch"], rows, left=2)
 
 
@@ -132,10 +111,8 @@ def options() -> list[str]:
     parser = make_parser({name: getattr(resnet_xcnn, name) for name in names}, resnet_xcnn.RECIPE)
     rows = []
     for group in parser._action_groups:
-        actions = [action for action in group._group_actions if action.dest != "help"]
-        if actions:
-            rows.append([f"**{group.title}**", "", ""])
-            rows += map(option, actions)
+        if actions := [action for action in group._group_actions if action.dest != "help"]:
+            rows += [[f"**{group.title}**", "", ""], *map(option, actions)]
     return markdown_table(["option", "values", "meaning"], rows, left=3)
 
 
@@ -184,9 +161,8 @@ def search_linearconv() -> list[str]:
 
 def fast() -> list[str]:
     """Return the accuracies of Base and of thinner dense networks with the short recipe."""
-    columns = dict(table1_accuracy.COLUMNS)
-    for key in ("dataset", "less_paper", "against_less_paper"):
-        del columns[key]
+    left_out = ("dataset", "less_paper", "against_less_paper")
+    columns = {key: title for key, title in table1_accuracy.COLUMNS.items() if key not in left_out}
     return sweep_table.table(fast_rows(), columns)
 
 
@@ -216,15 +192,15 @@ def pruned() -> list[str]:
 
 def shares() -> list[str]:
     """Return parameters and operations of full rank and rank 10 relative to dense, for each network."""
-    header = ["network", "parameters, full rank", "rank 10", "FLOPs by the paper", "rank 10", "multiply-adds as run"]
     rows, counts = [], counts_by_network()
     for name in paper.NETWORKS:
-        cells = [name]
-        for key, cell in (("parameters", "{:+.0%}"), ("flops_paper", "x {:.2f}"), ("macs_inference", "x {:.2f}")):
+        row = [name]
+        for key in ("parameters", "flops_paper", "macs_inference"):
             for variant in ("-Lr", "-LRr"):
                 ratio = counts[name + variant][key] / counts[name][key]
-                cells.append(cell.format(ratio - 1 if key == "parameters" else ratio).replace("%", " %"))
-        rows.append(cells)
+                row.append(f"{100 * (ratio - 1):+.0f} %" if key == "parameters" else f"x {ratio:.2f}")
+        rows.append(row)
+    header = ["network", "parameters, full rank", "rank 10", "FLOPs by the paper", "rank 10", "multiply-adds as run"]
     return markdown_table([*header, "rank 10"], rows)
 
 
@@ -273,30 +249,26 @@ def imagenet() -> list[str]:
     return markdown_table(header, rows)
 
 
-TABLES = {name: partial(sweep, *arguments) for name, arguments in SWEEPS.items()}
+FUNCTIONS = (
+    *(summary, equal_parameters, recipes, options, zoo_options, search, search_linearconv, fast),
+    *(ablations, pruned, shares, imagenet, gpu, map_costs, pipelines),
+)
+TABLES = {function.__name__: function for function in FUNCTIONS}
 TABLES |= {
     "counts": lambda: table1_counts.markdown(load("table1_counts")["rows"]),
     "methods": lambda: table2.markdown(load("table2"), every_run()),
     "compression": lambda: compress_table.markdown(load("compress_base")),
+    "training_float32": lambda: speed_table(load("speed_cpu_float32")),
+    "training_bfloat16": lambda: speed_table(load("speed_cpu_bfloat16")),
+    "inference_float32": lambda: speed_table(load("deployment_cpu_float32")),
+    "inference_bfloat16": lambda: speed_table(load("deployment_cpu_bfloat16")),
+    "paper_recipe": partial(sweep, "base_paper_cifar10", "setting parameters accuracy last_ten best against_dense"),
+    "accuracy": partial(sweep, "base_cifar10", "setting parameters accuracy against_dense best"),
+    "grey": partial(sweep, "table1_mnist table1_fashion", "dataset setting parameters accuracy best epochs"),
+    "hundred": partial(sweep, "table1_cifar100", "setting parameters accuracy against_dense best epochs"),
+    "others": partial(sweep, OTHER_NETWORKS, "network setting parameters accuracy against_dense seeds"),
+    "precision": partial(sweep, "precision_digits", "setting accuracy seeds"),
 }
-for _made in (
-    summary,
-    equal_parameters,
-    recipes,
-    options,
-    zoo_options,
-    search,
-    search_linearconv,
-    fast,
-    ablations,
-    pruned,
-    shares,
-):
-    TABLES[_made.__name__] = _made
-TABLES |= {"imagenet": imagenet, "gpu": gpu, "map_costs": map_costs, "pipelines": pipelines}
-for _precision in ("float32", "bfloat16"):
-    TABLES[f"training_{_precision}"] = partial(speed, f"speed_cpu_{_precision}")
-    TABLES[f"inference_{_precision}"] = partial(speed, f"deployment_cpu_{_precision}")
 
 
 def fill(text: str) -> str:
