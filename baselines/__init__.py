@@ -20,7 +20,7 @@ from linearconv_variants import Variant
 
 
 def build_octave(network: Callable[..., nn.Module], alpha: float, **arguments: object) -> nn.Module:
-    """Return a network of octave convolutions. Like all builders, this raises a ValueError for unsuitable networks."""
+    """Return a network of octave convolutions."""
     return to_octave(network(**arguments), alpha)
 
 
@@ -93,14 +93,11 @@ class Baseline:
             raise ValueError(f"alpha must be in {interval} with type {self.type}, got {self.alpha}")
 
     def build(self, network: Callable[..., nn.Module], **arguments: object) -> nn.Module:
-        """Return a network built by the method.
+        """Return a network built by the method; a ValueError if the method applies to no layer of the network.
 
         Args:
             network: constructor with the argument `conv`.
             arguments: further arguments of the constructor.
-
-        Raises:
-            ValueError: if the method applies to no layer of the network.
         """
         return BASELINES[self.type].build(network, self.alpha, **arguments)
 

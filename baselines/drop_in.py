@@ -8,18 +8,12 @@ from functools import partial
 
 import torch.nn as nn
 
-GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
-
 
 def drop_in(make: Callable[[nn.Conv2d], nn.Module], *arguments: object, **keywords: object) -> nn.Module:
-    """Return `make(plain)` for the plain convolution with these arguments, or `plain` itself.
+    """Return `make(plain)` for the nn.Conv2d `plain` with these arguments, or `plain` itself.
 
     A convolution stays plain if it has groups, which no method here divides further, or if the method would not reduce
     its weights. The latter holds for thin layers, and with some methods for 1x1 convolutions.
-
-    Args:
-        make: the method, a function of an nn.Conv2d that may return its argument.
-        arguments, keywords: arguments of nn.Conv2d.
     """
     plain = nn.Conv2d(*arguments, **keywords)
     made = make(plain) if plain.groups == 1 else plain
@@ -33,14 +27,13 @@ def build_with_layers(
     make: Callable[[nn.Conv2d], nn.Module],
     **arguments: object,
 ) -> nn.Module:
-    """Return a network whose convolutions are built by :func:`drop_in`.
+    """Return `network(conv=..., **arguments)`, whose convolutions are built by :func:`drop_in`.
 
     Args:
         network: constructor with the argument `conv`.
         name: name of the method, for error messages.
         layer_type: class of the method's layers.
-        make: the method, see :func:`drop_in`.
-        arguments: further arguments of the constructor.
+        make: the method, a function of an nn.Conv2d that may return its argument.
 
     Raises:
         ValueError: if every convolution stays plain.
@@ -53,21 +46,19 @@ def build_with_layers(
 
 
 def _weights(module):
-    """Return the number of weights of all convolutions; biases and BatchNorm are negligible."""
+    """The number of weights of all convolutions; biases and BatchNorm are negligible."""
     return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Conv2d))
 
 
 def like(plain: nn.Conv2d, in_channels: int, out_channels: int, bias: bool | None = None) -> nn.Conv2d:
-    """Return a convolution with the geometry, device and dtype of `plain` and torch's default initial weights.
+    """Return a convolution with the geometry, device and dtype of `plain`, other channels and torch's initial weights.
 
-    Args:
-        plain: the convolution from which these are copied.
-        in_channels, out_channels: channels of the new convolution.
-        bias: whether the new convolution has a bias; default: as in `plain`.
+    It has a bias if `plain` has one, unless `bias` decides.
     """
-    geometry = {name: getattr(plain, name) for name in GEOMETRY}
     bias = plain.bias is not None if bias is None else bias
-    return nn.Conv2d(in_channels, out_channels, **geometry, bias=bias, **factory(plain))
+    geometry = plain.kernel_size, plain.stride, plain.padding, plain.dilation
+    options = {"bias": bias, "padding_mode": plain.padding_mode, **factory(plain)}
+    return nn.Conv2d(in_channels, out_channels, *geometry, **options)
 
 
 def factory(plain: nn.Conv2d) -> dict[str, object]:

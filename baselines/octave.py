@@ -77,7 +77,7 @@ class EachPart(nn.Module):
 
 
 def to_octave(network: nn.Module, alpha: float = 0.5) -> nn.Module:
-    """Replace all convolutions of a network by octave convolutions with new weights, in place, and return the network.
+    """Return a network, changed in place, whose convolutions are octave convolutions with new weights.
 
     Args:
         network: a network whose convolutions are in one nn.Sequential, nested or not, that otherwise holds only

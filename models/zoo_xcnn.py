@@ -18,14 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from any
 from training import Recipe, main
 from training.library import Library
 
-RECIPE = Recipe(
-    lr=0.1,
-    epochs=90,
-    batch_size=256,
-    milestones=(30, 60),
-    optimizer="sgd",
-    weight_decay=1e-4,
-)
+RECIPE = Recipe(lr=0.1, epochs=90, batch_size=256, milestones=(30, 60), optimizer="sgd", weight_decay=1e-4)
 
 if __name__ == "__main__":
     main(Library(), RECIPE)

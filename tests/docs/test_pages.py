@@ -63,15 +63,15 @@ def test_tables_and_values_are_those_of_the_parser_and_of_the_results(page):
 
 
 RUN_ELSEWHERE = "extending.md"  # by test_extending.py
-WITH_PYTHON = [page for page in PAGES if blocks(page, "python") and page.name != RUN_ELSEWHERE]
 
 
-@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [README, pytest.param(ROOT / "docs" / "conversion.md", marks=pytest.mark.slow)])
 def test_python_blocks_of_a_page_run_one_after_the_other(page, tmp_path, monkeypatch):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     namespace = {}
+    assert blocks(page, "python")
     for block in blocks(page, "python"):
         exec(compile(block, page.name, "exec"), namespace)
 
