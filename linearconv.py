@@ -72,14 +72,15 @@ class LinearConv(nn.Module):
         if compute not in COMPUTE_MODES:
             raise ValueError(f"compute must be one of {', '.join(COMPUTE_MODES)}, got {compute!r}")
         geometry = in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode
-        conv = nn.Conv2d(*geometry, device="meta")  # checks and normalises the arguments, and allocates no memory
-        for name in GEOMETRY:
-            setattr(self, name, getattr(conv, name))
+        conv = nn.Conv2d(*geometry, device="meta")  # type: ignore[arg-type]  # checks and normalises the arguments
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size, self.stride, self.dilation = conv.kernel_size, conv.stride, conv.dilation
+        self.padding, self.padding_mode = conv.padding, conv.padding_mode
         self.alpha, self.compute = alpha, compute
         self.primary_channels = max(1, int(alpha * out_channels))  # P
         self.secondary_channels = out_channels - self.primary_channels  # F - P
         shape = self.primary_channels, in_channels // groups, *self.kernel_size
-        factory = {"device": device, "dtype": dtype}
+        factory: dict = {"device": device, "dtype": dtype}
         self.conv_weights = nn.Parameter(torch.empty(shape, **factory))
         self._create_factors(**factory)
         self.bias = nn.Parameter(torch.empty(out_channels, **factory)) if bias else None
@@ -123,8 +124,8 @@ class LinearConv(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         padding = self.padding
         if self.padding_mode != "zeros":
-            input, padding = F.pad(input, self._padding_widths(), self.padding_mode), 0
-        geometry = self.stride, padding, self.dilation, self.groups
+            input, padding = F.pad(input, self._padding_widths(), self.padding_mode), (0, 0)
+        geometry: tuple = self.stride, padding, self.dilation, self.groups
         is_on_gpu = any(parameter.is_cuda for parameter in self.parameters(recurse=False))
         if not self.combines_maps or (self.compute == "auto" and is_on_gpu):
             return F.conv2d(input, self.weight, self.bias, *geometry)  # W * x + b
@@ -160,7 +161,7 @@ class LinearConv(nn.Module):
         self._create_factors(device=self.conv_weights.device, dtype=self.conv_weights.dtype)
 
     def extra_repr(self) -> str:
-        return f"{nn.Conv2d.extra_repr(self)}, alpha={self.alpha:g}, compute={self.compute!r}"
+        return f"{nn.Conv2d.extra_repr(self)}, alpha={self.alpha:g}, compute={self.compute!r}"  # type: ignore[arg-type]
 
 
 def _multiply(factors, right):

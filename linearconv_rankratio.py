@@ -20,7 +20,7 @@ class LinearConvRankRatio(LinearConvLowRank):
     """
 
     def __init__(self, *args: Any, rank: float = 0.5, **kwargs: Any) -> None:
-        super().__init__(*args, rank=rank, **kwargs)
+        super().__init__(*args, rank=rank, **kwargs)  # type: ignore[arg-type]
 
     @staticmethod
     def _check_rank(rank):

@@ -30,15 +30,14 @@ class LinearConvSparse(LinearConv):
             `(2 / (1 + 10^(10 (pruned share - sparsity))) - 1) * 1e-5` to the threshold. Default: `"gradual"`
         prune_begin, prune_end, prune_every: first and last gradual step, steps between updates. Default: 0, 1000, 10
         *args, **kwargs: all other arguments of :class:`linearconv.LinearConv`.
-
-    Buffers, beside the parameters of LinearConv:
-        - mask (out_channels - P, P): 1 for a coefficient that is kept, 0 for a pruned one
-        - steps () and threshold (): training steps so far, and the magnitude up to which the last update pruned
     """
 
+    mask: Tensor  # a buffer (F - P, P): 1 for a coefficient that is kept, 0 for a pruned one
+    steps: Tensor  # a buffer (): training steps so far
+    threshold: Tensor  # a buffer (): magnitude up to which the last update pruned
     _version = 2  # version 1 is the published code, whose checkpoints have no state of the controller
-    _hook_id = None  # of the optimizer hook that prunes this layer
-    _steps_bound = None  # upper bound of `steps` that is known without waiting for the device, None if there is none
+    _hook_id: int | None = None  # of the optimizer hook that prunes this layer
+    _steps_bound: int | None = None  # upper bound of `steps`, known without waiting for the device
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, NoReturn
 
 import torch.nn as nn
 
@@ -37,7 +38,7 @@ class VariantType:
         return next(iter(self.arguments.values()))
 
 
-def full_or_ratio(*args: object, rank: float, **kwargs: object) -> LinearConv:
+def full_or_ratio(*args: Any, rank: float, **kwargs: Any) -> LinearConv:
     """Return a full-rank layer for `rank=1`, and a LinearConvRankRatio for lower ranks."""
     return LinearConv(*args, **kwargs) if rank == 1 else LinearConvRankRatio(*args, rank=rank, **kwargs)
 
@@ -153,7 +154,7 @@ def add_options(
     """
     meanings = {name: entry.help for name, entry in VARIANTS.items()} | {"dense": "the plain network"}
     meanings = {name: meanings[name] for name in types or meanings} | (others or {})
-    lists = {"nargs": "+"} if several else {}
+    lists: dict[str, Any] = {"nargs": "+"} if several else {}
     add = parser.add_argument
     help = "; ".join(f"{name}: {meaning}" for name, meaning in meanings.items())
     add("-t", "--type", choices=tuple(meanings), default=None if several else "rank", help=help, **lists)
@@ -171,7 +172,7 @@ def add_options(
 class OneLineParser(argparse.ArgumentParser):
     """A parser whose errors are one line on stderr, with exit code 2."""
 
-    def error(self, message: object) -> None:
+    def error(self, message: object) -> NoReturn:
         self.exit(2, f"{self.prog}: {' '.join(str(message).split())} (--help lists the options)\n")
 
 
