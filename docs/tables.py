@@ -20,7 +20,6 @@ from benchmarks.measuring import markdown as speed_table
 from benchmarks.measuring import ratios_over_sittings
 from docs.values import counts_by_network, fast_rows, imagenet_rates, runs_of, speeds, values
 from experiments import paper
-from experiments.compress import table as compress_table
 from experiments.results import by_method, comparable, every_run, load, mean_over_seeds
 from experiments.sweep import table as sweep_table
 from experiments.table1 import accuracy as table1_accuracy
@@ -257,7 +256,6 @@ TABLES = {function.__name__: function for function in FUNCTIONS}
 TABLES |= {
     "counts": lambda: table1_counts.markdown(load("table1_counts")["rows"]),
     "methods": lambda: table2.markdown(load("table2"), every_run()),
-    "compression": lambda: compress_table.markdown(load("compress_base")),
     "training_float32": lambda: speed_table(load("speed_cpu_float32")),
     "training_bfloat16": lambda: speed_table(load("speed_cpu_bfloat16")),
     "inference_float32": lambda: speed_table(load("deployment_cpu_float32")),

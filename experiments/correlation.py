@@ -1,16 +1,15 @@
 """The correlation of the filters of trained networks, for each layer, from the newest checkpoints.
 
     python -m experiments.correlation --runs dense=ckpt/base/DENSE L=ckpt/base/L Lr=ckpt/base/LR
-    python -m experiments.figures correlation
+    python -m experiments.figures correlation --results-folder runs
 
-A run is a folder in which models/base_xcnn.py has trained Base. Writes results/correlation_base.json: the settings of
+A run is a folder in which models/base_xcnn.py has trained Base. Writes runs/correlation_base.json: the settings of
 every run and, for each layer, the elements above the diagonal of its correlation matrix in hundredths (a string per
 row) and the means of their absolute values. Means are over the primary block (the first P filters), the secondary block
 (the other filters) and all pairs. A dense layer has no blocks.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from corr_reg import filter_correlation
-from experiments.results import RESULTS
+from experiments.results import USERS, read_json
 from linearconv import LinearConv
 from linearconv_variants import OneLineParser, Variant, positive_int
 from models.base_xcnn import Base
@@ -29,7 +28,6 @@ from training.checkpoints import REPORT, holds_checkpoint, load_newest, write_js
 from training.errors import EXPECTED, UsageError, report_failure
 from training.report import origin
 
-RESULT = RESULTS / "correlation_base.json"
 OF_REPORT = ("test_accuracy", "torch", "device", "git_commit")
 
 
@@ -58,15 +56,15 @@ def measure(folder: Path, layers: Sequence[int] = (1, 2, 3)) -> dict:
         raise UsageError(f"Base has {len(found)} convolutions: there is no layer {max(layers)}")
     run = {"folder": folder.resolve().name, "epoch": state["epoch"], "settings": settings}
     if (folder / REPORT).exists():
-        report = json.loads((folder / REPORT).read_text())
+        report = read_json(folder / REPORT)
         run |= {key: report[key] for key in OF_REPORT}
     run["layers"] = [{"layer": number, **_describe(*found[number - 1])} for number in layers]
     return run
 
 
+@torch.no_grad()
 def _describe(name, layer):
-    with torch.no_grad():
-        correlation = filter_correlation(layer.weight.double())  # (F, F)
+    correlation = filter_correlation(layer.weight.double())  # (F, F)
     means, primary = {"all": mean_absolute(correlation)}, None
     if isinstance(layer, LinearConv):
         primary = layer.primary_channels
@@ -99,7 +97,7 @@ def unpack(rows: Sequence[str]) -> np.ndarray:
 def named_folder(text: str) -> tuple[str, Path]:
     """Return (name, folder) of NAME=FOLDER, for argparse."""
     name, equals, folder = text.partition("=")
-    if not (name and equals and folder):
+    if not (name and folder):
         raise argparse.ArgumentTypeError(f"must be NAME=FOLDER, got {text}")
     return name, Path(folder)
 
@@ -111,11 +109,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     shown = "runs of Base, named as in the figure's columns: dense, L and Lr are the paper's Conv, -L and -Lr"
     add("--runs", type=named_folder, nargs="+", required=True, metavar="NAME=FOLDER", help=shown)
     add("--layers", type=positive_int, nargs="+", default=[1, 2, 3], help="which convolutions (default: 1 2 3)")
-    add("--output", type=Path, default=RESULT, help="the result file (default: results/correlation_base.json)")
+    add("--output", type=Path, default=USERS / "correlation_base.json", help="default: runs/correlation_base.json")
     options = parser.parse_args(argv)
     try:
         runs = [{"name": name, **measure(folder, options.layers)} for name, folder in options.runs]
         made_by = origin() | {"command": None}  # the command names folders of this machine
+        options.output.parent.mkdir(parents=True, exist_ok=True)
         write_json(options.output, {"network": "Base", "origin": made_by, "runs": runs})
     except EXPECTED as error:
         return report_failure(error, "correlation")

@@ -15,7 +15,8 @@ from linearconv_variants import LINEARCONV_TYPES
 from training.errors import UsageError
 from training.report import ROOT
 
-RESULTS = ROOT / "results"
+RESULTS = ROOT / "results"  # this repository's own results
+USERS = ROOT / "runs"  # results of users, ignored by git
 CONDITIONS = ("architecture", "dataset", "recipe", "epochs")  # comparable runs have these in common
 PAPER_WEIGHT = 0.01  # weight of the regulariser
 OTHERS = {"octave": "octave", "basis": "filter basis", "ghost": "Ghost module", "svd": "SVD pair"}  # baselines by type
@@ -27,26 +28,65 @@ TITLES = {
     "mnist": "MNIST",
     "fashionmnist": "Fashion-MNIST",
 }
+NUMBER = (int, float)
+RUN = {"run": str, "setting": str, "report": dict, "log": list}  # what tables need of a run: key and type
+COUNTED = "parameters nonzero_parameters flops_paper macs_inference"
+MEASURED = "epochs alpha test_accuracy best_test_accuracy best_epoch"
+REPORT = {"architecture": str, "type": str, "dataset": str}
+REPORT |= dict.fromkeys(f"{COUNTED} {MEASURED}".split(), NUMBER)
 
 
 class NoResults(UsageError):
     """A result has not been measured; the message names the result."""
 
 
-def load(name: str, folder: Path = RESULTS) -> dict:
-    """Return the content of `<folder>/<name>.json`.
+def read_json(path: Path) -> dict:
+    """Return the object in a JSON file.
 
     Raises:
         NoResults: if the file does not exist.
-        UsageError: if the file is not JSON.
+        UsageError: if the file is not JSON, or not an object.
     """
-    path = folder / f"{name}.json"
     try:
-        return json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise NoResults(f"there is no {path.name}") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # for text that is not UTF-8 too
         raise UsageError(f"{path} is not JSON: {error}") from None
+    check_types(data, {}, path)
+    return data
+
+
+def check_types(data: object, types: dict[str, type | tuple[type, ...]], place: object) -> None:
+    """Raise a UsageError that names the place if `data` is not a dict with values of these types."""
+    if not isinstance(data, dict):
+        raise UsageError(f"{place} is {json.dumps(data)[:20]}, not an object")
+    for key, kind in types.items():
+        if not isinstance(data.get(key), kind):
+            raise UsageError(f"{place} has no valid {key!r}: {json.dumps(data.get(key))[:20]}")
+
+
+def read_runs(path: Path) -> dict:
+    """Return the content of the result file of a sweep, `{"note": ..., "runs": [...]}`.
+
+    Raises:
+        NoResults: if the file does not exist.
+        UsageError: if the file is not the result of a sweep; the message names the place.
+    """
+    record = read_json(path)
+    check_types(record, {"note": str, "runs": list}, path)
+    for index, run in enumerate(record["runs"]):
+        place = f"{path}, run {index}"
+        check_types(run, RUN, place)
+        check_types(run["report"], REPORT, f"{place}, report")
+        for epoch in run["log"]:
+            check_types(epoch, {"test_accuracy": NUMBER}, f"{place}, log")
+    return record
+
+
+def load(name: str, folder: Path = RESULTS) -> dict:
+    """Return the content of `<folder>/<name>.json`, see :func:`read_json`."""
+    return read_json(folder / f"{name}.json")
 
 
 def every_run(folder: Path = RESULTS, pattern: str = "*") -> Iterator[dict]:
@@ -60,22 +100,18 @@ def every_run(folder: Path = RESULTS, pattern: str = "*") -> Iterator[dict]:
         pattern: pattern of their names, such as `ablation_*`.
     """
     for path in sorted(folder.glob(f"{pattern}.json")):
-        record = load(path.stem, folder)
-        for run in record.get("runs", ()) if isinstance(record, dict) else ():
-            if "report" not in run:  # the file is not of a sweep
-                break
+        keys = read_json(path).keys()
+        if not {"note", "runs"} <= keys or "study" in keys:  # the file is not of a sweep, or of a compression study
+            continue
+        record = read_runs(path)
+        for run in record["runs"]:
             report = {"recipe": "paper"} | run["report"]
-            report["dataset"] = dataset_of(run, f"{path.stem} {record.get('note', '')}")
+            report["dataset"] = dataset_of(run, f"{path.stem} {record['note']}")
             yield run | {"file": path.stem, "report": report, "method": method(run)}
 
 
 def dataset_of(run: dict, text: str = "") -> str:
-    """Return a run's data set; for an imagefolder, the data set that its result names.
-
-    Args:
-        run: run of a result file.
-        text: further text, besides the run's name, that may name the data set.
-    """
+    """Return a run's data set; for an imagefolder, the data set that the run's name or a further text names."""
     dataset = run.get("dataset") or run["report"]["dataset"]
     if dataset != "imagefolder":
         return dataset

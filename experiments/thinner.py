@@ -28,18 +28,13 @@ from training.options import make_parser, parse_arguments
 from training.recipe import Recipe
 
 STEP = 2.0**-24  # widths closer than this build the same network
+TOLERANCE = 0.01  # share of the target by which the count may exceed it
 SIDE = 32  # side of the images in pixels
 Count = Callable[[nn.Module], int]
 
 
-def width_for(
-    network: Callable[..., nn.Module],
-    target: int,
-    count: Count = count_parameters,
-    tolerance: float = 0.01,
-    **shape: int,
-) -> float:
-    """Return the width of the dense network whose count is closest to a target.
+def width_for(network: Callable[..., nn.Module], target: int, count: Count = count_parameters, **shape: int) -> float:
+    """Return the width of the dense network whose count is closest to a target, with the fewest decimals.
 
     Channel counts are rounded, so that the count rises in steps over the width. Two networks are candidates: the
     largest that does not exceed the target, and the next one.
@@ -48,11 +43,7 @@ def width_for(
         network: the constructor, which takes `width` and the shape.
         target: target of the count.
         count: function that counts parameters, or another quantity that grows with the width, on the meta device.
-        tolerance: share of the target by which the count may exceed it.
         shape: `in_channels` and `num_classes` for the constructor.
-
-    Returns:
-        The width, with the fewest decimals that build the network.
 
     Raises:
         UsageError: if one channel per layer already exceeds the target.
@@ -70,13 +61,10 @@ def width_for(
         low, high = high, 2 * high
     while high - low > STEP:
         middle = (low + high) / 2
-        if at(middle) <= target:
-            low = middle
-        else:
-            high = middle
+        low, high = (middle, high) if at(middle) <= target else (low, middle)
     below, above = at(low), at(high)
     width, counted, towards = low, below, math.floor
-    if above - target < target - below and above <= (1 + tolerance) * target:
+    if above - target < target - below and above <= (1 + TOLERANCE) * target:
         width, counted, towards = high, above, math.ceil
     for digits in count_from(1):
         rounded = towards(width * 10**digits) / 10**digits
@@ -111,11 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compare(networks: dict[str, Callable[..., nn.Module]], arguments: Sequence[str]) -> None:
-    """Print the given network, and the dense networks with equal parameters and with equal multiply-adds.
-
-    Args:
-        networks: the script's constructors by name.
-        arguments: options of the script; only network options, --num-classes and --in-channels have an effect.
+    """Print the network that options of its script choose, and its dense networks with equal cost.
 
     Raises:
         UsageError, SystemExit: for options that the script rejects.

@@ -1,69 +1,190 @@
-"""Compression of a trained network: accuracy after conversion and after fine-tuning, compared with other methods.
+"""The compression study: what a trained network keeps at which size, by LinearConv and by other ways.
 
-    python -m experiments.compress models/base_xcnn.py:Base --name compress_base --epochs 16 --finetune 2 \
-        -- --dataset imagefolder --data-root DIR
-    python -m experiments.compress --name compress_base --table        # only table and plot of the result
+    python -m experiments.compress models/base_xcnn.py:Base --name compression_base --seeds 0 1 2 --dataset cifar10
+    python -m experiments.compress ... --budgets 0.5 0.25 --ways linearconv svd --tune 2      # a part of it
+    python -m experiments.compress ... --jobs 2                # two runs side by side; --shard, --dry-run as for sweeps
+    python -m experiments.compress ... --table                 # the table of the finished runs
 
-Train the dense network, convert it to each variant of LinearConv (with and without calibration on training images, and
-with a budget that is distributed over the layers), and measure test accuracy directly after conversion and after every
-epoch of fine-tuning. For comparison, the same LinearConv networks are trained from scratch, and the other methods of
-methods.py are measured with equal parameters (Tucker decomposition requires tensorly, channel pruning torch-pruning).
-Options after `--` apply to the training (models/<script> --help).
+For every seed, the dense network is trained with the short recipe (--recipe, --epochs). Then every way reduces it to
+every share of its parameters (ways.py): accuracy at once, and after --tune epochs of `--recipe tune` with and without
+the dense network as teacher. From scratch, with the same sizes and the same total number of epochs: LinearConv, the
+thinner dense network, and Ghost modules; `dense` is the dense network trained on. Other options apply to every run.
 
-Writes results/<name>.json and .png, and prints the table. Runs are in ckpt/<name>/; finished runs are not repeated, and
-an interrupted run resumes after its last epoch.
+The study is a sweep: the same command resumes it. Everything is in runs/<name>.json, the table in runs/<name>.md, and
+`python -m experiments.figures compression --results <name> --results-folder runs` draws it.
 """
 
-import json
-import shlex
+import importlib.util
 import sys
-from argparse import RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from experiments.command_line import shown_command, split_arguments
-from experiments.compress.study import Study, run
-from experiments.compress.table import markdown, plot
-from linearconv_variants import OneLineParser, positive_int
-from training.errors import EXPECTED, report_failure
-from training.report import ROOT, origin
+import torch
+import torch.nn as nn
+
+from baselines import Baseline
+from dataloaders import describe
+from experiments.compress.table import markdown
+from experiments.compress.unit import DENSE
+from experiments.compress.ways import WAYS
+from experiments.sweep.command import carry_out, parse_sweep, sweep_parser
+from experiments.sweep.plan import plan_run, script_parser, shortest, shown_command, unique
+from experiments.sweep.runner import Results, Run
+from experiments.thinner import networks_of, width_for
+from linearconv_variants import Variant, non_negative_int, positive_int, positive_share
+from training.checkpoints import write_whole
+from training.counting import count_parameters
+from training.errors import EXPECTED, UsageError, report_failure
+from training.options import parse_arguments
+from training.recipe import SHORT
+from training.report import ROOT
+
+BUDGETS = (0.75, 0.57, 0.5, 0.4, 0.25, 0.15, 0.1)
+SCRATCH = {"scratch-linearconv": "rank", "scratch-thinner": None, "scratch-ghost": "ghost"}  # way: type
+ALPHAS = 1024  # candidate values for a size
+UNIT = ROOT / "experiments" / "compress" / "unit.py"
+DATA = "dataset data_root image_size download in_memory workers validation device amp channels_last save_every width"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    parser = OneLineParser(
-        prog="python -m experiments.compress", description=__doc__, formatter_class=RawDescriptionHelpFormatter
-    )
+    parser = sweep_parser("compress", __doc__)
     add = parser.add_argument
-    add("network", nargs="?", default="", help="a network of models/, as models/base_xcnn.py:Base")
-    add("--name", required=True, help="of the result: results/NAME.json")
-    add("--note", default="", help="description of the data, kept in the result")
-    add("--table", action="store_true", help="run nothing: show the result")
-    add("--epochs", type=positive_int, default=16, help="of the dense network and from scratch (default: 16)")
-    add("--finetune", type=positive_int, default=2, help="epochs after conversion (default: 2)")
-    own, extra = split_arguments(sys.argv[1:] if argv is None else argv)
-    options = parser.parse_args(own)
-    output = ROOT / "results" / f"{options.name}.json"
+    add("network", help="a network of models/, as models/base_xcnn.py:Base")
+    every = [DENSE, *WAYS, *SCRATCH]
+    add("--budgets", type=positive_share, nargs="+", default=BUDGETS, help="default: 0.75 0.57 0.5 0.4 0.25 0.15 0.1")
+    add("--ways", choices=every, nargs="+", default=every, help="default: all")
+    add("--tune", type=positive_int, nargs="*", default=[2, 6], help="epochs after conversion (default: 2 6)")
+    add("--calibrate", type=non_negative_int, default=1000, metavar="N", help="training images (default: 1000)")
+    options, extra = parse_sweep(parser, sys.argv[1:] if argv is None else argv)
     try:
-        if not options.table:
-            script, _, network = options.network.partition(":")
-            if not Path(script).is_file() or not network:
-                parser.error(f"{options.network or 'the network'} is not given as models/FILE.py:NAME")
-            if "--dataset" not in extra:
-                parser.error("give the data behind --, as in -- --dataset cifar10")
-            study = Study(Path(script), network, ROOT / "ckpt" / options.name, extra)
-            made_by = origin(study.options.device)
-            made_by["command"] = shown_command(shlex.split(made_by["command"]), study.options.data_root)
-            record = {key: getattr(options, key) for key in ("note", "network", "epochs", "finetune")}
-            record |= {"amp": study.options.amp, "origin": made_by, "rows": []}
-            run(study, options.epochs, options.finetune, record, output)
-        record = json.loads(output.read_text())
-        print("\n".join(markdown(record)))
-        drawn = plot(record, output.with_suffix(".png"))
+        runs = plan(options, extra)
+        kept = {"study": {"network": options.network, "tune": options.tune}}
+        if not (options.table or options.dry_run):  # the dense networks first, for all shards
+            dense = [run for run in runs if run.setting == "-t dense"]
+            whole = Namespace(**{**vars(options), "shard": (1, 1)})
+            if code := carry_out(dense, whole, lambda results: None, **kept):
+                return code
+        return carry_out(runs, options, show, **kept)
     except EXPECTED as error:
         return report_failure(error, "compress")
-    print(f"written: {output.with_suffix('.png')}" if drawn else "no plot: pip install matplotlib")
-    return 0
+
+
+def plan(options: Namespace, extra: Sequence[str]) -> list[Run]:
+    """Return all runs: dense networks, then networks from scratch, then units (unit.py).
+
+    Raises:
+        UsageError, SystemExit: for values that the scripts reject.
+    """
+    script, _, name = options.network.partition(":")
+    networks = networks_of(Path(script))
+    if name not in networks:
+        raise UsageError(f"{script} has no network {name!r}: give {script}:{next(iter(networks))}")
+    if "--recipe" not in extra:
+        extra = ["--recipe", "fast", *extra]
+    parsed = parse_arguments(script_parser(name), extra)
+    if not parsed.dataset:
+        raise UsageError("give the data, as in --dataset cifar10")
+    if parsed.recipe not in SHORT:
+        raise UsageError("give a short recipe, as in --recipe fast")
+    if "pruning" in options.ways and not importlib.util.find_spec("torch_pruning"):
+        print("pruning is left out: pip install torch-pruning")
+        options.ways = [way for way in options.ways if way != "pruning"]
+    info = describe(parsed.dataset, parsed.data_root, parsed.image_size)
+    shape = {"in_channels": info.in_channels, "num_classes": info.num_classes}
+    epochs = options.epochs or SHORT[parsed.recipe].changed_by(parsed).epochs
+    longer = str(epochs + max(options.tune, default=0))
+    run = partial(plan_run, Path(script), options.ckpt / options.name, network=name)
+    runs, seeds = [], options.seeds or [0]
+    dense = {seed: run(["-t", "dense"], shared=[*extra, "--epochs", str(epochs)], seed=seed) for seed in seeds}
+    for budget in options.budgets:
+        for way in options.ways:
+            if way in SCRATCH and (words := from_scratch(networks[name], SCRATCH[way], budget, parsed.width, shape)):
+                runs += [run(*words, shared=[*extra, "--epochs", longer], seed=seed) for seed in seeds]
+    for seed in seeds:
+        for way in [way for way in options.ways if way == DENSE and options.tune]:
+            runs.append(unit(dense[seed], way, 1.0, options, parsed))
+        for budget in options.budgets:
+            runs += [unit(dense[seed], way, budget, options, parsed) for way in options.ways if way in WAYS]
+    return unique([*dense.values(), *runs])
+
+
+def unit(dense: Run, way: str, budget: float, options: Namespace, parsed: Namespace) -> Run:
+    """Return the run of unit.py for one way and size, from a dense run.
+
+    Args:
+        dense: run of the dense network.
+        way, budget: the way, and the share of the parameters.
+        options: options of the command.
+        parsed: training options, of which the options for data and machine apply.
+    """
+    seed = dense.settings["seed"]
+    words = ["--way", way, "--budget", shortest(budget), "--calibrate", str(options.calibrate)]
+    words += ["--tune", *map(str, options.tune)]
+    given = []
+    defaults = vars(parse_arguments(script_parser(), []))
+    for option in DATA.split():
+        value, name = getattr(parsed, option), option.replace("_", "-")
+        if value != defaults[option]:
+            switch = f"--{name}" if value else f"--no-{name}"
+            given += [switch] if isinstance(value, bool) else [f"--{name}", str(value)]
+    network = f"{dense.script}:{options.network.partition(':')[2]}"
+    shown = ["python", "experiments/compress/unit.py", "--network", options.network, *words, *given]
+    name = f"{way}-{shortest(budget)}-seed{seed}"
+    return replace(
+        dense,
+        name=name,
+        script=UNIT,
+        setting=f"--way {way} --budget {shortest(budget)}",
+        arguments=["--network", network, "--dense", str(dense.folder), *words, *given, "--seed", str(seed)],
+        settings=dense.settings | {"way": way, "budget": budget, "tune": options.tune, "calibrate": options.calibrate},
+        folder=dense.folder.with_name(name),
+        command=shown_command([*shown, "--seed", str(seed)], parsed.data_root),
+    )
+
+
+def from_scratch(
+    network: Callable[..., nn.Module], type: str | None, budget: float, width: float, shape: dict[str, int]
+) -> tuple[list[str], list[str]] | None:
+    """Return the options (of the variant, others) for a network from scratch with a share of the dense parameters.
+
+    Args:
+        network: the constructor.
+        type: `rank` or `ghost`, with the largest alpha within the budget; None: the dense network, thinner.
+        budget: share of the parameters.
+        width: width of the dense network.
+        shape: `in_channels` and `num_classes`.
+
+    Returns:
+        The options; None, after a line, if the method cannot be so small.
+    """
+    with torch.device("meta"):
+        target = int(budget * count_parameters(network(width=width, **shape)))
+    if type is None:
+        return ["-t", "dense"], ["--width", shortest(width_for(network, target, **shape))]
+    low, high = 0, ALPHAS  # the number of parameters rises with alpha
+    while high - low > 1:
+        middle = (low + high) // 2
+        variant = Variant(type, alpha=middle / ALPHAS) if type == "rank" else Baseline(type, middle / ALPHAS)
+        with torch.device("meta"):
+            size = count_parameters(variant.build(network, width=width, **shape))
+        low, high = (middle, high) if size <= target else (low, middle)
+    if low == 0:
+        print(f"{type} from scratch is left out at {budget:g}: it is larger with one primary filter a layer")
+        return None
+    return ["-t", type, "--alpha", shortest(low / ALPHAS)], []
+
+
+def show(results: Results) -> None:
+    """Print and write the table."""
+    lines = markdown(results.runs)
+    print("\n".join(lines))
+    path = results.path.with_suffix(".md")
+    write_whole(path, lambda file: file.write(("\n".join(lines) + "\n").encode()))
+    print(f"written: {results.path}, {path.name}")
 
 
 if __name__ == "__main__":

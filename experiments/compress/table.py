@@ -1,47 +1,103 @@
-"""The table and the plot of a compression study.
+"""The tables of a compression study: accuracy lost against dense for each way and size, then sizes and speeds.
 
-python -m experiments.compress --name compress_base --table
+python -m experiments.compress ... --table
 """
 
-from pathlib import Path
+import statistics
+from collections.abc import Sequence
 
 from training.markdown import markdown_table
 
+FROM_SCRATCH = {"rank": "LinearConv", "dense": "thinner dense", "ghost": "Ghost modules"}  # by type
+NAMES = {
+    "linearconv": "LinearConv",
+    "svd": "SVD pair",
+    "spatial": "spatial SVD",
+    "tucker": "Tucker",
+    "pruning": "channel pruning",
+    "dense": "dense, trained on",
+}
 
-def markdown(record: dict) -> list[str]:
-    """Return the lines of the table: a row per method, with its parameters and accuracies.
+
+def losses(runs: Sequence[dict]) -> tuple[dict[str, dict[float, list[float]]], float]:
+    """Return the accuracy that each way loses against the dense network of the same seed, and its mean accuracy.
 
     Args:
-        record: content of the result file.
+        runs: the runs of a result file of the study.
+
+    Returns:
+        `({way: {size: [points lost, one per seed]}}, accuracy of the dense networks)`; a way is, for example,
+        `LinearConv, 2 epochs, teacher`, and the size is the share of parameters that was asked for.
     """
-    tuned = record["finetune"]
-    scratch = {row["method"]: row["accuracies"][-1] for row in record["rows"] if row["kind"] == "from scratch"}
-    rows = []
-    for row in record["rows"]:
-        accuracies = row["accuracies"]
-        if row["kind"] != "from scratch":
-            cells = [accuracies[0], accuracies[1], accuracies[tuned], scratch.get(row["method"])]
-        elif row["method"] == "dense":
-            cells = [None, None, None, scratch["dense"]]
-        else:
+    dense, found = {}, {}
+    for run in runs:
+        if run["setting"] == "-t dense":
+            dense[run["report"]["seed"]] = run["report"]
+    sizes = sorted({run["report"]["budget"] for run in runs if "way" in run["report"]} - {1.0})
+    for run in runs:
+        report = run["report"]
+        reference = dense.get(report["seed"])
+        if run["setting"] == "-t dense" or reference is None:
             continue
-        shown = ["" if cell is None else f"{cell:.2f} %" for cell in cells]
-        rows.append([row["method"], f"{row['parameters']:,}", *shown])
-    last = f"from scratch, {record['epochs']} epochs"
-    return markdown_table(["way", "parameters", "converted", "after 1 epoch", f"after {tuned}", last], rows)
+        if "way" in report:
+            name, size = NAMES[report["way"]], report["budget"]
+            accuracies = {f"{name}, {title}": accuracy for title, accuracy in report["tuned"].items()}
+            if report["way"] != "dense":
+                accuracies[f"{name}, at once"] = report["test_accuracy"]
+        else:
+            share = report["parameters"] / reference["parameters"]
+            size = min(sizes or [share], key=lambda size: abs(size - share))
+            name = f"{FROM_SCRATCH[report['type']]} from scratch, {report['epochs']} epochs"
+            accuracies = {name: report["test_accuracy"]}
+        for way, accuracy in accuracies.items():
+            lost = reference["test_accuracy"] - accuracy
+            found.setdefault(way, {}).setdefault(size, []).append(lost)
+    accuracies = [report["test_accuracy"] for report in dense.values()]
+    return found, statistics.fmean(accuracies) if accuracies else float("nan")
 
 
-def plot(record: dict, path: Path) -> bool:
-    """Draw the figure of experiments/figures/compression.py as PNG; return False if matplotlib is missing.
+def markdown(runs: Sequence[dict]) -> list[str]:
+    """Return the lines of both tables; the least loss at each size, at once and trained further, is bold."""
+    found, accuracy = losses(runs)
+    sizes = sorted({size for ways in found.values() for size in ways}, reverse=True)
+    order = sorted(found, key=lambda way: ("scratch" in way, not way.endswith("at once"), way.partition(", ")[2]))
+    rows = []
+    for way in order:
+        row = [way]
+        for size in sizes:
+            values = found[way].get(size)
+            rivals = [other for other in found if other.endswith("at once") == way.endswith("at once")]
+            least = (
+                min(statistics.fmean(found[other][size]) for other in rivals if size in found[other]) if values else 0
+            )
+            row.append(_cell(values, least))
+        rows.append(row)
+    header = ["way", *(f"{100 * size:g} %" for size in sizes)]
+    seeds = max((len(values) for ways in found.values() for values in ways.values()), default=0)
+    lines = [f"Points of test accuracy lost against dense ({accuracy:.2f} %); mean over up to {seeds} seeds.", ""]
+    lines += [*markdown_table(header, rows), ""]
+    groups = {}
+    for run in runs:
+        report = run["report"]
+        if "way" in report and report["way"] != "dense":
+            groups.setdefault((report["budget"], NAMES[report["way"]]), []).append(report)
+    rows = []
+    for (size, name), reports in sorted(groups.items(), reverse=True):
+        row = [name, f"{100 * size:g} %"]
+        for key in ("parameters", "macs_inference"):
+            row.append(f"{statistics.fmean(report[key] for report in reports):,.0f}")
+        for runtime in ("torch", "onnxruntime"):
+            speeds = [report["speed"][runtime] for report in reports if runtime in report["speed"]]
+            row.append(f"{statistics.median(speeds):.2f}" if speeds else "not measured")
+        rows.append(row)
+    header = ["way", "size", "parameters", "multiply-adds", "speed, torch", "speed, onnxruntime"]
+    return lines + markdown_table(header, rows)
 
-    Args:
-        record: content of the result file.
-        path: path of the image.
-    """
-    try:
-        from experiments.figures import compression, style
-    except ImportError:
-        return False
-    with style.styled():
-        style.save(compression.figure_of(record), path, formats=("png",))
-    return True
+
+def _cell(values, least):
+    """Return the mean of points lost and its deviation, bold for the least mean."""
+    if not values:
+        return ""
+    mean = statistics.fmean(values)
+    text = f"{mean:.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+    return f"**{text}**" if mean <= least else text

@@ -21,20 +21,8 @@ from linearconv_variants import OneLineParser
 from training.errors import EXPECTED, UsageError, report_failure
 from training.report import ROOT
 
-FIGURES = (
-    "operation",
-    "correlation",
-    "table1",
-    "training_curves",
-    "accuracy_parameters",
-    "compression",
-    "ablations",
-)
-
-
-def matplotlib_is_there() -> bool:
-    """Return True if matplotlib is installed."""
-    return importlib.util.find_spec("matplotlib") is not None
+FIGURES = ("correlation", "table1", "training_curves", "accuracy_parameters", "compression", "ablations")
+WITH_CHOICE = ("accuracy_parameters", "compression")  # figures of one result, which --results chooses
 
 
 def draw(names: Sequence[str], folder: Path, result: str | None = None) -> None:
@@ -43,19 +31,19 @@ def draw(names: Sequence[str], folder: Path, result: str | None = None) -> None:
     Args:
         names: names of figures, from `FIGURES`.
         folder: folder of the results.
-        result: the sweep that accuracy_parameters shows; default: the figure's own default.
+        result: the result that a figure of `WITH_CHOICE` shows; default: the figure's own default.
 
     Raises:
         UsageError: if matplotlib is missing, or a result cannot be read.
     """
-    if not matplotlib_is_there():
+    if not importlib.util.find_spec("matplotlib"):
         raise UsageError("figures need matplotlib: pip install matplotlib")
     from experiments.figures import style
 
     (folder / "figures").mkdir(exist_ok=True)
     for name in names:
         figure = importlib.import_module(f"experiments.figures.{name}")
-        chosen = [result] if result and name == "accuracy_parameters" else []
+        chosen = [result] if result and name in WITH_CHOICE else []
         try:
             with style.styled():
                 written = style.save(figure.draw(folder, *chosen), folder / "figures" / name)
@@ -73,11 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help=f"of {', '.join(FIGURES)} (default: all)")
     add("--results-folder", type=Path, default=RESULTS, metavar="DIR", help="with the results (default: results)")
-    add(
-        "--results",
-        metavar="NAME",
-        help="the sweep that accuracy_parameters shows (default: the fullest)",
-    )
+    add("--results", metavar="NAME", help=f"the result that {' or '.join(WITH_CHOICE)} shows")
     options = parser.parse_args(argv)
     if unknown := set(options.names) - set(FIGURES):
         parser.error(f"there is no figure {', '.join(sorted(unknown))}: choose of {', '.join(FIGURES)}")

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from experiments.correlation import unpack
-from experiments.figures.style import INK, PRIMARY, SECONDARY, SIGNED, SMALL, WIDTH, make
+from experiments.figures.style import PRIMARY, SECONDARY, SIGNED, SMALL, WIDTH, make
 from experiments.results import NoResults, load
 
 LEVELS = 41  # steps of 0.05, which halve the file size
@@ -37,18 +37,12 @@ def draw(results: Path) -> Figure:
     figure = make(0.9 + 2.4 * rows, min(WIDTH, 1.9 + 2.5 * columns))
     panels = figure.subplots(rows, columns, squeeze=False)
     for column, run in enumerate(runs):
-        for row, layer in enumerate(run["layers"]):
-            axes = panels[row, column]
+        panels[0, column].set_title(TITLES.get(run["name"], run["name"]))
+        for axes, layer in zip(panels[:, column], run["layers"], strict=True):
             image = _panel(axes, layer)
-            if row == 0:
-                axes.set_title(TITLES.get(run["name"], run["name"]), pad=22 if layer["primary"] else 8)
-            if row == 0 and layer["primary"]:
-                _name_blocks(axes, layer, across=True)
-            if layer["primary"] and column and not runs[column - 1]["layers"][row]["primary"]:
-                _name_blocks(axes, layer, across=False)
-            if column == 0:
-                title = f"layer {layer['layer']}\n{layer['filters']} filters\nof {layer['elements']}\nelements"
-                axes.set_ylabel(title, rotation=0, ha="right", va="center", multialignment="center", labelpad=6)
+    for axes, layer in zip(panels[:, 0], runs[0]["layers"], strict=True):
+        title = "layer {layer}\n{filters} filters\nof {elements}\nelements".format(**layer)
+        axes.set_ylabel(title, rotation=0, ha="right", va="center", multialignment="center", labelpad=6)
     bar = figure.colorbar(image, ax=panels, shrink=0.5, aspect=24, pad=0.03, ticks=[-1, -0.5, 0, 0.5, 1])
     figure.get_layout_engine().set(rect=(0.015, 0, 0.985, 1))  # vertical labels exceed their reserved space
     bar.set_label("Pearson correlation of two filters")
@@ -56,41 +50,17 @@ def draw(results: Path) -> Figure:
 
 
 def _panel(axes: Axes, layer: dict) -> object:
-    """Draw a matrix with its primary block outlined, and write its mean absolute correlations below."""
+    """Draw a matrix with its blocks outlined, and write their mean absolute correlations below."""
     filters, primary, means = layer["filters"], layer["primary"], layer["mean_absolute"]
     matrix = unpack(layer["hundredths"])
     image = axes.imshow(matrix, cmap=colormaps[SIGNED].resampled(LEVELS), vmin=-1, vmax=1, interpolation="none")
     axes.set(xticks=[], yticks=[])
     axes.grid(False)
-    for spine in axes.spines.values():
-        spine.set(visible=True, color=INK, linewidth=0.8)
-    told = f"mean |C|: {means['all']:.2f}"
+    text = f"mean |C|: {means['all']:.2f}"
     if primary:
-        blocks = ((0, primary, PRIMARY), (primary, filters - primary, SECONDARY))
-        for start, size, color in blocks:
+        for start, size, color in ((0, primary, PRIMARY), (primary, filters - primary, SECONDARY)):
             corner = (start - 0.5, start - 0.5)
             axes.add_patch(Rectangle(corner, size, size, fill=False, edgecolor=color, linewidth=2, clip_on=False))
-        told = f"mean |C|: {means['primary']:.2f} primary, {means['secondary']:.2f} secondary"
-    axes.set_xlabel(told, fontsize=SMALL, labelpad=5)
+        text = f"mean |C|: {means['primary']:.2f} primary (blue),\n{means['secondary']:.2f} secondary (orange)"
+    axes.set_xlabel(text, fontsize=SMALL, labelpad=5)
     return image
-
-
-def _name_blocks(axes: Axes, layer: dict, across: bool) -> None:
-    """Label the primary and the secondary filters, above the panel or on its left."""
-    filters, primary = layer["filters"], layer["primary"]
-    for name, middle, color in (
-        ("primary", (primary - 1) / 2, PRIMARY),
-        ("secondary", (primary + filters - 1) / 2, SECONDARY),
-    ):
-        place, turn = ((middle, -0.5), {}) if across else ((-0.5, middle), {"rotation": 90})
-        axes.annotate(
-            name,
-            place,
-            (0, 4) if across else (-4, 0),
-            textcoords="offset points",
-            ha="center" if across else "right",
-            va="bottom" if across else "center",
-            color=color,
-            fontsize=SMALL,
-            **turn,
-        )

@@ -8,33 +8,32 @@
     python -m experiments.sweep ... --dry-run             # list the runs and their states
     python -m experiments.sweep ... --table               # table and plot of the finished runs
     python -m experiments.sweep ... --table --columns setting parameters accuracy against_dense best
-    python -m experiments.sweep ... -- --batch-size 100   # options after -- apply to every run
+    python -m experiments.sweep ... --batch-size 100      # an option of the script applies to every run; also after --
 
 Each run is a separate process in ckpt/<name>/<run>/, which contains its output as output.txt. When a run ends, its
-settings, report and log are added to results/<name>.json. The same command again skips the runs in that file, even if
+settings, report and log are added to runs/<name>.json. The same command again skips the runs in that file, even if
 ckpt/ is deleted, and resumes interrupted runs. Several sweeps may share a name, because each run is locked. When all
-runs are done, a table of results/<name>.json is printed, and results/<name>.png is drawn.
+runs are done, a table of runs/<name>.json is printed and written as .md and .csv, and runs/<name>.png is drawn.
 
 -s applies to sparse, -r to rank and lowrank. If both of these are given, rank uses the shares up to 1 and lowrank the
 numbers above 1. The default of -t is the types to which the values apply. A type without values uses the script's
-default. dense, the reference, has neither values nor alpha and runs once per data set, seed and combination of --vary.
-The other methods (octave, basis, ghost, svd) have no values; basis has no alpha.
+default. dense, the reference, has neither values nor alpha, and runs once for each combination of the varied options
+that change a dense network. The other methods (octave, basis, ghost, svd) have no values; basis has no alpha.
 """
 
 import sys
-from argparse import Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from baselines import HELP
 from dataloaders import DATASETS
-from experiments.command_line import split_arguments
-from experiments.sweep.command import add_sweep_options, carry_out, check_sweep_options
+from experiments.results import comparable, every_run
+from experiments.sweep.command import carry_out, parse_sweep, sweep_parser
 from experiments.sweep.plan import plan
 from experiments.sweep.runner import Results
-from experiments.sweep.table import COLUMNS, USUAL_COLUMNS, markdown
-from linearconv_variants import OneLineParser, add_options
+from experiments.sweep.table import COLUMNS, USUAL_COLUMNS, markdown, write_table
+from linearconv_variants import add_options
 from training.errors import EXPECTED, report_failure
 
 
@@ -42,23 +41,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options, extra = parse(sys.argv[1:] if argv is None else argv)
     try:
-        return carry_out(plan(options, extra), options, partial(show, columns=options.columns))
+        return carry_out(plan(options, extra), options, lambda results: show(results, options.columns))
     except EXPECTED as error:
         return report_failure(error, "sweep")
 
 
 def parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
-    """Return the sweep's own options, and the training options after `--`.
+    """Return the sweep's own options, and the training options.
 
     Raises:
         SystemExit: with code 2 after one line on stderr.
     """
-    parser = OneLineParser(
-        prog="python -m experiments.sweep", description=__doc__, formatter_class=RawDescriptionHelpFormatter
-    )
+    parser = sweep_parser("sweep", __doc__)
     add = parser.add_argument
     add("script", type=Path, help="a training script of models/")
-    add_sweep_options(parser)
     add_options(parser, several=True, others=HELP)
     add("--datasets", choices=DATASETS, nargs="+", help="default: the script's choice")
     add("--network", nargs="+", help="networks of the script's family; default: the first")
@@ -66,26 +62,28 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
     add("--vary", action="append", nargs="+", default=[], metavar=("OPTION", "VALUE"), help=varied)
     shown = f"of the table (default: {' '.join(USUAL_COLUMNS)})"
     add("--columns", choices=COLUMNS, nargs="+", default=USUAL_COLUMNS, help=shown)
-    own, extra = split_arguments(argv)
-    options = parser.parse_args(own)
+    options, extra = parse_sweep(parser, argv)
     if not options.script.is_file():
         parser.error(f"there is no script {options.script}")
-    check_sweep_options(parser, options, extra)
     return options, extra
 
 
 def show(results: Results, columns: Sequence[str]) -> None:
-    """Print the table and draw the plot of all runs in the result file."""
-    print("\n".join(markdown(results.runs, columns)))
-    path = results.path.with_suffix(".png")
-    try:
-        from experiments.sweep.plot import plot
-    except ImportError:
-        print(f"written: {results.path}\nno plot: matplotlib is not installed (pip install matplotlib)")
-        return
+    """Print and write the table, and draw the plot, of all runs in the result file."""
+    lines = markdown(results.runs, columns)
+    print("\n".join(lines))
+    path = results.path
     with results.locked():  # two shards may end at the same time
-        plot(results.runs, path)
-    print(f"written: {results.path}, {path.name}")
+        written = [path, *write_table(path, lines, results.runs)]
+        try:
+            from experiments.figures import style
+            from experiments.figures.accuracy_parameters import figure_of
+        except ImportError:
+            print("no plot: matplotlib is not installed (pip install matplotlib)")
+        else:
+            with style.styled():
+                written += style.save(figure_of(comparable(every_run(path.parent, path.stem))), path, ["png"])
+    print(f"written: {path}, {', '.join(other.name for other in written[1:])}")
 
 
 if __name__ == "__main__":

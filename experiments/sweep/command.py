@@ -3,12 +3,13 @@
 import os
 import re
 import sys
-from argparse import ArgumentTypeError, Namespace
+from argparse import ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
+from experiments.results import USERS
 from experiments.sweep.runner import Results, Run, Runner, cores, is_locked
 from linearconv_variants import OneLineParser, positive_int
 from training.errors import UsageError
@@ -18,10 +19,16 @@ CORES_PER_JOB = 4  # default on a CPU
 GIVEN_BY_SWEEP = {"--network", "--output", "--resume", "--count-only"}
 
 
-def add_sweep_options(parser: OneLineParser) -> None:
-    """Add the options of all commands that run sweeps."""
+def sweep_parser(name: str, description: str, needs_name: bool = True) -> OneLineParser:
+    """Return a parser of the command `experiments.<name>`, with the options of all commands that run sweeps."""
+    parser = OneLineParser(
+        f"python -m experiments.{name}",
+        description=description,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --dataset is the script's option, not a part of --datasets
+    )
     add = parser.add_argument
-    add("--name", help="of the sweep: its folder in ckpt/ and its files in results/")
+    add("--name", required=needs_name, help="of the sweep: its folder in ckpt/ and its files in runs/")
     add("--seeds", type=int, nargs="+")
     add("--epochs", type=positive_int)
     add("--note", help="description of the data, kept in the result")
@@ -30,22 +37,24 @@ def add_sweep_options(parser: OneLineParser) -> None:
     add("--dry-run", action="store_true", help="list the runs and their states")
     add("--table", action="store_true", help="run nothing: show the finished runs")
     add("--ckpt", type=Path, default=ROOT / "ckpt", metavar="DIR", help="for the runs (default: ckpt)")
-    add("--results", type=Path, default=ROOT / "results", metavar="DIR", help="for the result (default: results)")
+    add("--results", type=Path, default=USERS, metavar="DIR", help="for the result (default: runs)")
+    return parser
 
 
-def check_sweep_options(parser: OneLineParser, options: Namespace, extra: Sequence[str]) -> None:
-    """End the process, with one line on stderr and code 2, if the name or the training options are not allowed.
+def parse_sweep(parser: OneLineParser, argv: Sequence[str]) -> tuple[Namespace, list[str]]:
+    """Return the command's own options, and training options for every run: unknown ones, and all after `--`.
 
-    Args:
-        parser, options: parser and options of the command.
-        extra: training options for every run.
+    Raises:
+        SystemExit: with code 2 after one line on stderr.
     """
-    if not options.name:
-        parser.error("the following arguments are required: --name")
-    if not re.fullmatch(r"\w[\w.-]*", options.name):
+    split = list(argv).index("--") if "--" in argv else len(argv)
+    options, unknown = parser.parse_known_args(argv[:split])
+    extra = [*unknown, *argv[split + 1 :]]
+    if options.name and not re.fullmatch(r"\w[\w.-]*", options.name):
         parser.error(f"--name must be a plain file name, got {options.name!r}")
     if taken := GIVEN_BY_SWEEP & {word.split("=")[0] for word in extra}:
-        parser.error(f"{' '.join(sorted(taken))} cannot stand behind --: the sweep gives each run its own")
+        parser.error(f"{' '.join(sorted(taken))} cannot be given: the sweep gives each run its own")
+    return options, extra
 
 
 def shard(text: str) -> tuple[int, int]:
@@ -56,13 +65,14 @@ def shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def carry_out(every: Sequence[Run], options: Namespace, show: Callable[[Results], None]) -> int:
+def carry_out(every: Sequence[Run], options: Namespace, show: Callable[[Results], object], **kept: object) -> int:
     """List, run or show the runs of a plan, depending on the options.
 
     Args:
         every: all runs of the plan.
-        options: the options of :func:`add_sweep_options`.
+        options: the options of :func:`sweep_parser`.
         show: called with the results when all runs are done, or for --table.
+        kept: further entries of the result file.
 
     Returns:
         The exit code: 1 if runs have failed, at least 128 after a signal.
@@ -70,7 +80,7 @@ def carry_out(every: Sequence[Run], options: Namespace, show: Callable[[Results]
     Raises:
         UsageError: if folders or results hold runs with other settings, or no results exist.
     """
-    results = Results(options.results / f"{options.name}.json", options.ckpt / options.name / "results.lock", every)
+    results = Results(options.results / f"{options.name}.json", every, **kept)
     states = {run.name: "done" if results.holds(run) else run.state() for run in every}
     runs = every[options.shard[0] - 1 :: options.shard[1]]
     if options.dry_run:
@@ -79,7 +89,7 @@ def carry_out(every: Sequence[Run], options: Namespace, show: Callable[[Results]
         return 0
     results.add([run for run in every if states[run.name] == "done"], options.note)
     if not options.table:
-        if code := _run(runs, results, options.jobs, every[0].device):
+        if code := complete(runs, results, options.jobs):
             return code
         results.add([run for run in every if run.state() == "done"], options.note)  # shards that have just ended
     missing = sum(not results.holds(run) for run in every)
@@ -94,8 +104,9 @@ def carry_out(every: Sequence[Run], options: Namespace, show: Callable[[Results]
     return 0
 
 
-def _run(runs, results, jobs, device):
-    """Complete the runs; return the exit code."""
+def complete(runs: Sequence[Run], results: Results, jobs: int | None) -> int:
+    """Complete runs, `jobs` at a time (default: one per GPU, or per some cores); return the exit code."""
+    device = runs[0].device if runs else "cpu"
     gpus = gpus_for(device)
     if not jobs:
         jobs = len(gpus) or (max(1, cores() // CORES_PER_JOB) if device == "cpu" else 1)

@@ -7,12 +7,12 @@ options that distinguish the setting, such as `-t rank -r 1 --reg-weight 0`. A s
 
 import itertools
 import re
+import shlex
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from experiments.command_line import shown_command
 from experiments.sweep.runner import Run
 from linearconv_variants import VARIANTS, OneLineParser, Variant
 from training.errors import UsageError
@@ -20,34 +20,12 @@ from training.options import dataset_label, make_parser, parse_arguments, run_na
 from training.recipe import SHORT, Recipe
 from training.report import ROOT
 
-WITHOUT_EFFECT = (  # options that the result does not depend on
-    "count_only",
-    "data_root",
-    "device",
-    "download",
-    "in_channels",
-    "may_change",
-    "networks",
-    "num_classes",
-    "output",
-    "program",
-    "resume",
-    "save_every",
-    "tensorboard",
-    "variant",  # replaced by its fields
-)
-OF_VARIANT = ("-t", "-r", "-s", "--alpha")
+WITHOUT_EFFECT = "count_only data_root device download help in_channels may_change networks num_classes output"
+WITHOUT_EFFECT = {*WITHOUT_EFFECT.split(), "program", "resume", "save_every", "tensorboard", "variant"}  # on the result
+LISTED = {"type", "rank", "sparsity", "alpha", "network", "seed", "dataset"}  # a sweep has options for lists of these
+NOT_FOR_DENSE = {"pruning", "init", "stem", "coefficient_lr", "decay", "dense_epochs", "reg_weight"}
 SETTINGS = {"rank": "-r", "sparsity": "-s"}  # options of the variants' settings
 WITHOUT_ALPHA = ("dense", "basis")
-LISTED = {  # options for which a sweep has list options, and the names of these
-    "type": "type",
-    "rank": "rank",
-    "sparsity": "sparsity",
-    "alpha": "alpha",
-    "network": "network",
-    "seed": "seeds",
-    "dataset": "datasets",
-}
 
 
 def plan(options: Namespace, extra: Sequence[str]) -> list[Run]:
@@ -65,16 +43,16 @@ def plan(options: Namespace, extra: Sequence[str]) -> list[Run]:
         shared += ["--compute", options.compute]
     if options.epochs:
         shared += ["--epochs", str(options.epochs)]
-    rows = []
-    varied = _varied(options.vary, shared)
+    rows = []  # of the options of the variant, and the varied options
     for variant in _variants(options):
         alphas = [] if variant[1] in WITHOUT_ALPHA else options.alpha or []
         for alpha in [["--alpha", shortest(alpha)] for alpha in alphas] or [[]]:
-            rows += [[*variant, *alpha, *others] for others in varied]
+            rows += [([*variant, *alpha], varied) for varied in _varied(options.vary, variant[1] == "dense")]
     runs, folder = [], options.ckpt / options.name
     choices = options.seeds or [None], options.datasets or [None], options.network or [None], rows
-    for seed, dataset, network, row in itertools.product(*choices):
-        runs.append(plan_run(options.script, folder, row, shared, network=network, dataset=dataset, seed=seed))
+    for seed, dataset, network, (variant, varied) in itertools.product(*choices):
+        chosen = {"network": network, "dataset": dataset, "seed": seed}
+        runs.append(plan_run(options.script, folder, variant, varied, shared, **chosen))
     return unique(runs)
 
 
@@ -94,26 +72,28 @@ def unique(runs: Iterable[Run]) -> list[Run]:
 def plan_run(
     script: Path,
     folder: Path,
-    row: Sequence[str],
+    variant: Sequence[str],
+    varied: Sequence[str] = (),
     shared: Sequence[str] = (),
     *,
     network: str | None = None,
     dataset: str | None = None,
     seed: int | None = None,
 ) -> Run:
-    """Return the run of one row, one data set and one seed.
+    """Return one run of a script in models/.
 
     Args:
-        script: script in models/.
+        script: the script.
         folder: folder of the sweep.
-        row: options that distinguish the run, each with its values; options of the variant first.
+        variant: the options -t, -r, -s, --alpha.
+        varied: further options that distinguish the run.
         shared: options that all runs have in common.
         network, dataset, seed: default: the script's default.
 
     Raises:
         SystemExit: with one line on stderr for options that the script rejects.
     """
-    arguments = [*shared, *row]
+    arguments = [*shared, *variant, *varied]
     for option, value in (("--network", network), ("--dataset", dataset), ("--seed", seed)):
         if value is not None:
             arguments += [option, str(value)]
@@ -125,13 +105,12 @@ def plan_run(
     settings = _settings(parsed, shown)
     if not {"--amp", "--no-amp"} & set(arguments):
         settings["amp"] = None  # the default depends on the machine
-    variant, others = split_row(row)
-    name = run_name(parsed, parsed.dataset or "default")
-    for option, *values in others:
-        part = re.sub(r"[^\w.-]", "_", f"-{option[2:]}{'_'.join(values)}")
+    name, varied = run_name(parsed, parsed.dataset or "default"), " ".join(varied)
+    for words in f" {varied}".split(" --")[1:]:
+        option, _, values = words.partition(" ")
+        part = re.sub(r"[^\w.-]", "_", f"-{option}{values}")
         if f"{part}-" not in name:  # a run's name already contains some options
             name += part
-    varied = " ".join(word for words in others for word in words)
     return Run(
         name,
         script=script,
@@ -147,26 +126,18 @@ def plan_run(
     )
 
 
+def shown_command(words: Sequence[str], data_root: str) -> str:
+    """Return a command line for result files, with DIR instead of this machine's data root."""
+    hidden = []
+    for word in words:
+        option, equals, value = word.rpartition("=")
+        hidden.append(option + equals + "DIR" if value == data_root else word)
+    return shlex.join(hidden)
+
+
 def script_parser(network: str = "") -> OneLineParser:
     """Return a parser of the options that all training scripts share, for a script with one network."""
     return make_parser({network: None}, Recipe(lr=1e-3, epochs=1))
-
-
-def split_row(row: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Return the variant's options of a row, and its other options with values, numbers in their shortest form."""
-    size, others = 0, []
-    while row[size : size + 1] and row[size] in OF_VARIANT:
-        size += 2
-    for word in row[size:]:
-        if word.startswith("--"):
-            others.append([word])
-        else:
-            try:
-                word = shortest(float(word))
-            except ValueError:
-                pass
-            others[-1].append(word)
-    return list(row[:size]), others
 
 
 def shortest(value: float) -> str:
@@ -174,66 +145,40 @@ def shortest(value: float) -> str:
     return str(int(value)) if value.is_integer() else repr(value)
 
 
-def _varied(given: Sequence[Sequence[str]], shared: Sequence[str]) -> list[list[str]]:
+def _varied(given: Sequence[Sequence[str]], is_dense: bool) -> list[list[str]]:
     """Return every combination of the values of --vary as options of the script, at least an empty one."""
     actions, lists = script_parser()._option_string_actions, {}
-    fixed = {word.split("=")[0] for word in shared}
     for name, *values in given:
-        option = f"--{name}"
-        action = actions.get(option)
-        if problem := _why_not_varied(option, action, values, fixed):
-            raise UsageError(f"--vary {name}: {problem}")
-        lists.setdefault(option, []).extend([option, *value.split()] for value in values)
+        action = actions.get(f"--{name}")
+        if action is None or action.dest in LISTED or action.dest in WITHOUT_EFFECT or action.nargs == 0 or not values:
+            raise UsageError(f"--vary {name}: give an option of the script that takes values, and its values")
+        if not (is_dense and action.dest in NOT_FOR_DENSE):
+            lists.setdefault(name, []).extend([f"--{name}", *value.split()] for value in values)
     return [list(itertools.chain(*words)) for words in itertools.product(*lists.values())]
-
-
-def _why_not_varied(option, action, values, fixed):
-    """Return the problem with an option of --vary; an empty text if the option is valid."""
-    if action is None:
-        return f"the training scripts have no option {option}"
-    if action.dest in LISTED:
-        return f"give a list to the sweep's own --{LISTED[action.dest]}"
-    if action.dest in ("help", *WITHOUT_EFFECT):
-        return f"results do not depend on {option}"
-    if action.nargs == 0:
-        return f"{option} is a switch without values; it can stand behind --"
-    if option in fixed:
-        return f"{option} is given for all runs already"
-    return "" if values else "give values"
 
 
 def _variants(options: Namespace) -> list[list[str]]:
     """Return -t with -r or -s, for every type and every value that applies to the type."""
     given = {"rank": options.rank or [], "sparsity": options.sparsity or []}
+    shares = [value for value in given["rank"] if value <= 1]
+    numbers = [value for value in given["rank"] if not value <= 1]
     types = list(dict.fromkeys(options.type or ()))
     if not types:
-        wanted = {"rank": _shares(given["rank"]), "lowrank": _numbers(given["rank"]), "sparse": given["sparsity"]}
-        types = [type for type, values in wanted.items() if values] or ["rank"]
-    variants = [["-t", type] for type in types]
+        applying = {"rank": shares, "lowrank": numbers, "sparse": given["sparsity"]}
+        types = [type for type, values in applying.items() if values] or ["rank"]
+    entries = {type: VARIANTS[type] for type in types if type in VARIANTS}
     for setting, values in given.items():
-        if not values:
-            continue
-        option = SETTINGS[setting]
-        owners = [type for type in types if type in VARIANTS and VARIANTS[type].setting == setting]
-        if not owners:
-            known = sorted(type for type, entry in VARIANTS.items() if entry.setting == setting)
-            raise UsageError(f"{option} has no meaning with -t {' '.join(types)}: it belongs to {' and '.join(known)}")
-        takes_numbers = {type: isinstance(VARIANTS[type].default, int) for type in owners}
-        for type in owners:
-            mine = values
-            if len(set(takes_numbers.values())) == 2:  # shares and whole numbers in one list
-                mine = _numbers(values) if takes_numbers[type] else _shares(values)
-            place = variants.index(["-t", type])
-            variants[place : place + 1] = [["-t", type, option, shortest(value)] for value in mine] or [["-t", type]]
+        if values and not any(entry.setting == setting for entry in entries.values()):
+            raise UsageError(f"{SETTINGS[setting]} has no meaning with -t {' '.join(types)}")
+    takes_numbers = {isinstance(entry.default, int) for entry in entries.values() if entry.setting == "rank"}
+    variants = []
+    for type in types:
+        setting = entries[type].setting if type in entries else None
+        values = given.get(setting, [])
+        if setting == "rank" and len(takes_numbers) == 2:  # shares and whole numbers in one list
+            values = numbers if isinstance(entries[type].default, int) else shares
+        variants += [["-t", type, SETTINGS[setting], shortest(value)] for value in values] or [["-t", type]]
     return variants
-
-
-def _shares(values):
-    return [value for value in values if value <= 1]
-
-
-def _numbers(values):
-    return [value for value in values if not value <= 1]
 
 
 def _settings(options, script):

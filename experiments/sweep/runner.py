@@ -1,6 +1,6 @@
 """Execution of a sweep's runs, several at a time and each of them once, and the result file with their results.
 
-    results/<name>.json: {"note", "runs": [{"run", "setting", "varied", "dataset", "settings", "report", "log"}, ...]}
+    runs/<name>.json: {"note", "runs": [{"run", "setting", "varied", "dataset", "settings", "report", "log"}, ...]}
 
 A run is locked while its process lives. The operating system holds the lock and releases it when the process is killed.
 A run in the result file with the same settings is done, even if its folder is deleted; a setting that is missing in an
@@ -9,7 +9,6 @@ they never replace a planned run.
 """
 
 import fcntl
-import json
 import os
 import signal
 import subprocess
@@ -21,42 +20,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from training.checkpoints import REPORT, holds_checkpoint, read_log, write_json
+from experiments.results import NUMBER, REPORT, check_types, read_json, read_runs
+from training import checkpoints
+from training.checkpoints import holds_checkpoint, write_json
 from training.errors import UsageError
+from training.report import ROOT
 
 SETTINGS, OUTPUT = "settings.json", "output.txt"  # files of a run, in addition to the training script's
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL = 0.1  # seconds
+REPEATS = 2.0  # seconds in which further signals count as the first one: schedulers send theirs several times
 
 
 @dataclass(frozen=True)
 class Run:
-    """One call of a training script.
+    """One call of a training script."""
 
-    Args:
-        name: name of the run and of its folder.
-        script: script in models/.
-        setting: the variant and the other options that distinguish the run.
-        varied: only these other options.
-        dataset: name of the data set; for an imagefolder, the folder's name; None if the script chooses.
-        arguments: arguments of the script.
-        settings: all options that the result depends on.
-        defaults: values of settings that are missing in older results.
-        folder: folder of report, log and checkpoints.
-        command: the command without this machine's paths.
-        device: requested device.
-    """
-
-    name: str
+    name: str  # of the run and of its folder
     script: Path
-    setting: str
-    varied: str
-    dataset: str | None
+    setting: str  # the variant and the other options that distinguish the run
+    varied: str  # only these other options
+    dataset: str | None  # name of the data set; for an imagefolder, the folder's name; None if the script chooses
     arguments: list[str]
-    settings: dict[str, object]
-    defaults: dict[str, object]
-    folder: Path
-    command: str
+    settings: dict[str, object]  # all options that the result depends on
+    defaults: dict[str, object]  # values of settings that are missing in older results
+    folder: Path  # of report, log and checkpoints
+    command: str  # without this machine's paths
     device: str
 
     @property
@@ -68,43 +57,57 @@ class Run:
         """Return the state of the folder: `"done"`, `"interrupted"` (with a checkpoint) or `"to do"`.
 
         Raises:
-            UsageError: if the folder holds another run.
+            UsageError: if the folder holds another run, or a damaged file.
         """
         state = "to do"
-        if (self.folder / REPORT).exists():
+        if (self.folder / checkpoints.REPORT).exists():
             state = "done"
         elif holds_checkpoint(self.folder):
             state = "interrupted"
         if (self.folder / SETTINGS).exists():
-            self.check(json.loads((self.folder / SETTINGS).read_text()), self.folder)
+            self.check(read_json(self.folder / SETTINGS), self.folder)
         elif state != "to do":
             raise UsageError(f"{self.folder} holds a run of no sweep: give another --name")
         return state
 
     def check(self, saved: dict[str, object], where: Path) -> None:
-        """Compare the settings with saved ones.
-
-        Raises:
-            UsageError: if settings differ; the message names them.
-        """
+        """Raise a UsageError that names the differences if the settings differ from saved settings."""
         saved = self.defaults | saved
-        different = [key for key in self.settings if saved[key] != self.settings[key]]
+        different = [key for key in self.settings if saved.get(key) != self.settings[key]]
         if different:
-            changes = ", ".join(f"{key} {saved[key]} there, {self.settings[key]} here" for key in different)
+            changes = ", ".join(f"{key} {saved.get(key)} there, {self.settings[key]} here" for key in different)
             raise UsageError(f"{where} holds a run of other settings ({changes}): give another --name")
 
+    def report(self) -> dict[str, object]:
+        """Return the report of a finished run.
+
+        Raises:
+            UsageError: if the report is damaged.
+        """
+        path = self.folder / checkpoints.REPORT
+        report = read_json(path)
+        check_types(report, REPORT, path)
+        return report
+
     def entry(self) -> dict[str, object]:
-        """Return the entry of a finished run in the result file."""
-        report = json.loads((self.folder / REPORT).read_text()) | {"command": self.command}
+        """Return the entry of a finished run in the result file; a damaged file raises a UsageError."""
         kept = {"run": self.name, "setting": self.setting, "varied": self.varied, "dataset": self.dataset}
-        return {**kept, "settings": self.settings, "report": report, "log": read_log(self.folder)}
+        report = self.report() | {"command": self.command}
+        try:
+            log = checkpoints.read_log(self.folder)
+        except ValueError as error:
+            raise UsageError(f"{self.folder / checkpoints.LOG} is not a log: {error}") from None
+        for epoch in log:
+            check_types(epoch, {"test_accuracy": NUMBER}, self.folder / checkpoints.LOG)
+        return {**kept, "settings": self.settings, "report": report, "log": log}
 
 
-def take_lock(path: Path) -> TextIO | None:
+def take_lock(path: Path, wait: bool = False) -> TextIO | None:
     """Return an open file that holds the lock until closed or until its process ends; None if another file holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "w")  # noqa: SIM115  stays open
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         file.close()
         return None
@@ -113,12 +116,10 @@ def take_lock(path: Path) -> TextIO | None:
 
 def is_locked(path: Path) -> bool:
     """Return True if a process holds the lock."""
-    if not path.exists():
-        return False
-    lock = take_lock(path)
+    lock = take_lock(path) if path.exists() else None
     if lock:
         lock.close()
-    return lock is None
+    return path.exists() and lock is None
 
 
 class Results:
@@ -126,22 +127,20 @@ class Results:
 
     Args:
         path: path of the file.
-        lock: a file that processes lock while they write.
         plan: the runs of the sweep, which define the order in the file.
+        kept: further entries of the file.
 
     Raises:
         UsageError: if the file is not the result of a sweep.
     """
 
-    def __init__(self, path: Path, lock: Path, plan: Sequence[Run]) -> None:
-        self.path, self._lock = path, lock
+    def __init__(self, path: Path, plan: Sequence[Run], **kept: object) -> None:
+        self.path, self._kept = path, kept
         self._order = {run.name: index for index, run in enumerate(plan)}
         self._read()
 
     def _read(self):
-        self._record = json.loads(self.path.read_text()) if self.path.exists() else {"note": "", "runs": []}
-        if not {"note", "runs"} <= set(self._record):
-            raise UsageError(f"{self.path} is not of a sweep: give another --name")
+        self._record = read_runs(self.path) if self.path.exists() else {"note": "", "runs": []}
 
     @property
     def runs(self) -> list[dict]:
@@ -175,16 +174,14 @@ class Results:
             names = {entry["run"] for entry in new}
             runs = [entry for entry in self.runs if entry["run"] not in names] + new
             runs.sort(key=lambda entry: self._order.get(entry["run"], -1))
-            self._record = {"note": self._record["note"] if note is None else note, "runs": runs}
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            note = self._record["note"] if note is None else note
+            self._record = {"note": note, **self._kept, "runs": runs}
             write_json(self.path, self._record)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Within the context, prevent other processes from writing the file and its table and plot."""
-        self._lock.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._lock, "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        """Within the context, prevent other processes from writing the file and its tables and plot."""
+        with take_lock(self.path.with_name(f".{self.path.stem}.lock"), wait=True):
             yield
 
 
@@ -248,13 +245,14 @@ class Runner:
                 signal.signal(number, handler)
 
     def _on_signal(self, number, frame):
-        self.signals.append(number)
+        if not self.signals or time.monotonic() > self.signalled + REPEATS:
+            self.signals.append(number)
+            self.signalled = time.monotonic()
 
     def _start_what_fits(self):
         for run in list(self.todo):
             if len(self.running) >= self.jobs or self.signals:
                 return
-            run.lock.parent.mkdir(parents=True, exist_ok=True)
             lock = take_lock(run.lock)
             if lock is None:
                 if run.name not in self.waiting:
@@ -272,6 +270,7 @@ class Runner:
 
     def _start(self, run, lock):
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         gpu = None
         if self.gpus:
             busy = [job.gpu for job in self.running]
@@ -286,7 +285,7 @@ class Runner:
                 stderr=subprocess.STDOUT,
                 env=environment,
                 pass_fds=[lock.fileno()],
-                process_group=0,  # Ctrl-C reaches the run only once, through this process
+                start_new_session=True,  # Ctrl-C reaches the run only once, through this process
             )
         self.running.append(Job(run, lock, gpu, process, time.monotonic()))
         self._say("start", run.name)
@@ -297,9 +296,8 @@ class Runner:
         if code == 0 and run.state() == "done":
             self.results.add([run])
             self.ended += 1
-            accuracy = json.loads((run.folder / REPORT).read_text())["test_accuracy"]
             minutes = (time.monotonic() - job.began) / 60
-            self._say("done", f"{run.name}, test accuracy {accuracy:.2f} %, {minutes:.1f} min")
+            self._say("done", f"{run.name}, test accuracy {run.report()['test_accuracy']:.2f} %, {minutes:.1f} min")
         elif self.signals:
             self._say("stop", run.name)
         else:

@@ -6,10 +6,14 @@ The accuracy is measured after the last epoch; the best epoch would be chosen on
 standard deviation (divided by n - 1) are over the seeds of a setting.
 """
 
+import csv
+import io
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 
-from experiments.results import dataset_of, mean_and_deviation
+from experiments.results import dataset_of, mean_and_deviation, mean_over_seeds
+from training.checkpoints import write_whole
 from training.markdown import markdown_table
 
 COUNTS = {
@@ -51,35 +55,29 @@ def summarise(runs: Sequence[dict]) -> list[dict]:
         report = run["report"]
         conditions = dataset_of(run), report["architecture"], report.get("recipe", "paper"), report["epochs"]
         groups.setdefault((conditions, run["setting"]), []).append(run)
-    rows = []
+    rows, dense = [], {}
     for (conditions, setting), same in groups.items():
-        row = dict(zip(CONDITIONS, conditions, strict=True))
-        row["setting"] = setting
-        rows.append(row | _over_seeds(same))
-    dense = {}
-    for row in rows:
+        row = dict(zip(CONDITIONS, conditions, strict=True)) | {"setting": setting} | _over_seeds(same)
+        rows.append(row)
         if row["type"] == "dense":
-            dense[_conditions(row), row["varied"]] = row
+            dense[conditions, row["varied"]] = row
     for row in rows:
-        plain, same = dense.get((_conditions(row), "")), dense.get((_conditions(row), row["varied"]))
+        conditions = tuple(row[key] for key in CONDITIONS)
+        plain, same = dense.get((conditions, "")), dense.get((conditions, row["varied"]))
         reference = (plain or same) if row["type"] == "dense" else (same or plain)
         row["against_dense"] = row["accuracy"][0] - reference["accuracy"][0] if reference else None
     return sorted(rows, key=lambda row: (row["dataset"], row["network"]))  # settings keep the sweep's order
 
 
-def _conditions(row):
-    return tuple(row[key] for key in CONDITIONS)
-
-
 def _over_seeds(runs):
     """Return the values of one setting over its runs, which differ only by seed."""
-    reports, logs = [run["report"] for run in runs], [run["log"][-10:] for run in runs]
-    row = {key: reports[0][key] for key in ("type", "rank", "sparsity", "alpha")}
-    row |= {key: round(statistics.fmean(report[key] for report in reports)) for key in COUNTS}
+    report, logs = runs[0]["report"], [run["log"][-10:] for run in runs]
+    row = {key: report.get(key) for key in ("type", "rank", "sparsity", "alpha")}
+    for key in COUNTS:
+        row[key] = round(mean_over_seeds(runs, key)[0])
     row["varied"], row["seeds"] = runs[0].get("varied", ""), len(runs)
-    row["accuracy"] = mean_and_deviation(report["test_accuracy"] for report in reports)
-    row["best"] = mean_and_deviation(report["best_test_accuracy"] for report in reports)
-    row["best_epochs"] = sorted({report["best_epoch"] for report in reports})
+    row["accuracy"], row["best"] = mean_over_seeds(runs), mean_over_seeds(runs, "best_test_accuracy")
+    row["best_epochs"] = sorted({run["report"]["best_epoch"] for run in runs})
     row["last_ten"] = row["correlation"] = None
     if all(len(log) == 10 for log in logs):
         means = [statistics.fmean(record["test_accuracy"] for record in log) for log in logs]
@@ -127,3 +125,21 @@ def _cell(row, key):
     mean, deviation = value
     text = f"{mean:.2f} %" if deviation is None else f"{mean:.2f} ± {deviation:.2f} %"
     return f"{text} ({', '.join(map(str, row['best_epochs']))})" if key == "best" else text
+
+
+def write_table(result: Path, lines: Sequence[str], runs: Sequence[dict]) -> list[Path]:
+    """Write lines of Markdown, and all columns of the runs as CSV, beside a result file; return the paths."""
+    rows = []
+    for row in summarise(runs):
+        cells = {key: row[key] for key in COLUMNS}
+        for key in ("accuracy", "last_ten", "best"):  # mean and deviation
+            cells[key], cells[f"{key}_deviation"] = row[key] or (None, None)
+        rows.append(cells)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    contents = {".md": "\n".join(lines) + "\n", ".csv": text.getvalue()}
+    for suffix, content in contents.items():
+        write_whole(result.with_suffix(suffix), lambda file, content=content: file.write(content.encode()))
+    return [result.with_suffix(suffix) for suffix in contents]

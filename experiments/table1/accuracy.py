@@ -51,9 +51,9 @@ def setting(name: str, row: str, dataset: str, num_classes: int = 10) -> str:
         dataset: data set, which decides the input channels and classes of a thinner network.
         num_classes: classes of a data set that `dataloaders` does not know by name; its images have three channels.
     """
+    in_channels = 3
     if "{}" not in ROWS[row]:
         return ROWS[row]
-    in_channels = 3
     if dataset in DATASETS and dataset != "imagefolder":
         info = describe(dataset)
         in_channels, num_classes = info.in_channels, info.num_classes
@@ -87,7 +87,7 @@ def compare(runs: Sequence[dict], names: Sequence[str] = (), rows: Sequence[str]
     for dataset in dict.fromkeys(dataset for dataset, *_ in measured):
         for name in names or paper.NETWORKS:
             architecture = paper.NETWORKS[name].__name__
-            if (dataset, architecture) not in networks:
+            if (dataset, architecture) not in networks:  # widths of thinner networks take time to find
                 continue
             for row in rows or ROWS:
                 ours = measured.get((dataset, architecture, setting(name, row, dataset, classes[dataset])))
@@ -98,8 +98,8 @@ def compare(runs: Sequence[dict], names: Sequence[str] = (), rows: Sequence[str]
 
 def _against_paper(name, row, ours, printed):
     """Return a row's name, the paper's figures, and the differences to these."""
-    values = {"row": f"{name}-{row}"}
-    values |= dict.fromkeys(("paper", "paper_against", "less_paper", "against_less_paper"))
+    values = dict.fromkeys(("paper", "paper_against", "less_paper", "against_less_paper"))
+    values["row"] = f"{name}-{row}"
     theirs = printed.get(f"-{row}")
     if row == "dense":
         values |= {"row": name, "against_dense": None}

@@ -1,11 +1,12 @@
 """The parameters and FLOPs of Table 1: 31 of 36 figures equal the printed ones, and the others are explained.
 
-    python -m experiments.table1              # prints the table, writes results/table1_counts.json
+    python -m experiments.table1              # prints the table
 
 Counts are for 3x32x32 images and 10 classes. A figure is equal if our count, rounded to the paper's digits, is the
 printed figure. For the others the reason is tested: the network is changed accordingly and counted again.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch.nn as nn
@@ -18,9 +19,7 @@ from models.resnet_xcnn import ResNet18
 from models.resnext_xcnn import ResNeXt29_2x64d
 from training import counting
 from training.markdown import markdown_table
-from training.report import ROOT
 
-RESULT = ROOT / "results" / "table1_counts.json"
 IMAGE = (3, 32, 32)
 RANK10 = partial(LinearConvLowRank, rank=10)
 VARIANTS = {"": nn.Conv2d, "-Lr": LinearConv, "-LRr": RANK10}
@@ -75,17 +74,30 @@ def as_printed(counts: dict[str, int]) -> dict[str, str]:
     return {figure: format(counts[key] / unit, digits) for figure, (key, unit, digits) in FIGURES.items()}
 
 
+def counted_row(
+    name: str, model: nn.Module, printed: Sequence[str], explain: Callable[[str, str, str], str]
+) -> dict[str, object]:
+    """Return a row of a table of counts: exact and rounded counts, printed figures, and a verdict for each.
+
+    Args:
+        name: name of the row.
+        model: the network of the row.
+        printed: parameters in M and FLOPs in B as printed in the paper; `-` for no figure.
+        explain: returns the verdict for the row's name, a figure, and its printed value, if the value differs.
+    """
+    row = {"network": name} | count(model)
+    for (figure, ours), theirs in zip(as_printed(row).items(), printed, strict=True):
+        row[f"{figure}_ours"], row[f"{figure}_printed"] = ours, theirs
+        row[f"{figure}_verdict"] = "equal" if ours == theirs else explain(name, figure, theirs)
+    return row
+
+
 def count_rows() -> list[dict]:
-    """Return the rows of Table 1: counts, exact and rounded, printed figures, and `equal` or a reason for each."""
+    """Return the rows of Table 1, see :func:`counted_row`."""
     rows = []
     for network, build in NETWORKS.items():
         for suffix, conv in VARIANTS.items():
-            name = network + suffix
-            row = {"network": name} | count(build(conv=conv))
-            for (figure, ours), printed in zip(as_printed(row).items(), PRINTED[name], strict=True):
-                row[f"{figure}_printed"], row[f"{figure}_ours"] = printed, ours
-                row[f"{figure}_verdict"] = "equal" if ours == printed else _reason(name, figure, printed)
-            rows.append(row)
+            rows.append(counted_row(network + suffix, build(conv=conv), PRINTED[network + suffix], _reason))
     return rows
 
 
@@ -100,16 +112,13 @@ def _reason(name, figure, printed):
 def markdown(rows: list[dict]) -> list[str]:
     """Return the lines of the table, with the reasons as numbered notes below."""
     header = ["network", "parameters", "ours, M", "paper, M", "FLOPs, paper's convention", "ours, B", "paper, B"]
-    notes, lines = [], []
+    notes, lines = {}, []
     for row in rows:
         cells = [row["network"]]
         for figure, (key, *_) in FIGURES.items():
-            verdict, mark = row[f"{figure}_verdict"], ""
-            if verdict != "equal":
-                if verdict not in notes:
-                    notes.append(verdict)
-                mark = f" ({notes.index(verdict) + 1})"
+            verdict = row[f"{figure}_verdict"]
+            mark = "" if verdict == "equal" else f" ({notes.setdefault(verdict, len(notes) + 1)})"
             cells += [f"{row[key]:,}", row[f"{figure}_ours"], row[f"{figure}_printed"] + mark]
         lines.append([*cells, f"{row['macs_inference']:,}"])
-    numbered = [f"({index}) {note}  " for index, note in enumerate(notes, 1)]
+    numbered = [f"({number}) {note}  " for note, number in notes.items()]
     return [*markdown_table([*header, "multiply-adds at inference"], lines), "", *numbered]

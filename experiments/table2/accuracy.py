@@ -30,19 +30,16 @@ def measured(runs: Iterable[dict]) -> dict[str, tuple[tuple, dict[str, list[dict
     """
     found = {}
     for conditions, group in comparable(run for run in runs if run["report"]["dataset"] == "cifar10").items():
+        network, *_, epochs = conditions
         methods = by_method(group)
         here = {}
         for row in table():
-            if row.network.__name__ == conditions[0] and _method(row) in methods:
+            if row.network.__name__ == network and _method(row) in methods:
                 here[row.name] = methods[_method(row)]
-        if here:
-            found.setdefault(conditions[0], []).append((conditions, here))
-    return {network: max(groups, key=_rows_and_epochs) for network, groups in found.items()}
-
-
-def _rows_and_epochs(group):
-    (*_, epochs), here = group
-    return len(here), epochs
+        best = found.get(network)
+        if here and (best is None or (len(here), epochs) > (len(best[1]), best[0][-1])):
+            found[network] = conditions, here
+    return found
 
 
 def _method(row: Row) -> str:

@@ -1,7 +1,5 @@
 """The rows of Table 2, LinearConv and other methods on the same networks, with the counts of each row.
 
-    python -m experiments.table2              # counts, accuracies and speeds
-
 Counts are for 3x32x32 images and 10 classes. Ten of the twelve printed figures are reproduced; for the other two the
 reason is tested. Four rows are not in the paper's table: Ghost, SVD, full rank, and a thinner plain network.
 """
@@ -9,41 +7,32 @@ reason is tested. Four rows are not in the paper's table: Ghost, SVD, full rank,
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from itertools import compress, product
+from itertools import product
 
 import torch.nn as nn
 
 from baselines import Baseline
 from baselines.basis import BasisConv
-from experiments.table1.counts import as_printed, count
+from experiments.table1.counts import as_printed, count, counted_row
 from experiments.thinner import width_for
 from linearconv_variants import Variant
 from models.squeezenet_xcnn import SqueezeNet
 from models.vgg_xcnn import VGG11
 
+NOT_PRINTED = ("-", "-")
+
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table.
+    """A row of the table."""
 
-    Args:
-        name: name of the row in the paper.
-        network: constructor of the network.
-        variant: method that replaces the convolutions.
-        printed: parameters in M and FLOPs in B, as printed in the paper; empty if the paper has no such row.
-        accuracy: the paper's accuracies on CIFAR-10, SVHN and ImageNet in per cent; for other rows than the plain
-            networks, differences to the plain network.
-        width: width multiplier.
-        as_reported: whether the paper quotes the accuracies of the method's authors.
-    """
-
-    name: str
+    name: str  # in the paper
     network: Callable[..., nn.Module]
-    variant: Variant
-    printed: tuple[str, ...] = ()
-    accuracy: tuple[float, ...] = ()
+    variant: Variant | Baseline  # method that replaces the convolutions
+    printed: tuple[str, str] = NOT_PRINTED  # parameters in M and FLOPs in B in the paper
+    accuracy: tuple[float, ...] = ()  # the paper's on CIFAR-10, SVHN, ImageNet in %; differences to the plain network
     width: float = 1.0
-    as_reported: bool = False
+    as_reported: bool = False  # whether the paper quotes the accuracies of the method's authors
 
     @property
     def is_plain(self) -> bool:
@@ -91,44 +80,33 @@ def basis_without_bias() -> str:
 
 def choices_of_squeezenet() -> str:
     """Return the reason for SqueezeNet-LRr: the choices of 3x3 convolutions, at rank 10, that have both figures."""
-    dense, changes = SqueezeNet(), []
-    of_dense = count(dense)
+    dense, savings = SqueezeNet(), []
+    plain = count(dense)
     for name, layer in dense.named_modules():
         if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
             model = SqueezeNet()
             model.set_submodule(name, RANK10.conv(layer.in_channels, layer.out_channels, 3, padding=1))
-            changes.append({key: value - of_dense[key] for key, value in count(model).items()})
+            savings.append({key: plain[key] - value for key, value in count(model).items()})
     fitting = 0
-    for choice in product((False, True), repeat=len(changes)):
-        chosen = list(compress(changes, choice))
-        counts = {key: value + sum(change[key] for change in chosen) for key, value in of_dense.items()}
+    for choice in product((False, True), repeat=len(savings)):
+        counts = dict(plain)
+        for saving, chosen in zip(savings, choice, strict=True):
+            if chosen:
+                counts = {key: value - saving[key] for key, value in counts.items()}
         fitting += tuple(as_printed(counts).values()) == SQUEEZENET_LRR.printed
-    choices = f"{fitting} of {2 ** len(changes)} choices of 3x3 convolutions"
+    choices = f"{fitting} of {2 ** len(savings)} choices of 3x3 convolutions"
     return f"printed FLOPs have all eight expand convolutions; both figures come out with {choices}, not with that one"
 
 
 REASONS = {("SqueezeNet-LRr", "parameters"): choices_of_squeezenet, ("VGG11-Basis", "flops"): basis_without_bias}
 
 
-# ---- the counts -----------------------------------------------------------------------------------------------------
+def _reason(name, figure, printed):
+    if printed == "-":
+        return "not in the paper's Table 2"
+    return REASONS[name, figure]() if (name, figure) in REASONS else "unexplained"
 
 
 def count_rows() -> list[dict]:
-    """Return the counts of each row, with the keys of the rows in table1/counts.py."""
-    rows = []
-    for row in table():
-        counts = count(row.build())
-        counted = {"network": row.name} | counts
-        for place, (figure, ours) in enumerate(as_printed(counts).items()):
-            printed, verdict = "-", "not in the paper's Table 2"
-            if row.printed:
-                printed = row.printed[place]
-                verdict = "equal" if ours == printed else _reason(row.name, figure)
-            counted |= {f"{figure}_ours": ours, f"{figure}_printed": printed, f"{figure}_verdict": verdict}
-        rows.append(counted)
-    return rows
-
-
-def _reason(name, figure):
-    explain = REASONS.get((name, figure))
-    return explain() if explain else "unexplained"
+    """Return the counts of each row, see :func:`experiments.table1.counts.counted_row`."""
+    return [counted_row(row.name, row.build(), row.printed, _reason) for row in table()]

@@ -1,61 +1,141 @@
-"""Compression studies: every way is trained once, with the parameters of the way that it is compared with."""
+"""Compression studies: every way is measured once at every size, with equal parameters and equal epochs."""
 
 import json
-import sys
+import shutil
 
 import pytest
 import torch
 import torch.nn as nn
 
 from experiments.compress import __main__ as compress
-from experiments.compress.methods import (
-    BUDGETED,
-    CALIBRATED,
-    CONVERSIONS,
-    FROM_SCRATCH,
-    channel_pruning,
-    fit_quality,
-    truncated_svd,
-    tucker,
-)
-from experiments.compress.table import markdown
-from linearconv_convert import convert
+from experiments.compress.table import losses, markdown
+from experiments.compress.ways import WAYS, Spatial, SVDPair, Tucker, build, product, refresh_batch_norm
+from linearconv_convert.weights import root_of_layer
 from models.base_xcnn import Base
 from training.counting import count_parameters
 from training.report import ROOT
 
+FORMS = (SVDPair, Spatial, Tucker)
 
-def test_a_study_trains_every_way_once(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(compress, "ROOT", tmp_path)
-    for package in ("tensorly", "torch_pruning"):
-        monkeypatch.setitem(sys.modules, package, None)
-    (tmp_path / "results").mkdir()
-    script = ROOT / "models" / "base_xcnn.py"
-    own = [f"{script}:Base", "--name", "try", "--epochs", "2", "--finetune", "1"]
-    training = ["--dataset", "imagefolder", "--data-root", str(data), "--batch-size", "9", "--width", "0.0625"]
-    assert compress.main([*own, "--", *training, "--device", "cpu"]) == 0
-    record = json.loads((tmp_path / "results" / "try.json").read_text())
-    epochs = {"converted": 1, "other": 1, "from scratch": 2}
-    assert all(len(row["accuracies"]) == 1 + epochs[row["kind"]] for row in record["rows"])
-    assert len(record["rows"]) == 1 + len(CONVERSIONS) + len(CALIBRATED) + len(BUDGETED) + 1 + len(FROM_SCRATCH)
-    sizes = {row["method"]: row["parameters"] for row in record["rows"]}
-    for method in BUDGETED:
-        budgeted = sizes[method.replace("alpha", "budget as alpha") + ", calibrated"]
-        assert 0.9 * sizes[method] < budgeted <= sizes[method]
-    assert "Tucker is left out" in capsys.readouterr().out
-    assert compress.main([*own, "--", *training, "--device", "cpu"]) == 0
-    assert " loss " not in capsys.readouterr().out
-    assert json.loads((tmp_path / "results" / "try.json").read_text())["rows"] == record["rows"]
-    assert compress.main(["--name", "try", "--table"]) == 0
-    assert "\n".join(markdown(record)) in capsys.readouterr().out
+
+@pytest.fixture
+def dense():
+    torch.manual_seed(0)
+    model = Base(width=0.25)
+    return refresh_batch_norm(model, [torch.randn(64, 3, 32, 32)])
+
+
+def images():
+    return [torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(1)) for _ in range(2)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_way_has_at_most_the_parameters_asked_for_and_loses_less_with_more(way, dense):
+    if way == "pruning":
+        pytest.importorskip("torch_pruning")
+    batches, errors = images(), []
+    with torch.no_grad():
+        expected = dense(batches[0])
+        for share in (0.3, 0.9):
+            small = WAYS[way](dense, share, batches)
+            assert 0.85 * share < count_parameters(small) / count_parameters(dense) <= share
+            errors.append((small(batches[0]) - expected).norm() / expected.norm())
+    assert errors[1] < errors[0] and errors[1] < 0.5
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kernel", (3, 1))
+def test_a_factorised_layer_computes_what_its_factors_stand_for_and_all_of_them_are_exact(form, kernel):
+    layer = nn.Conv2d(6, 8, kernel, stride=2, padding=kernel // 2, dtype=torch.float64)
+    parts = form(layer.weight.detach(), root_of_layer(layer))
+    batch = torch.randn(2, 6, 11, 9, dtype=torch.float64)
+    for rank in (parts.ranks[len(parts.ranks) // 2], parts.ranks[-1]):
+        factors = parts.factors(rank)
+        weight = product(factors)
+        expected = nn.functional.conv2d(batch, weight, layer.bias, 2, kernel // 2)
+        torch.testing.assert_close(build(layer, factors).double()(batch), expected, rtol=1e-5, atol=1e-5)
+        lost = ((weight - layer.weight).square().sum() / layer.weight.square().sum()).item()
+        assert lost == pytest.approx(1 - parts.kept(rank), abs=1e-6)
+    assert lost == pytest.approx(0, abs=1e-6)
+
+
+def test_scratch_networks_have_the_parameters_and_dense_ones_come_first(tmp_path):
+    options = ["--name", "t", "--budgets", "0.5", "--seeds", "0", "1", "--epochs", "3", "--tune", "2"]
+    words = [str(ROOT / "models" / "base_xcnn.py") + ":Base", *options, "--ckpt", str(tmp_path)]
+    parser_words = [*words, "--ways", "scratch-linearconv", "scratch-thinner", "scratch-ghost", "linearconv"]
+    seen = []
+
+    def carry_out(runs, options, show, **kept):
+        seen.append(runs)
+        return 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compress, "carry_out", carry_out)
+        assert compress.main([*parser_words, "--dataset", "digits"]) == 0
+    first, every = seen
+    assert [run.settings["seed"] for run in first] == [0, 1] and {run.settings["epochs"] for run in first} == {3}
+    scratch = [run for run in every[2:] if run.script.name == "base_xcnn.py"]
+    assert len(scratch) == 6 and {run.settings["epochs"] for run in scratch} == {5}
+    assert [run.setting for run in every if run.script.name == "unit.py"] == ["--way linearconv --budget 0.5"] * 2
+    whole = count_parameters(Base())
+    for run in scratch:
+        variant = compress.Variant("rank", alpha=run.settings["alpha"])
+        if run.settings["type"] == "ghost":
+            variant = compress.Baseline("ghost", run.settings["alpha"])
+        if run.settings["type"] == "dense":
+            variant = compress.Variant("dense")
+        share = count_parameters(variant.build(Base, width=run.settings["width"])) / whole
+        assert share == pytest.approx(0.5, abs=0.03), run.setting
+
+
+def entry(setting, accuracy, seed=0, **more):
+    report = {"seed": seed, "test_accuracy": accuracy, "type": "dense", "parameters": 1000, "epochs": 3, **more}
+    return {"setting": setting, "report": report}
+
+
+def test_the_table_shows_the_points_lost_and_marks_the_least():
+    unit = {"budget": 0.5, "parameters": 500, "macs_inference": 9, "speed": {"torch": 1.5}}
+    runs = [entry("-t dense", 90), entry("-t dense", 92, seed=1)]
+    for seed, at_once, tuned in ((0, 89, 89.5), (1, 90, 92.5)):
+        runs.append(entry("", at_once, seed, way="linearconv", tuned={"2 epochs": tuned}, **unit))
+        runs.append(entry("", at_once - 4, seed, way="svd", tuned={"2 epochs": tuned - 1}, **unit))
+        runs.append(entry("", 88, seed, type="rank", parameters=495))
+    found, accuracy = losses(runs)
+    assert accuracy == 91 and found["LinearConv, at once"] == {0.5: [1, 2]}
+    assert found["SVD pair, 2 epochs"] == {0.5: [1.5, 0.5]}
+    assert found["LinearConv from scratch, 3 epochs"] == {0.5: [2, 4]}
+    lines = markdown(runs)
+    assert "| LinearConv, at once | **1.50 ± 0.71** |" in lines and "| SVD pair, at once | 5.50 ± 0.71 |" in lines
+    assert "| LinearConv, 2 epochs | **0.00 ± 0.71** |" in lines
+    assert "| LinearConv | 50 % | 500 | 9 | 1.50 | not measured |" in lines
+
+
+@pytest.mark.slow
+def test_a_study_of_the_digits_is_trained_once_resumed_and_drawn(tmp_path, capfd):
+    command = ["models/base_xcnn.py:Base", "--name", "try", "--ckpt", str(tmp_path / "ckpt")]
+    command += ["--results", str(tmp_path), "--epochs", "2", "--tune", "1", "--budgets", "0.5", "--calibrate", "100"]
+    training = ["--dataset", "digits", "--width", "0.25", "--device", "cpu"]
+    assert compress.main([*command, *training]) == 0
+    record = json.loads((tmp_path / "try.json").read_text())
+    ways = [run["report"].get("way", run["report"]["type"]) for run in record["runs"]]
+    assert {"dense", "rank", "ghost", "linearconv", "svd", "spatial", "tucker"} <= set(ways)
+    for run in record["runs"]:
+        tuned = run["report"].get("tuned", {"2 epochs": 0})
+        assert len(tuned) == 1 or set(tuned) == {"1 epochs", "1 epochs, teacher"}
+    assert "\n".join(markdown(record["runs"])) in capfd.readouterr().out
+    shutil.rmtree(tmp_path / "ckpt")
+    assert compress.main([*command, *training]) == 0
+    assert f"{len(ways)} runs, {len(ways)} done" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
     "words, named",
     (
-        ("--name none --table", "none.json"),
-        ("models/base_xcnn.py --name none", "models/FILE.py:NAME"),
+        ("models/none.py:Base --name none --dataset digits", "none.py"),
+        ("models/base_xcnn.py:Bass --name none --dataset digits", "Bass"),
         ("models/base_xcnn.py:Base --name none", "--dataset"),
+        ("models/base_xcnn.py:Base --name none --dataset digits --recipe paper", "--recipe"),
+        ("models/base_xcnn.py:Base --name none --dataset digits --ways none", "--ways"),
     ),
 )
 def test_bad_input_ends_in_one_line(words, named, monkeypatch, capsys):
@@ -66,31 +146,3 @@ def test_bad_input_ends_in_one_line(words, named, monkeypatch, capsys):
         code = stop.code
     (line,) = capsys.readouterr().err.splitlines()
     assert code == 2 and named in line
-
-
-def test_the_svd_is_exact_for_filters_of_low_rank_and_has_no_more_parameters():
-    dense = Base(width=0.25).eval()
-    with torch.no_grad():
-        for layer in (layer for layer in dense.modules() if isinstance(layer, nn.Conv2d)):
-            layer.weight.copy_(torch.randn(len(layer.weight), 1, 1, 1) * layer.weight[:1])
-    small = convert(dense, "rank")
-    svd = truncated_svd(dense, small)
-    assert 0.9 * count_parameters(small) < count_parameters(svd) <= count_parameters(small)
-    images = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(svd(images), dense(images), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("make, package", ((tucker, "tensorly"), (channel_pruning, "torch_pruning")))
-def test_other_methods_have_no_more_parameters(make, package):
-    pytest.importorskip(package)
-    dense = Base(width=0.25).eval()
-    small = convert(dense, "rank")
-    other = make(dense, small)
-    assert 0.85 * count_parameters(small) < count_parameters(other) <= count_parameters(small)
-    assert other(torch.randn(2, 3, 32, 32)).shape == (2, 10)
-
-
-def test_fits_are_between_the_optimum_and_regression_on_the_first_filters():
-    dense = Base(width=0.25)
-    for layer in fit_quality(dense, convert(dense, "rank")):
-        assert layer["optimum"] <= layer["fitted"] * (1 + 1e-6) <= layer["first_filters"]

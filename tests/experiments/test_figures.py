@@ -1,7 +1,7 @@
 """Figures: each is drawn from results alone, and reported as left out where they are missing."""
 
+import importlib.util
 import json
-import math
 
 import numpy as np
 import pytest
@@ -15,9 +15,8 @@ from models.base_xcnn import Base
 from training.checkpoints import load_newest
 from training.report import ROOT
 
-needs_matplotlib = pytest.mark.skipif(
-    not figures.matplotlib_is_there(), reason="figures need matplotlib: pip install matplotlib"
-)
+has_matplotlib = importlib.util.find_spec("matplotlib")
+needs_matplotlib = pytest.mark.skipif(not has_matplotlib, reason="figures need matplotlib: pip install matplotlib")
 PARAMETERS = {"dense": 399_626, "rank": 227_418, "lowrank": 210_458, "sparse": 227_418}
 
 
@@ -25,6 +24,7 @@ def made_up(kind, seed=0, epochs=20, setting=None, **values):
     """A run as result files hold it, its accuracies made up."""
     report = {"architecture": "Base", "type": kind, "rank": None, "sparsity": None, "alpha": 0.5, "width": 1.0}
     report |= {"dataset": "cifar10", "seed": seed, "epochs": epochs, "reg_weight": 0.01, "parameters": PARAMETERS[kind]}
+    report |= {"flops_paper": 2, "macs_inference": 1, "num_classes": 10}
     report |= {"nonzero_parameters": PARAMETERS[kind], "rank": {"rank": 1, "lowrank": 10}.get(kind)} | values
     height = 84 + len(kind) / 4 + seed / 10 + report["alpha"] + report["width"]
     log = [{"epoch": epoch, "test_accuracy": height - 20 / epoch} for epoch in range(1, epochs + 1)]
@@ -42,8 +42,7 @@ def results(tmp_path):
     """A folder with made-up results for every figure."""
     folder = tmp_path / "results"
     folder.mkdir()
-    for name in ("table1_counts", "compress_base"):
-        (folder / f"{name}.json").write_text((ROOT / "results" / f"{name}.json").read_text())
+    (folder / "table1_counts.json").write_text((ROOT / "results" / "table1_counts.json").read_text())
     four = [("dense", {}), ("rank", {"reg_weight": 0}), ("rank", {}), ("lowrank", {})]
     write(folder, "base_paper_cifar10", [made_up(kind, **values) for kind, values in four])
     thin = [made_up("dense", width=width, parameters=int(4e5 * width**2)) for width in (0.5, 0.75)]
@@ -65,6 +64,8 @@ def results(tmp_path):
     runs = [{"name": "dense", "layers": [layer | packed for layer in layers]}]
     runs += [{"name": name, "layers": [layer | packed | blocks for layer in layers]} for name in ("L", "Lr")]
     (folder / "correlation_base.json").write_text(json.dumps({"runs": runs}))
+    unit = {"way": "svd", "tuned": {"2 epochs": 80, "2 epochs, teacher": 81}, "budget": 0.5, "speed": {}}
+    write(folder, "compression_base", [made_up("dense"), made_up("dense", setting="--way svd", **unit)])
     return folder
 
 
@@ -104,14 +105,14 @@ def test_the_result_of_accuracy_against_parameters_can_be_chosen(results, capsys
 
 @pytest.mark.parametrize("words, named", (("tabel1", "tabel1"), ("--results-folder nowhere", "nowhere"), ("", "JSON")))
 def test_bad_input_ends_in_one_line(words, named, results, monkeypatch, capsys):
-    (results / "compress_base.json").write_text("{")
+    (results / "compression_base.json").write_text("{")
     try:
         code = figures.main(words.split() or ["compression", "--results-folder", str(results)])
     except SystemExit as stop:
         code = stop.code
     (line,) = capsys.readouterr().err.splitlines()
     assert code == 2 and (named in line or "pip install matplotlib" in line)
-    monkeypatch.setattr(figures, "matplotlib_is_there", lambda: False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert figures.main(["table1", "--results-folder", str(results)]) == 2
     assert "pip install matplotlib" in capsys.readouterr().err
 
@@ -120,17 +121,28 @@ def test_bad_input_ends_in_one_line(words, named, results, monkeypatch, capsys):
 
 
 @needs_matplotlib
-def test_labels_cover_neither_markers_nor_one_another():
-    from experiments.figures import style
+def test_the_papers_accuracies_are_beside_runs_with_its_recipe_alone(results):
+    from experiments.figures import table1
 
-    figure = style.make(5)
-    axes = figure.subplots()
-    points = [(math.cos(turn), math.sin(turn)) for turn in range(12)]
-    axes.plot(*zip(*points, strict=True), "o", linestyle="none")
-    style.label(axes, points, [f"method {index}" for index in range(12)], ["black"] * 12)
-    boxes = [text.get_window_extent() for text in axes.texts]
-    assert not any(one.overlaps(other) for one in boxes for other in boxes if one is not other)
-    assert not any(box.contains(*place) for box in boxes for place in axes.transData.transform(points))
+    (row,) = table1.draw(results).subfigs
+    assert len([line for line in row.axes[0].lines if line.get_markerfacecolor() == "white"]) == 3
+    record = json.loads((results / "base_paper_cifar10.json").read_text())
+    for run in record["runs"]:
+        run["report"]["recipe"] = "fast"
+    write(results, "base_paper_cifar10", record["runs"])
+    write(results, "table1_base_fast", [])
+    (row,) = table1.draw(results).subfigs
+    assert not [line for line in row.axes[0].lines if line.get_markerfacecolor() == "white"]
+
+
+@needs_matplotlib
+def test_a_sweep_has_a_row_for_each_group_and_a_legend_of_all_methods():
+    from experiments.figures.accuracy_parameters import figure_of
+
+    many = [made_up("lowrank", rank=rank) | {"method": f"rank {rank}"} for rank in range(20)]
+    groups = {("Base", "cifar10", "fast", 20): many, ("VGG11", "svhn", "paper", 9): many[:1]}
+    base, vgg = (axes for axes in figure_of(groups).axes if axes.get_legend())
+    assert [len(axes.get_legend().get_texts()) for axes in (base, vgg)] == [20, 1]
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Sweeps: every run is done once, whatever interrupts them, and the table says what the runs measured."""
 
-import itertools
+import csv
 import json
 import multiprocessing
 import os
@@ -69,7 +69,7 @@ except KeyboardInterrupt:
     sys.exit(130)
 size = int(1000 * (options.r or 2))
 report = {"architecture": "Nap", "type": options.t, "rank": options.r or 1, "sparsity": options.s or 0.25}
-report |= {"alpha": options.alpha or 0.5}
+report |= {"alpha": options.alpha or 0.5, "width": options.width or 1, "seed": options.seed, "reg_weight": 0.01}
 report |= {"dataset": options.dataset or "digits", "epochs": options.epochs, "command": str(folder), "parameters": size}
 report |= {"nonzero_parameters": size, "flops_paper": 20 * size, "macs_inference": 10 * size}
 report |= {"test_accuracy": 80 + size / 1000 + options.seed**2 / 7, "best_test_accuracy": 90, "best_epoch": 1}
@@ -87,16 +87,16 @@ class Folder:
         self.script.write_text(STAND_IN)
         self.runs, self.results = path / "ckpt" / "nap", path / "results"
 
-    def command(self, options, script=None):
-        places = ["--name", "nap", "--ckpt", str(self.path / "ckpt"), "--results", str(self.results)]
+    def command(self, options, script=None, ckpt="ckpt"):
+        places = ["--name", "nap", "--ckpt", str(self.path / ckpt), "--results", str(self.results)]
         return [str(script or self.script), *places, *options.split()]
 
-    def run(self, options, script=None):
-        return sweep.main(self.command(options, script))
+    def run(self, options, script=None, ckpt="ckpt"):
+        return sweep.main(self.command(options, script, ckpt))
 
-    def start(self, options):
+    def start(self, options, ckpt="ckpt"):
         """The same in a process of its own."""
-        process = multiprocessing.get_context("fork").Process(target=lambda: sys.exit(self.run(options)))
+        process = multiprocessing.get_context("fork").Process(target=lambda: sys.exit(self.run(options, ckpt=ckpt)))
         process.start()
         return process
 
@@ -122,7 +122,7 @@ class Folder:
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("NAP", "0.02")
-    monkeypatch.setitem(sys.modules, "experiments.sweep.plot", None)  # half a second for each plot
+    monkeypatch.setitem(sys.modules, "experiments.figures.style", None)  # half a second for each plot
     return Folder(tmp_path)
 
 
@@ -211,6 +211,17 @@ def test_two_sweeps_at_once_run_nothing_twice(folder, monkeypatch, capfd):
     assert capfd.readouterr().out.count("written") == 2
     assert set(folder.count("fresh").values()) == set(folder.count("finish").values()) == {1}
     assert len(folder.count("fresh")) == 6 and not folder.count("twice|resume")
+
+
+@pytest.mark.parametrize("times", (1, pytest.param(30, marks=pytest.mark.slow)))
+def test_two_jobs_with_folders_of_their_own_lose_no_result(folder, times, monkeypatch):
+    monkeypatch.setenv("NAP", "0")
+    for turn in range(times):
+        jobs = [folder.start(f"-r 0.{turn + 10}{job} --seeds 0 1", ckpt=f"ckpt{job}") for job in (1, 2)]
+        for job in jobs:
+            job.join(60)
+            assert job.exitcode == 0
+        assert len(folder.reports()) == 4 * (turn + 1)
 
 
 def test_what_stands_in_the_results_is_done_although_its_folder_is_gone(folder, capfd):
@@ -331,27 +342,36 @@ def test_values_go_with_the_types_they_belong_to(folder, values, settings):
 
 
 def test_any_option_can_be_varied_and_stands_in_name_setting_and_command(folder):
-    values = "-t dense rank -r 0.5 --alpha 0.25 --vary reg-weight 0 1e-3 --vary pruning published --datasets digits"
+    values = "-t dense rank -r 0.5 --alpha 0.25 --vary lr 0.1 0.001 --vary pruning published --datasets digits"
     runs = plan(*sweep.parse(folder.command(values)))
-    name, tail = "nap-{}-digits-seed0-reg-weight{}-pruningpublished", "--pruning published --dataset digits"
-    assert [run.name for run in runs] == [
-        name.format(*values) for values in itertools.product(("dense", "rank0.5-alpha0.25"), ("0", "0.001"))
-    ]
-    assert runs[3].setting == "-t rank -r 0.5 --alpha 0.25 --reg-weight 0.001 --pruning published"
-    assert runs[3].varied == "--reg-weight 0.001 --pruning published"
-    assert runs[3].command.endswith(f"-t rank -r 0.5 --alpha 0.25 --reg-weight 1e-3 {tail}")
-    assert [run.settings["reg_weight"] for run in runs] == [0, 0.001] * 2
+    dense, name = "nap-dense-digits-seed0-lr{}", "nap-rank0.5-alpha0.25-digits-seed0-lr{}-pruningpublished"
+    assert [run.name for run in runs] == [name.format(lr) for name in (dense, name) for lr in ("0.1", "0.001")]
+    assert runs[3].setting == "-t rank -r 0.5 --alpha 0.25 --lr 0.001 --pruning published"
+    assert runs[3].varied == "--lr 0.001 --pruning published"
+    assert runs[3].command.endswith("--lr 0.001 --pruning published --dataset digits")
+    assert [run.settings["lr"] for run in runs] == [0.1, 0.001] * 2
+
+
+def test_options_of_the_script_apply_to_every_run_before_and_after_the_dashes(folder):
+    before, after = (
+        plan(*sweep.parse(folder.command(f"--seeds 0 1 {dashes} --lr 0.1 --dataset digits --no-amp")))
+        for dashes in ("", "--")
+    )
+    assert [run.settings for run in before] == [run.settings for run in after]
+    assert {(run.settings["lr"], run.settings["dataset"], run.settings["amp"]) for run in before} == {
+        (0.1, "digits", False)
+    }
 
 
 @pytest.mark.parametrize(
     "values, named",
     (
-        ("--vary depth 1 2", "--vary depth: the training scripts have no option --depth"),
-        ("--vary seed 1 2", "give a list to the sweep's own --seeds"),
-        ("--vary data-root a b", "results do not depend on --data-root"),
-        ("--vary amp", "--amp is a switch without values"),
-        ("--vary lr", "--vary lr: give values"),
-        ("--vary lr 0.1 -- --lr 0.1", "--lr is given for all runs already"),
+        ("--vary depth 1 2", "--vary depth"),
+        ("--vary rank 1 2", "--vary rank"),
+        ("--vary data-root a b", "--vary data-root"),
+        ("--vary amp", "--vary amp"),
+        ("--vary lr", "--vary lr"),
+        ("--depth 3", "--depth"),
         ("-t sparse -r 0.5", "-r has no meaning"),
         ("-t dense rank -s 0.5", "-s has no meaning"),
         ("-t rank -r 0.5 10", "(0, 1]"),
@@ -375,12 +395,35 @@ def test_bad_input_is_refused_in_one_line(folder, values, named, capsys):
     assert not folder.events()
 
 
-def test_a_result_file_of_something_else_is_not_written_over(folder, capsys):
+DAMAGED = (b"", b'{"runs": [', b"null", b"5", b"\xef\xbb\xbf{}", b"\xff", b'{"rows": []}', b'{"note": "", "runs": 5}')
+ENTRIES = (5, {"run": "a"}, {"run": "a", "setting": "", "report": {"type": "rank"}, "log": []})
+
+
+@pytest.mark.parametrize(
+    "content", DAMAGED + tuple(json.dumps({"note": "", "runs": [run]}).encode() for run in ENTRIES)
+)
+def test_a_damaged_result_file_is_named_and_not_overwritten(folder, content, capsys):
     folder.results.mkdir()
-    (folder.results / "nap.json").write_text('{"rows": []}')
-    assert folder.run("") == 2
-    assert "nap.json is not of a sweep" in capsys.readouterr().err
-    assert (folder.results / "nap.json").read_text() == '{"rows": []}'
+    path = folder.results / "nap.json"
+    path.write_bytes(content)
+    for options in ("", "--table", "--dry-run"):
+        assert folder.run(options) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert str(path) in line and (b"note" not in content or b"5}" in content or "run 0" in line)
+    assert path.read_bytes() == content and not folder.events()
+
+
+@pytest.mark.parametrize("name", ("settings.json", "report.json", "log.jsonl"))
+@pytest.mark.parametrize("content", (b"{", b"null", b"\xff"))
+def test_a_damaged_file_of_a_run_is_named_and_not_overwritten(folder, name, content, capsys):
+    assert folder.run("--epochs 2") == 0
+    (folder.results / "nap.json").unlink()
+    path = folder.runs / "nap-rank1-default-seed0" / name
+    path.write_bytes(content)
+    capsys.readouterr()
+    assert folder.run("--epochs 2") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(path) in line and path.read_bytes() == content and not (folder.results / "nap.json").exists()
 
 
 def test_runs_of_other_settings_are_not_taken_for_those_asked_for(folder, capsys):
@@ -473,12 +516,20 @@ def test_the_table_also_shows_last_epochs_best_epoch_and_difference_to_dense(fol
     assert alone[2:] == ["| `-t rank -r 0.5` |  |"]
 
 
-def test_the_plot_is_drawn_where_there_is_matplotlib(folder, monkeypatch, capfd):
-    monkeypatch.delitem(sys.modules, "experiments.sweep.plot")
+def test_table_and_plot_are_written_beside_the_result(folder, monkeypatch, capfd):
+    monkeypatch.delitem(sys.modules, "experiments.figures.style")
     pytest.importorskip("matplotlib")
-    assert folder.run("") == 0
-    assert "nap.json, nap.png" in capfd.readouterr().out
+    assert folder.run("-t dense rank -r 0.5 1 --seeds 0 4") == 0
+    out = capfd.readouterr().out
+    assert "nap.json, nap.md, nap.csv, nap.png" in out
     assert (folder.results / "nap.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder.results / "nap.md").read_text() in out
+    with open(folder.results / "nap.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["setting"] for row in rows] == ["-t dense", "-t rank -r 0.5", "-t rank -r 1"]
+    means = [float(row["accuracy"]) for row in rows]
+    assert means == pytest.approx([82 + 8 / 7, 80.5 + 8 / 7, 81 + 8 / 7])
+    assert float(rows[0]["accuracy_deviation"]) == pytest.approx(np.std([0, 16 / 7], ddof=1))
 
 
 def test_a_run_with_the_fast_recipe_is_no_longer_done_when_that_has_changed(monkeypatch):

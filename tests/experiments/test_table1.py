@@ -8,9 +8,10 @@ from experiments import paper
 from experiments.paper import NETWORKS
 from experiments.table1 import __main__ as table1
 from experiments.table1.accuracy import ROWS, compare, setting
-from experiments.table1.counts import RESULT, count_rows, markdown
+from experiments.table1.counts import count_rows, markdown
 from models.base_xcnn import Base
 from training.counting import count_parameters
+from training.report import ROOT
 
 
 def planned(folder, options, extra=""):
@@ -79,9 +80,9 @@ def test_a_folder_of_images_is_called_by_its_name(tmp_path):
     (
         ("--rows dense", "give --train or --table"),
         ("--train", "--name"),
-        ("--table --name t", "has no run of these yet"),
+        ("--table --name t", "has no run of these in"),
         ("--train --name t --rows full", "--rows"),
-        ("--train --name t --datasets svhn -- --dataset mnist", "--datasets asks for svhn, but behind -- stands mnist"),
+        ("--train --name t --datasets svhn -- --dataset mnist", "--datasets asks for svhn, but --dataset gives mnist"),
         ("--train --name t -- --lr 0", "--lr"),
     ),
 )
@@ -159,7 +160,7 @@ def test_table_1_comes_out_as_printed_but_for_five_explained_figures():
         ("MobileNetV2-LRr", "flops"),
     }
     assert not any("unexplained" in verdict or "NOT confirmed" in verdict for verdict in different.values())
-    assert json.loads(RESULT.read_text())["rows"] == rows
+    assert json.loads((ROOT / "results" / "table1_counts.json").read_text())["rows"] == rows
     notes = [line for line in markdown(rows) if line.startswith("(")]
     assert len(notes) == len(set(different.values())) and all(line[4:].strip() in different.values() for line in notes)
     exact = {row["network"]: (row["parameters"], row["flops_paper"]) for row in rows}

@@ -9,7 +9,7 @@ from experiments.results import every_run
 from experiments.table1.counts import as_printed
 from experiments.table1.counts import markdown as counts_markdown
 from experiments.table2 import __main__ as table2
-from experiments.table2 import accuracy, speed
+from experiments.table2 import accuracy
 from experiments.table2.counts import count_rows, table
 
 
@@ -46,6 +46,8 @@ def test_the_result_file_holds_the_counts(counted):
 def entry(accuracy, network="VGG11", type="dense", rank=None, epochs=4, seed=0, **more):
     report = {"architecture": network, "type": type, "rank": rank, "sparsity": None, "alpha": 0.5, "width": 1.0}
     report |= {"dataset": "cifar10", "epochs": epochs, "seed": seed, "reg_weight": 0.01, "test_accuracy": accuracy}
+    counts = ("parameters", "nonzero_parameters", "flops_paper", "macs_inference")
+    report |= dict.fromkeys(counts, 1000) | {"best_test_accuracy": accuracy, "best_epoch": 1}
     setting = f"-t {type}" + (f" -r {rank}" if rank else "")
     return {"run": f"{network}-{type}-seed{seed}", "setting": setting, "report": report | more, "log": []}
 
@@ -116,13 +118,13 @@ def test_every_row_is_timed_against_the_plain_network(monkeypatch):
         numbers = {"rounds": 3, "ratio_quartiles": [1, 3]}
         return {key: {"milliseconds": 50.0, "ratio": 1 if key == "dense" else 2, **numbers} for key in steps}
 
-    monkeypatch.setattr(speed, "compare", compare)
-    monkeypatch.setattr(speed, "make_step", lambda model, task, options: model)
-    measured = speed.measure(1, "cpu")
+    monkeypatch.setattr(table2, "compare", compare)
+    monkeypatch.setattr(table2, "make_step", lambda model, task, options: model)
+    measured = table2.measure_speed(1, "cpu")
     assert asked[0] == ["dense", "SqueezeNet-LRr"] and asked[-1][0] == "dense" and len(asked) == 2 * 3
     assert {row["network"] for row in measured["rows"]} == {row.name for row in table()}
     assert {row["images_per_second"] for row in measured["rows"] if row["task"] == "infer 1"} == {20.0}
-    assert "| VGG11-SVD | 50.00 (2.00) | 50.00 (2.00) | 50.00 (2.00) |" in speed.markdown(measured)
+    assert "| VGG11-SVD | 50.00 (2.00) | 50.00 (2.00) | 50.00 (2.00) |" in table2.speed_table(measured)
 
 
 @pytest.mark.parametrize("task", ("train 50", "infer 1"))
@@ -132,17 +134,17 @@ def test_a_timed_step_is_that_of_the_row(task, monkeypatch):
     batches = []
     small.register_forward_pre_hook(lambda module, images: batches.append((len(images[0]), module.training)))
     monkeypatch.setattr(type(row), "build", lambda self: small)
-    speed._step(row, task, Namespace(device="cpu", precision="float32", graphs=False))()
-    assert batches == [(speed.TASKS[task], task == "train 50")]
+    table2._step(row, task, Namespace(device="cpu", precision="float32", graphs=False))()
+    assert batches == [(table2.TASKS[task], task == "train 50")]
 
 
 def test_the_command_counts_and_keeps_measured_speeds(tmp_path, capsys, monkeypatch, counted):
     monkeypatch.setattr(table2, "count_rows", lambda: counted)
     times = {"origin": {"device": "cpu", "threads": 2, "torch": "2"}, "precision": "float32"}
-    times["rows"] = [{"network": "VGG11", "task": task, "milliseconds": 7.0, "ratio": 1.0} for task in speed.TASKS]
+    times["rows"] = [{"network": "VGG11", "task": task, "milliseconds": 7.0, "ratio": 1.0} for task in table2.TASKS]
     output = tmp_path / "table2.json"
     assert table2.main(["--output", str(output)]) == 0
-    assert "not measured (--speed)" in capsys.readouterr().out
+    assert "| VGG11-Lr | 4,922,282 |" in capsys.readouterr().out
     output.write_text(json.dumps(json.loads(output.read_text()) | {"speed": times}))
     assert table2.main(["--output", str(output)]) == 0
     record = json.loads(output.read_text())

@@ -1,0 +1,193 @@
+"""One way to reduce a trained network to one size: convert, measure, and tune.
+
+The command of the study, `python -m experiments.compress`, runs this script for every way, size and seed:
+
+    python experiments/compress/unit.py --network models/base_xcnn.py:Base --dense FOLDER --way svd --budget 0.25 \
+        --tune 2 6 --dataset cifar10 --seed 0 --output FOLDER --resume auto
+
+report.json has the counts, the test accuracy at once, the speed of the deployed network against the deployed dense
+network, and `tuned`: accuracies after training with `--recipe tune`, with and without the dense network as teacher.
+"""
+
+import copy
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from benchmarks.measuring import compare
+from dataloaders import BatchLoader, Loader, dataloaders
+from experiments.compress.ways import WAYS
+from experiments.sweep.plan import script_parser
+from experiments.thinner import networks_of
+from linearconv_convert import ConversionError, deploy, export
+from linearconv_convert.exporting import onnx_runner
+from linearconv_convert.surgery import layers_of
+from linearconv_variants import OneLineParser, Variant, non_negative_int, positive_share
+from training import counting
+from training.checkpoints import LOG, REPORT, holds_checkpoint, load_newest, open_folder, write_json, write_log
+from training.distributed import Group
+from training.errors import EXPECTED, UsageError, report_failure
+from training.options import Options, parse_arguments
+from training.recipe import TUNE, TrainingSettings
+from training.report import origin
+from training.run import training_images
+from training.trainer import Trainer
+
+DENSE = "dense"  # a "way": the dense network, trained on
+TEACHER = 0.5  # share of the loss that is soft targets
+SPEED_IMAGES, SPEED_SECONDS = 8, 2.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    parser = OneLineParser(description=__doc__)
+    add = parser.add_argument
+    add("--network", required=True, help="as models/base_xcnn.py:Base")
+    add("--dense", type=Path, required=True, help="folder of the trained dense network")
+    add("--way", choices=(*WAYS, DENSE), required=True)
+    add("--budget", type=positive_share, required=True, help="share of the parameters")
+    add("--tune", type=non_negative_int, nargs="*", default=[], help="numbers of epochs")
+    add("--calibrate", type=non_negative_int, default=1000, help="training images (default: 1000)")
+    own, rest = parser.parse_known_args(argv)
+    options = parse_arguments(script_parser(own.network.partition(":")[2]), rest)
+    try:
+        study_one(own, options)
+    except ConversionError as error:
+        return report_failure(UsageError(str(error)), "compress")
+    except EXPECTED as error:
+        return report_failure(error, "compress")
+    return 0
+
+
+def study_one(own: Namespace, options: Options) -> None:
+    """Convert, measure and tune one network, and write its report."""
+    script, _, name = own.network.partition(":")
+    folder = open_folder(options.output, Path(options.output), "auto")
+    state, _ = load_newest(own.dense)
+    info, *loaders = dataloaders(
+        options.dataset,
+        options.data_root,
+        batch_size=TUNE.batch_size,
+        **options.pick("image_size", "download", "device", "seed", "validation", "in_memory", "workers"),
+    )
+    dense = networks_of(Path(script))[name](
+        in_channels=info.in_channels, num_classes=info.num_classes, width=options.width
+    )
+    dense.load_state_dict(state["model"])
+    images = [batch.cpu() for batch in training_images(loaders[0], own.calibrate)]
+    order = loaders[0].state_dict()  # all trainings have the same batches
+    small = copy.deepcopy(dense) if own.way == DENSE else WAYS[own.way](dense.eval(), own.budget, images)
+    settings = TrainingSettings(
+        name,
+        Variant("dense"),
+        TUNE,
+        options.dataset,
+        info.num_classes,
+        in_memory=isinstance(loaders[0], BatchLoader),
+        of_network={"way": own.way, "budget": own.budget},
+        **options.pick("width", "seed", "amp", "validation"),
+    )
+    at_once = accuracy(copy.deepcopy(small), loaders[1], options)
+    print(f"{own.way}, {own.budget:g} of the parameters: {at_once:.2f} % at once", flush=True)
+    tuned = {}
+    for epochs in own.tune:
+        for teacher in (None, dense) if own.way != DENSE else (None,):
+            title = f"{epochs} epochs" + (", teacher" if teacher else "")
+            recipe = replace(TUNE, epochs=epochs, distill=TEACHER if teacher else 0.0)
+            loaders[0].load_state_dict(order)
+            place = folder / title.replace(", ", "-").replace(" ", "-")
+            tuned[title] = tune(small, teacher, loaders, replace(settings, recipe=recipe), place, options)
+    size = (info.in_channels, info.image_size, info.image_size)
+    report = {"architecture": name, "type": DENSE, "way": own.way, "budget": own.budget, "alpha": 0.5, "epochs": 0}
+    report |= {"dataset": options.dataset, "seed": options.seed, "amp": options.amp, "num_classes": info.num_classes}
+    report |= counting.count(small, size) | {
+        f"dense_{key}": value for key, value in counting.count(dense, size).items()
+    }
+    report |= {"test_accuracy": at_once, "best_test_accuracy": at_once, "best_epoch": 0, "tuned": tuned}
+    report |= {"speed": speeds(dense, small, size), **origin(options.device)}
+    if not (folder / LOG).exists():
+        write_log(folder, [])
+    write_json(folder / REPORT, report)
+
+
+@torch.inference_mode()
+def accuracy(model: nn.Module, loader: Loader, options: Options) -> float:
+    """Return the test accuracy in per cent."""
+    device, correct = torch.device(options.device), 0
+    model.to(device).eval()
+    for images, labels in loader:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=options.amp):
+            correct += (model(images).argmax(1) == labels).sum().item()
+    return 100 * correct / loader.num_images
+
+
+def tune(
+    small: nn.Module,
+    teacher: nn.Module | None,
+    loaders: Sequence[Loader],
+    settings: TrainingSettings,
+    folder: Path,
+    options: Options,
+) -> float:
+    """Train a copy of a network, or resume its training; return the test accuracy after the last epoch."""
+    open_folder(folder, folder, "auto")
+    model = copy.deepcopy(small)
+    # On a CPU, torch's strided 1x1 convolutions with few channels are wrong in the channels_last format.
+    thin = [layer for layer in layers_of(model, nn.Conv2d).values() if layer.in_channels < 16]
+    channels_last = options.channels_last and not any(max(layer.stride) > 1 for layer in thin)
+    for loader in loaders:
+        loader.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    trainer = Trainer(
+        model,
+        tuple(loaders),
+        settings,
+        folder,
+        Group(device=options.device),
+        teacher=copy.deepcopy(teacher),
+        channels_last=channels_last,
+        save_every=options.save_every,
+    )
+    if holds_checkpoint(folder):
+        trainer.resume()
+    else:
+        write_log(folder, [])
+    return trainer.fit().last["test_accuracy"]
+
+
+def speeds(dense: nn.Module, small: nn.Module, size: tuple[int, int, int]) -> dict[str, float]:
+    """Return the deployed network's speed relative to the deployed dense network, on the CPU, by runtime.
+
+    Args:
+        dense, small: the networks.
+        size: (channels, height, width) of an image.
+    """
+    images = torch.randn(SPEED_IMAGES, *size)
+    models = {"dense": deploy(dense.cpu().eval()), "small": deploy(small.cpu().eval())}
+    with torch.inference_mode():
+        steps = {name: lambda model=model: model(images) for name, model in models.items()}
+        found = {"torch": compare(steps, SPEED_SECONDS, "cpu")["small"]["ratio"]}
+        try:
+            steps = {name: _in_onnxruntime(model, images) for name, model in models.items()}
+        except ConversionError as error:  # the packages for ONNX are missing
+            print(f"no speed in onnxruntime: {error}")
+            return found
+        return found | {"onnxruntime": compare(steps, SPEED_SECONDS, "cpu")["small"]["ratio"]}
+
+
+def _in_onnxruntime(model: nn.Module, images: Tensor):
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export(model, path, images)
+        run = onnx_runner(path)
+    return lambda: run(images)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
