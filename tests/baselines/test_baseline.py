@@ -4,12 +4,9 @@ from argparse import Namespace
 
 import pytest
 import torch
-import torch.nn as nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from baselines import BASELINES, Baseline, method_of
-from baselines.ghost import GhostConv
-from linearconv import LinearConv
 from linearconv_variants import Variant
 from models.base_xcnn import Base
 from models.mobilenetv2_xcnn import MobileNetV2
@@ -43,11 +40,7 @@ def test_inference_macs_are_half_of_what_torch_counts(type):
 
 
 @pytest.mark.parametrize(
-    "network, type",
-    [
-        (ResNet18, "basis"),
-        *((network, type) for network in (ResNet18, ResNeXt29_2x64d, MobileNetV2) for type in ("ghost", "svd")),
-    ],
+    "network, type", [(ResNet18, "basis"), (ResNet18, "svd"), (ResNeXt29_2x64d, "ghost"), (MobileNetV2, "svd")]
 )
 def test_networks_with_shortcuts_and_groups_are_built_by_the_layers(network, type):
     with torch.device("meta"):
@@ -96,9 +89,3 @@ def test_a_network_that_would_stay_plain_is_refused():
         Baseline("octave").build(ResNet18, width=0.125)
     with pytest.raises(ValueError, match="^type must be one of octave, basis, ghost, svd, got 'rank'"):
         Baseline("rank")
-
-
-def test_variants_build_networks_too():
-    assert type(Variant("rank").build(Base, width=0.25).feat[0][0]) is LinearConv
-    assert type(Variant("dense").build(Base, width=0.25).feat[0][0]) is nn.Conv2d
-    assert type(Baseline("ghost").build(Base, width=0.25).feat[0][0]) is GhostConv

@@ -40,17 +40,14 @@ def test_basis_is_a_loop_over_groups_of_channels():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "filters, alpha, intrinsic", [(8, 0.5, 4), (7, 0.5, 3), (8, 0.75, 6), (8, 0.2, 1), (3, 0.1, 1)]
-)
+@pytest.mark.parametrize("filters, alpha, intrinsic", [(7, 0.5, 3), (8, 0.75, 6), (8, 0.2, 1)])
 def test_ghosts_are_filters_of_the_intrinsic_maps_in_turn(filters, alpha, intrinsic):
     layer = GhostConv(nn.Conv2d(6, filters, 3, **GEOMETRY), alpha)
     input = torch.randn(2, 6, 9, 9)
     maps = convolve(layer.intrinsic, input)
-    ghosts = [
-        F.conv2d(maps[:, [index % intrinsic]], layer.cheap.weight[[index]].double(), padding=1)
-        for index in range(filters - intrinsic)
-    ]
+    ghosts = []
+    for index in range(filters - intrinsic):
+        ghosts.append(F.conv2d(maps[:, [index % intrinsic]], layer.cheap.weight[[index]].double(), padding=1))
     assert maps.shape[1] == intrinsic
     torch.testing.assert_close(layer(input).double(), torch.cat([maps, *ghosts], 1), rtol=1e-5, atol=1e-5)
 
@@ -66,8 +63,8 @@ def test_a_pair_is_the_convolution_with_the_product_of_its_factors():
     torch.testing.assert_close(layer(input).double(), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("channels", [(3, 64), (64, 128), (512, 512), (16, 4), (5, 1)])
-@pytest.mark.parametrize("kernel_size, alpha, bias", [(3, 0.25, True), (3, 0.8, False), (1, 0.5, True), (1, 1.0, True)])
+@pytest.mark.parametrize("channels", [(3, 64), (512, 512), (5, 1)])
+@pytest.mark.parametrize("kernel_size, alpha, bias", [(3, 0.25, True), (3, 0.8, False), (1, 1.0, True)])
 def test_a_pair_has_the_most_parameters_that_linearconv_has(channels, kernel_size, alpha, bias):
     def size(layer):
         return sum(parameter.numel() for parameter in layer.parameters())
@@ -103,16 +100,9 @@ def test_a_layer_stands_in_for_conv2d(name, bias):
         ("ghost", dict(in_channels=16, out_channels=1, kernel_size=3)),
         ("ghost", dict(in_channels=4, out_channels=16, kernel_size=1)),
         ("svd", dict(in_channels=3, out_channels=64, kernel_size=3)),
-        *(
-            (name, dict(in_channels=256, out_channels=256, kernel_size=3, groups=groups))
-            for name in CONVS
-            for groups in (2, 256)
-        ),
+        *((name, dict(in_channels=256, out_channels=256, kernel_size=3, groups=2)) for name in CONVS),
     ],
 )
 def test_a_convolution_stays_where_a_method_does_not_suit_or_saves_nothing(name, arguments):
     layer = CONVS[name](**arguments)
-    assert type(layer) is nn.Conv2d
-    assert {key: getattr(layer, key) for key in arguments} == arguments | {
-        "kernel_size": (arguments["kernel_size"],) * 2
-    }
+    assert type(layer) is nn.Conv2d and str(layer) == str(nn.Conv2d(**arguments))

@@ -39,13 +39,7 @@ def test_low_maps_are_repeated_not_interpolated():
     assert high[0, 0].tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]]
 
 
-def test_images_of_odd_size_pass():
-    layer = OctaveConv(nn.Conv2d(8, 6, 3, padding=1), 4, 3)
-    high, low = layer((torch.randn(2, 4, 9, 9), torch.randn(2, 4, 4, 4)))
-    assert high.shape == (2, 3, 9, 9) and low.shape == (2, 3, 4, 4)
-
-
-@pytest.mark.parametrize("low_in, low_out", [(0, 0), (0, 4), (4, 0), (4, 4)])
+@pytest.mark.parametrize("low_in, low_out", [(0, 4), (4, 0), (4, 4)])
 def test_paths_have_the_geometry_and_the_parameters_of_the_plain_convolution(low_in, low_out):
     plain = nn.Conv2d(8, 12, 3, padding=2, dilation=2, padding_mode="reflect", bias=False)
     layer = OctaveConv(plain, low_in, low_out)
@@ -59,16 +53,13 @@ def test_paths_have_the_geometry_and_the_parameters_of_the_plain_convolution(low
 def test_a_network_without_low_channels_computes_what_the_plain_one_does():
     plain = Base(width=THIN).eval()  # 4, 8, 16 and 32 channels
     octave = to_octave(copy.deepcopy(plain), alpha=0.01).eval()
-    renamed = {
-        key.replace("high_to_high.", "").replace("high.", ""): value for key, value in octave.state_dict().items()
-    }
-    plain.load_state_dict(renamed)
+    state = octave.state_dict()
+    plain.load_state_dict({key.replace("high_to_high.", "").replace("high.", ""): state[key] for key in state})
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(octave(images), plain(images), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("alpha", [0.25, 0.5, 0.75])
-@pytest.mark.parametrize("network", [Base, VGG11])
+@pytest.mark.parametrize("network, alpha", [(Base, 0.25), (VGG11, 0.75)])
 def test_half_resolution_is_used_between_the_first_and_the_last_convolution(network, alpha):
     model = to_octave(network(width=0.25), alpha)
     shapes = []
@@ -84,11 +75,10 @@ def test_half_resolution_is_used_between_the_first_and_the_last_convolution(netw
     assert not any(isinstance(layer, (EachPart, LastOctaveConv)) for layer in list(model.feat[-1])[-3:])
 
 
-@pytest.mark.parametrize("alpha", [0.5, 0.75])
-def test_every_parameter_has_a_gradient(alpha):
+def test_every_parameter_has_a_gradient():
     torch.manual_seed(0)
-    model = to_octave(VGG11(width=THIN), alpha)
-    model(torch.randn(4, 3, 32, 32)).square().sum().backward()
+    model = to_octave(VGG11(width=THIN), 0.75)
+    model(torch.randn(4, 3, 36, 36)).square().sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and (parameter.dim() == 1 or parameter.grad.any()), name
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets.folder import default_loader
 
 from images import info
 from images.info import available_memory, channel_statistics, decode, evenly_spaced, physical_memory
@@ -81,11 +82,10 @@ def test_values_without_a_fixed_range_are_refused(tmp_path, values):
 
 
 def test_the_orientation_is_that_of_torchvision(tmp_path):
-    load = pytest.importorskip("torchvision.datasets.folder", exc_type=ImportError).default_loader
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     ours = decoded(tmp_path / "0.png", Image.fromarray(GREY), exif=exif)
-    assert ours.shape == (9, 12, 3) and (ours == np.asarray(load(tmp_path / "0.png"))).all()
+    assert ours.shape == (9, 12, 3) and (ours == np.asarray(default_loader(tmp_path / "0.png"))).all()
 
 
 def test_a_fault_of_the_transform_names_the_file(tmp_path):

@@ -71,16 +71,15 @@ def test_two_epochs_are_the_same_for_any_number_of_workers(photographs):
     expected = raw_loader(photographs, **TRAINING)
     expected = one_pass(expected), one_pass(expected)
     assert not same(*expected)
-    for workers in (1, 2):
-        loader = raw_loader(photographs, workers=workers, **TRAINING)
-        assert all(same(one_pass(loader), batches) for batches in expected), workers
+    loader = raw_loader(photographs, workers=2, **TRAINING)
+    assert all(same(one_pass(loader), batches) for batches in expected)
 
 
 def test_a_pass_can_begin_at_any_batch(photographs):
     loader = raw_loader(photographs, **TRAINING)
     state = loader.state_dict()
     expected = one_pass(loader)
-    for skip, workers in ((1, 0), (7, 2), (19, 0), (25, 0)):
+    for skip, workers in ((1, 0), (7, 1), (19, 0)):
         resumed = raw_loader(photographs, workers=workers, **TRAINING | {"seed": 99})
         resumed.load_state_dict(state)
         assert same(one_pass(resumed, skip), expected[skip:])
@@ -104,17 +103,12 @@ def test_the_global_generator_is_left_alone(photographs):
     assert same(first, one_pass(raw_loader(photographs, **TRAINING), 15))
 
 
-def test_the_shards_of_a_batch_are_the_batch(photographs, size=3, batch_size=7):
-    whole = one_pass(raw_loader(photographs, batch_size=size * batch_size, **TRAINING))
-    shards = [
-        one_pass(raw_loader(photographs, batch_size=batch_size, shard=(rank, size), **TRAINING)) for rank in range(size)
-    ]
+def test_the_shards_of_a_batch_are_the_batch(photographs):
+    whole = one_pass(raw_loader(photographs, batch_size=21, **TRAINING))
+    shards = [one_pass(raw_loader(photographs, batch_size=7, shard=(rank, 3), **TRAINING)) for rank in range(3)]
     merged = [[torch.cat(parts) for parts in zip(*batch, strict=True)] for batch in zip(*shards, strict=True)]
     assert same(merged, whole)
-
-
-def test_every_test_image_comes_once(photographs):
-    files = [part[:13] for part in photographs]
+    files = [part[:13] for part in photographs]  # in a test, every image comes once
     labels = [labels for rank in range(4) for _, labels in raw_loader(files, batch_size=2, shard=(rank, 4))]
     assert sorted(torch.cat(labels).tolist()) == list(range(13))
 
@@ -156,13 +150,6 @@ def test_in_training_windows_of_all_sizes_and_places_are_cut_out_and_half_of_the
     assert 0.7 < (width / height).min() and (width / height).max() < 1.43
 
 
-def test_channels_last_changes_the_memory_format_alone(photographs):
-    plain, last = (raw_loader(photographs, channels_last=last, **TRAINING) for last in (False, True))
-    for (images, _), (others, _) in zip(one_pass(plain, 16), one_pass(last, 16), strict=True):
-        assert torch.equal(images, others) and images.is_contiguous()
-        assert others.is_contiguous(memory_format=torch.channels_last)
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_batches_are_on_the_device_of_the_labels(photographs):
     paths, labels = photographs
@@ -177,7 +164,7 @@ def test_batches_are_on_the_device_of_the_labels(photographs):
 # ---- what goes wrong ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_damaged_image_is_named(photographs, tmp_path, workers):
     paths, labels = (part[:20] for part in photographs)
     damaged = tmp_path / "damaged.png"
