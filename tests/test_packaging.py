@@ -4,6 +4,7 @@ import ast
 import shutil
 import subprocess
 import sys
+import tarfile
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -76,27 +77,52 @@ def test_versions_are_those_of_the_clone(requirements):
 
 
 @pytest.fixture(scope="module")
-def target(tmp_path_factory):
-    """A folder with what a wheel of this checkout installs; the checkout is only read."""
+def source(tmp_path_factory):
+    """A copy of this checkout, with the folders that must not be installed."""
     for builder in ("pip", "setuptools"):
         if not list(distributions(name=builder)):
-            pytest.skip(f"{builder} is missing, which builds the wheel")
-    source, wheels, target = (tmp_path_factory.mktemp(name) for name in ("source", "wheels", "target"))
-    for path in [*ROOT.glob("*.py"), *(ROOT / name for name in ("pyproject.toml", "README.md", "LICENSE"))]:
+            pytest.skip(f"{builder} is missing, which builds the distributions")
+    source = tmp_path_factory.mktemp("source")
+    files = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
+    for path in [*ROOT.glob("*.py"), *(ROOT / name for name in files)]:
         shutil.copy(path, source)
-    for path in ROOT.glob("*/__init__.py"):  # what must not be installed stands there too
+    for path in ROOT.glob("*/__init__.py"):
         shutil.copytree(path.parent, source / path.parent.name, ignore=shutil.ignore_patterns("__pycache__"))
+    return source
+
+
+@pytest.fixture(scope="module")
+def target(source, tmp_path_factory):
+    """A folder with what a wheel of this checkout installs."""
+    wheels, target = (tmp_path_factory.mktemp(name) for name in ("wheels", "target"))
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "wheel", source, "--no-deps", "--no-build-isolation", "-w", wheels], check=True)
     subprocess.run([*pip, "install", "--no-deps", "--target", target, *wheels.glob("*.whl")], check=True)
     return target
 
 
+@pytest.mark.slow
+def test_a_source_distribution_holds_what_is_installed_and_no_tests(source, tmp_path):
+    build = f"from setuptools.build_meta import build_sdist; build_sdist({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
+    (path,) = tmp_path.glob("linearconv-*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    ours = {f"{name}.py" for name in MODULES} | {"pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"}
+    for package in PACKAGES:
+        ours |= {path.relative_to(ROOT).as_posix() for path in (ROOT / package).iterdir() if path.is_file()}
+    assert ours <= names
+    assert {name for name in names - ours if name.endswith((".py", ".md"))} == set()
+
+
+@pytest.mark.slow
 def test_a_wheel_holds_nothing_else(target):
     found = {path.name for path in target.iterdir() if path.suffix != ".dist-info"} - {"bin", "__pycache__"}
     assert found == {f"{name}.py" for name in MODULES} | set(PACKAGES)
+    assert all((target / package / "py.typed").exists() for package in PACKAGES)
 
 
+@pytest.mark.slow
 def test_an_installed_copy_converts_a_network_in_a_project_with_modules_of_our_names(target, tmp_path):
     for name in ("distributed", "options"):
         (tmp_path / f"{name}.py").write_text("FOREIGN = True")
