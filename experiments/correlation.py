@@ -22,25 +22,18 @@ from torch import Tensor
 from corr_reg import filter_correlation
 from experiments.results import USERS, read_json
 from linearconv import LinearConv
-from linearconv_variants import OneLineParser, Variant, positive_int
+from linearconv_variants import OneLineParser, Variant
 from models.base_xcnn import Base
 from training.checkpoints import REPORT, holds_checkpoint, load_newest, write_json
 from training.errors import EXPECTED, UsageError, report_failure
 from training.report import origin
 
+LAYERS = (1, 2, 3)  # numbers of the convolutions
 OF_REPORT = ("test_accuracy", "torch", "device", "git_commit")
 
 
-def measure(folder: Path, layers: Sequence[int] = (1, 2, 3)) -> dict:
-    """Return the settings of a run and the correlation of its filters, in the form of the result file.
-
-    Args:
-        folder: folder of a run of Base.
-        layers: numbers of the convolutions, counted from 1.
-
-    Raises:
-        UsageError: if the folder has no checkpoint of Base, or Base has no such layer.
-    """
+def measure(folder: Path) -> dict:
+    """Return the settings of a run and the correlation of its filters, in the form of the result file."""
     if not holds_checkpoint(folder):
         raise UsageError(f"there is no checkpoint in {folder}: give the folder of a run")
     state, _ = load_newest(folder)
@@ -52,13 +45,11 @@ def measure(folder: Path, layers: Sequence[int] = (1, 2, 3)) -> dict:
     model = Base(variant.conv, first.shape[1], settings["num_classes"], settings["width"])
     model.load_state_dict(weights)
     found = [named for named in model.named_modules() if isinstance(named[1], (nn.Conv2d, LinearConv))]
-    if max(layers) > len(found):
-        raise UsageError(f"Base has {len(found)} convolutions: there is no layer {max(layers)}")
     run = {"folder": folder.resolve().name, "epoch": state["epoch"], "settings": settings}
     if (folder / REPORT).exists():
         report = read_json(folder / REPORT)
         run |= {key: report[key] for key in OF_REPORT}
-    run["layers"] = [{"layer": number, **_describe(*found[number - 1])} for number in layers]
+    run["layers"] = [{"layer": number, **_describe(*found[number - 1])} for number in LAYERS]
     return run
 
 
@@ -108,11 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     shown = "runs of Base, named as in the figure's columns: dense, L and Lr are the paper's Conv, -L and -Lr"
     add("--runs", type=named_folder, nargs="+", required=True, metavar="NAME=FOLDER", help=shown)
-    add("--layers", type=positive_int, nargs="+", default=[1, 2, 3], help="which convolutions (default: 1 2 3)")
     add("--output", type=Path, default=USERS / "correlation_base.json", help="default: runs/correlation_base.json")
     options = parser.parse_args(argv)
     try:
-        runs = [{"name": name, **measure(folder, options.layers)} for name, folder in options.runs]
+        runs = [{"name": name, **measure(folder)} for name, folder in options.runs]
         made_by = origin() | {"command": None}  # the command names folders of this machine
         options.output.parent.mkdir(parents=True, exist_ok=True)
         write_json(options.output, {"network": "Base", "origin": made_by, "runs": runs})

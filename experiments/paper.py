@@ -47,12 +47,7 @@ ACCURACY = {  # per cent on these: dense network, then differences of "-Lr" and 
 
 
 def accuracies(network: str, dataset: str) -> dict[str, float]:
-    """Return the accuracies in per cent by method, `Conv`, `-Lr` and `-LRr`; `{}` if the table has none.
-
-    Args:
-        network: its name in the table, such as `ResNet-18`.
-        dataset: one of `DATASETS`.
-    """
+    """Return the accuracies in per cent by method, `Conv`, `-Lr` and `-LRr`; `{}` if the table has none."""
     if network not in ACCURACY or dataset not in DATASETS:
         return {}
     dense, full, low = (values[DATASETS.index(dataset)] for values in ACCURACY[network])

@@ -67,12 +67,7 @@ def check_types(data: object, types: dict[str, type | tuple[type, ...]], place: 
 
 
 def read_runs(path: Path) -> dict:
-    """Return the content of the result file of a sweep, `{"note": ..., "runs": [...]}`.
-
-    Raises:
-        NoResults: if the file does not exist.
-        UsageError: if the file is not the result of a sweep; the message names the place.
-    """
+    """Return the content of the result file of a sweep, `{"note": ..., "runs": [...]}`."""
     record = read_json(path)
     check_types(record, {"note": str, "runs": list}, path)
     for index, run in enumerate(record["runs"]):
@@ -94,10 +89,6 @@ def every_run(folder: Path = RESULTS, pattern: str = "*") -> Iterator[dict]:
 
     `file` is the result's name, and `method` is the text of :func:`method`. The report is completed: `recipe` defaults
     to `"paper"`, and for an imagefolder `dataset` is the data set that the run, its file or the file's note names.
-
-    Args:
-        folder: folder of the result files.
-        pattern: pattern of their names, such as `ablation_*`.
     """
     for path in sorted(folder.glob(f"{pattern}.json")):
         keys = read_json(path).keys()
@@ -167,12 +158,7 @@ def by_method(runs: Iterable[dict]) -> dict[str, list[dict]]:
 
 
 def describe(conditions: tuple, settings: Iterable[Sequence[dict]]) -> str:
-    """Return the description of a group: `Base, CIFAR-10, the paper's recipe, 250 epochs, 1 seed`.
-
-    Args:
-        conditions: the group's key in :func:`comparable`.
-        settings: the runs of each setting of the group.
-    """
+    """Return the description of a group: `Base, CIFAR-10, the paper's recipe, 250 epochs, 1 seed`."""
     network, dataset, recipe, epochs = conditions
     counts = [len(runs) for runs in settings]
     least, most = min(counts), max(counts)

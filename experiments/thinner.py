@@ -99,11 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compare(networks: dict[str, Callable[..., nn.Module]], arguments: Sequence[str]) -> None:
-    """Print the network that options of its script choose, and its dense networks with equal cost.
-
-    Raises:
-        UsageError, SystemExit: for options that the script rejects.
-    """
+    """Print the network that options of its script choose, and its dense networks with equal cost."""
     options = parse_arguments(make_parser(networks, Recipe(lr=1e-3, epochs=1)), ["--count-only", *arguments])
     if options.stem:
         raise UsageError("--stem is not counted here")
@@ -124,11 +120,7 @@ def compare(networks: dict[str, Callable[..., nn.Module]], arguments: Sequence[s
 
 
 def networks_of(script: Path) -> dict[str, Callable[..., nn.Module]]:
-    """Return the networks of a script in models/ by name, in the script's order, without their base classes.
-
-    Raises:
-        UsageError: if the script does not exist or has no networks.
-    """
+    """Return the networks of a script in models/ by name, in the script's order, without their base classes."""
     name = f"models.{script.stem}"
     if not script.is_file() or importlib.util.find_spec(name) is None:
         raise UsageError(f"there is no script {script} of models/")

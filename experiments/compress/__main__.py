@@ -19,13 +19,14 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
+from itertools import product
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 
-from baselines import Baseline
+from baselines import method_of
 from dataloaders import describe
 from experiments.compress.table import markdown
 from experiments.compress.unit import DENSE
@@ -34,7 +35,7 @@ from experiments.sweep.command import carry_out, parse_sweep, sweep_parser
 from experiments.sweep.plan import plan_run, script_parser, shortest, shown_command, unique
 from experiments.sweep.runner import Results, Run
 from experiments.thinner import networks_of, width_for
-from linearconv_variants import Variant, non_negative_int, positive_int, positive_share
+from linearconv_variants import non_negative_int, positive_int, positive_share
 from training.checkpoints import write_whole
 from training.counting import count_parameters
 from training.errors import EXPECTED, UsageError, report_failure
@@ -46,7 +47,6 @@ BUDGETS = (0.75, 0.57, 0.5, 0.4, 0.25, 0.15, 0.1)
 SCRATCH = {"scratch-linearconv": "rank", "scratch-thinner": None, "scratch-ghost": "ghost"}  # way: type
 ALPHAS = 1024  # candidate values for a size
 UNIT = ROOT / "experiments" / "compress" / "unit.py"
-DATA = "dataset data_root image_size download in_memory workers validation device amp channels_last save_every width"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,11 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def plan(options: Namespace, extra: Sequence[str]) -> list[Run]:
-    """Return all runs: dense networks, then networks from scratch, then units (unit.py).
-
-    Raises:
-        UsageError, SystemExit: for values that the scripts reject.
-    """
+    """Return all runs: dense networks, then networks from scratch, then units (unit.py)."""
     script, _, name = options.network.partition(":")
     networks = networks_of(Path(script))
     if name not in networks:
@@ -94,83 +90,59 @@ def plan(options: Namespace, extra: Sequence[str]) -> list[Run]:
         print("pruning is left out: pip install torch-pruning")
         options.ways = [way for way in options.ways if way != "pruning"]
     info = describe(parsed.dataset, parsed.data_root, parsed.image_size)
-    shape = {"in_channels": info.in_channels, "num_classes": info.num_classes}
+    build = partial(networks[name], in_channels=info.in_channels, num_classes=info.num_classes)
     epochs = options.epochs or SHORT[parsed.recipe].changed_by(parsed).epochs
-    longer = str(epochs + max(options.tune, default=0))
+    longer = [*extra, "--epochs", str(epochs + max(options.tune, default=0))]
     run = partial(plan_run, Path(script), options.ckpt / options.name, network=name)
-    runs, seeds = [], options.seeds or [0]
-    dense = {seed: run(["-t", "dense"], shared=[*extra, "--epochs", str(epochs)], seed=seed) for seed in seeds}
-    for budget in options.budgets:
-        for way in options.ways:
-            if way in SCRATCH and (words := from_scratch(networks[name], SCRATCH[way], budget, parsed.width, shape)):
-                runs += [run(*words, shared=[*extra, "--epochs", longer], seed=seed) for seed in seeds]
-    for seed in seeds:
-        for way in [way for way in options.ways if way == DENSE and options.tune]:
-            runs.append(unit(dense[seed], way, 1.0, options, parsed))
-        for budget in options.budgets:
-            runs += [unit(dense[seed], way, budget, options, parsed) for way in options.ways if way in WAYS]
-    return unique([*dense.values(), *runs])
+    scratch, units = [], []
+    dense = [run(["-t", "dense"], shared=[*extra, "--epochs", str(epochs)], seed=seed) for seed in options.seeds or [0]]
+    for one in dense:
+        seed = one.settings["seed"]
+        if DENSE in options.ways and options.tune:
+            units.append(unit(one, DENSE, 1.0, options, extra))
+        for budget, way in product(options.budgets, options.ways):
+            if way in WAYS:
+                units.append(unit(one, way, budget, options, extra))
+            elif way in SCRATCH:
+                words = from_scratch(build, SCRATCH[way], budget, parsed.width)
+                scratch += [run(*words, shared=longer, seed=seed)] if words else []
+    return unique([*dense, *scratch, *units])
 
 
-def unit(dense: Run, way: str, budget: float, options: Namespace, parsed: Namespace) -> Run:
-    """Return the run of unit.py for one way and size, from a dense run.
-
-    Args:
-        dense: run of the dense network.
-        way, budget: the way, and the share of the parameters.
-        options: options of the command.
-        parsed: training options, of which the options for data and machine apply.
-    """
-    seed = dense.settings["seed"]
-    words = ["--way", way, "--budget", shortest(budget), "--calibrate", str(options.calibrate)]
-    words += ["--tune", *map(str, options.tune)]
-    given = []
-    defaults = vars(parse_arguments(script_parser(), []))
-    for option in DATA.split():
-        value, name = getattr(parsed, option), option.replace("_", "-")
-        if value != defaults[option]:
-            switch = f"--{name}" if value else f"--no-{name}"
-            given += [switch] if isinstance(value, bool) else [f"--{name}", str(value)]
-    network = f"{dense.script}:{options.network.partition(':')[2]}"
-    shown = ["python", "experiments/compress/unit.py", "--network", options.network, *words, *given]
-    name = f"{way}-{shortest(budget)}-seed{seed}"
+def unit(dense: Run, way: str, budget: float, options: Namespace, extra: Sequence[str]) -> Run:
+    """Return the run of unit.py for one way and size, from the run of a dense network."""
+    words = ["--way", way, "--budget", shortest(budget), "--calibrate", str(options.calibrate), "--tune"]
+    words = [*words, *map(str, options.tune), *extra, "--seed", str(dense.settings["seed"])]
+    name = f"{way}-{shortest(budget)}-seed{dense.settings['seed']}"
+    own = {"way": way, "budget": budget, "tune": options.tune, "calibrate": options.calibrate}
+    data_root = parse_arguments(script_parser(), extra).data_root
     return replace(
         dense,
         name=name,
         script=UNIT,
         setting=f"--way {way} --budget {shortest(budget)}",
-        arguments=["--network", network, "--dense", str(dense.folder), *words, *given, "--seed", str(seed)],
-        settings=dense.settings | {"way": way, "budget": budget, "tune": options.tune, "calibrate": options.calibrate},
+        arguments=["--network", options.network, "--dense", str(dense.folder), *words],
+        settings=dense.settings | own,
         folder=dense.folder.with_name(name),
-        command=shown_command([*shown, "--seed", str(seed)], parsed.data_root),
+        command=shown_command(["python", UNIT.relative_to(ROOT).as_posix(), *words], data_root),
     )
 
 
+@cache
 def from_scratch(
-    network: Callable[..., nn.Module], type: str | None, budget: float, width: float, shape: dict[str, int]
+    build: Callable[..., nn.Module], type: str | None, budget: float, width: float
 ) -> tuple[list[str], list[str]] | None:
-    """Return the options (of the variant, others) for a network from scratch with a share of the dense parameters.
-
-    Args:
-        network: the constructor.
-        type: `rank` or `ghost`, with the largest alpha within the budget; None: the dense network, thinner.
-        budget: share of the parameters.
-        width: width of the dense network.
-        shape: `in_channels` and `num_classes`.
-
-    Returns:
-        The options; None, after a line, if the method cannot be so small.
-    """
+    """Return the options (of the variant, others) for a network from scratch with a share of the dense parameters."""
     with torch.device("meta"):
-        target = int(budget * count_parameters(network(width=width, **shape)))
+        target = int(budget * count_parameters(build(width=width)))
     if type is None:
-        return ["-t", "dense"], ["--width", shortest(width_for(network, target, **shape))]
+        return ["-t", "dense"], ["--width", shortest(width_for(build, target))]
     low, high = 0, ALPHAS  # the number of parameters rises with alpha
     while high - low > 1:
         middle = (low + high) // 2
-        variant = Variant(type, alpha=middle / ALPHAS) if type == "rank" else Baseline(type, middle / ALPHAS)
+        method = method_of(Namespace(type=type, alpha=middle / ALPHAS, rank=None, sparsity=None))
         with torch.device("meta"):
-            size = count_parameters(variant.build(network, width=width, **shape))
+            size = count_parameters(method.build(build, width=width))
         low, high = (middle, high) if size <= target else (low, middle)
     if low == 0:
         print(f"{type} from scratch is left out at {budget:g}: it is larger with one primary filter a layer")

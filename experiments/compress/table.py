@@ -22,9 +22,6 @@ NAMES = {
 def losses(runs: Sequence[dict]) -> tuple[dict[str, dict[float, list[float]]], float]:
     """Return the accuracy that each way loses against the dense network of the same seed, and its mean accuracy.
 
-    Args:
-        runs: the runs of a result file of the study.
-
     Returns:
         `({way: {size: [points lost, one per seed]}}, accuracy of the dense networks)`; a way is, for example,
         `LinearConv, 2 epochs, teacher`, and the size is the share of parameters that was asked for.

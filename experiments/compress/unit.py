@@ -47,7 +47,7 @@ SPEED_IMAGES, SPEED_SECONDS = 8, 2.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    parser = OneLineParser(description=__doc__)
+    parser = OneLineParser(description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--network", required=True, help="as models/base_xcnn.py:Base")
     add("--dense", type=Path, required=True, help="folder of the trained dense network")
@@ -162,12 +162,7 @@ def tune(
 
 
 def speeds(dense: nn.Module, small: nn.Module, size: tuple[int, int, int]) -> dict[str, float]:
-    """Return the deployed network's speed relative to the deployed dense network, on the CPU, by runtime.
-
-    Args:
-        dense, small: the networks.
-        size: (channels, height, width) of an image.
-    """
+    """Return the deployed network's speed relative to the deployed dense network, on the CPU, by runtime."""
     images = torch.randn(SPEED_IMAGES, *size)
     models = {"dense": deploy(dense.cpu().eval()), "small": deploy(small.cpu().eval())}
     with torch.inference_mode():

@@ -124,14 +124,7 @@ def build(layer: nn.Conv2d, factors: Sequence[Tensor]) -> nn.Sequential:
 
 @torch.no_grad()
 def factorise(form: type, dense: nn.Module, share: float, images: Sequence[Tensor]) -> nn.Module:
-    """Return a network with layers of a form in place of its convolutions, where these save parameters.
-
-    Args:
-        form: one of the classes above.
-        dense: the trained network, in eval mode.
-        share: parameters of the result, as a share.
-        images: batches of calibration images.
-    """
+    """Return a network with layers of a form in place of its convolutions, where these save parameters."""
     model = copy.deepcopy(dense)
     layers = {name: layer for name, layer in layers_of(model, nn.Conv2d).items() if layer.groups == 1}
     moments, batch = output_moments(model, layers, images), images[0][:MAX_IMAGES]
@@ -166,11 +159,7 @@ def factorise(form: type, dense: nn.Module, share: float, images: Sequence[Tenso
 
 @torch.enable_grad()  # torch-pruning follows gradients
 def prune(dense: nn.Module, share: float, images: Sequence[Tensor]) -> nn.Module:
-    """Return the network without a part of its channels, so that at most a share of the parameters remains.
-
-    Raises:
-        UsageError: if the package torch-pruning is not installed, or the share cannot be reached.
-    """
+    """Return the network without a part of its channels, so that at most a share of the parameters remains."""
     try:
         import torch_pruning
     except ImportError:

@@ -26,27 +26,17 @@ WITH_CHOICE = ("accuracy_parameters", "compression")  # figures of one result, w
 
 
 def draw(names: Sequence[str], folder: Path, result: str | None = None) -> None:
-    """Draw figures to `<folder>/figures/`; print the files of each figure, or the reason why the figure is skipped.
-
-    Args:
-        names: names of figures, from `FIGURES`.
-        folder: folder of the results.
-        result: the result that a figure of `WITH_CHOICE` shows; default: the figure's own default.
-
-    Raises:
-        UsageError: if matplotlib is missing, or a result cannot be read.
-    """
+    """Draw figures to `<folder>/figures/`; print the files of each figure, or the reason why the figure is skipped."""
     if not importlib.util.find_spec("matplotlib"):
         raise UsageError("figures need matplotlib: pip install matplotlib")
-    from experiments.figures import style
+    from experiments.figures.style import save
 
     (folder / "figures").mkdir(exist_ok=True)
     for name in names:
         figure = importlib.import_module(f"experiments.figures.{name}")
         chosen = [result] if result and name in WITH_CHOICE else []
         try:
-            with style.styled():
-                written = style.save(figure.draw(folder, *chosen), folder / "figures" / name)
+            written = save(figure.draw(folder, *chosen), folder / "figures" / name)
         except NoResults as reason:
             print(f"left out: {name}: {reason}")
             continue

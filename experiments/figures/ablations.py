@@ -3,7 +3,7 @@
     python -m experiments.figures ablations      # from results/ablation_{alpha,rank,reg,sparsity}.json
 
 Each measured ablation has a panel with its values side by side. The dashed line is the dense network under the same
-conditions. The panel of the regulariser also shows the correlation between primary filters after training.
+conditions.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.figures.style import FAINT, dense_line, look, make
+from experiments.figures.style import dense_line, look, make
 from experiments.results import NoResults, comparable, describe, every_run, mean_over_seeds
 
 ABLATIONS = {  # name: the key that varies in the reports, title of the axis
@@ -25,11 +25,7 @@ NAMES_OF_RANKS = {"rank": "a share", "lowrank": "constant"}
 
 
 def draw(results: Path) -> Figure:
-    """Return the figure of all ablations in a folder.
-
-    Raises:
-        NoResults: if the folder has no ablation.
-    """
+    """Return the figure of all ablations in a folder."""
     groups, dense = {}, {}
     for name in ABLATIONS:
         found = comparable(every_run(results, f"ablation_{name}"))
@@ -75,18 +71,5 @@ def _panel(axes: Axes, name: str, runs: list[dict]) -> list[list[dict]]:
         like, label = NAMES[kind]
         label = NAMES_OF_RANKS[kind] if name == "rank" else label
         axes.errorbar(list(line), means, [each or 0 for each in deviations], capsize=3, label=label, **look(like))
-        if name == "reg":
-            _correlation(axes, line)
     axes.set(xlabel=title, ylabel="test accuracy, %", xlim=(-0.5, len(places) - 0.5))
     return list(settings.values())
-
-
-def _correlation(axes: Axes, line: dict[int, list[dict]]) -> None:
-    """Draw the correlation after the last epoch on the right axis, if recorded."""
-    means = {place: runs[0]["log"][-1].get("correlation") for place, runs in line.items()}
-    if None not in means.values():
-        beside = axes.twinx()
-        beside.plot(list(means), list(means.values()), color=FAINT, linestyle=":", marker="s")
-        beside.set_ylabel("mean |correlation|, dotted")
-        beside.set_ylim(0, 1.3 * max(means.values()))  # above the accuracies
-        beside.grid(False)

@@ -23,11 +23,7 @@ IN_SWEEPS = ("nonzero_parameters", "flops_paper", "macs_inference")
 
 
 def draw(results: Path, name: str | None = None) -> Figure:
-    """Return the figure of `<results>/<name>.json`, by default of `FILES`: the comparable runs with the most methods.
-
-    Raises:
-        NoResults: if no result has a dense network beside other methods.
-    """
+    """Return the figure of `<results>/<name>.json` or of `FILES`: the comparable runs with the most methods."""
     largest = {}
     for file in [name] if name else FILES:
         groups = comparable(every_run(results, file)).items()

@@ -25,11 +25,7 @@ LOOKS = {  # by the beginning of the way's name
 
 
 def draw(results: Path, name: str = "compression_base") -> Figure:
-    """Return the figure of `<results>/<name>.json`.
-
-    Raises:
-        NoResults: if the result does not exist, or has no dense network.
-    """
+    """Return the figure of `<results>/<name>.json`."""
     found, accuracy = losses(read_runs(results / f"{name}.json")["runs"])
     if not found:
         raise NoResults(f"{name}.json has no dense network beside a smaller one")

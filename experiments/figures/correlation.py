@@ -24,11 +24,7 @@ TITLES = {
 
 
 def draw(results: Path) -> Figure:
-    """Return the figure of `<results>/correlation_base.json`.
-
-    Raises:
-        NoResults: if the result does not exist.
-    """
+    """Return the figure of `<results>/correlation_base.json`."""
     try:
         runs = load("correlation_base", results)["runs"]
     except NoResults as reason:

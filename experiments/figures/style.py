@@ -4,8 +4,7 @@ README shows a figure 900 pixels wide; at this width no letter is smaller than 9
 line as well as in colour. The colours of the paper's four methods also differ in brightness, for prints in grey.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -54,19 +53,14 @@ LOOKS = {  # colour, marker, line; by the beginning of the method's name; the lo
 }
 
 
+matplotlib.rcdefaults()  # ignore this machine's matplotlibrc
+matplotlib.rcParams.update(RC)
+
+
 def look(method: str) -> dict[str, object]:
     """Return colour, marker and line of a method, named as by :func:`experiments.results.method`, for `Axes.plot`."""
     color, marker, line = LOOKS[max((start for start in LOOKS if method.startswith(start)), key=len)]
     return {"color": color, "marker": marker, "linestyle": line}
-
-
-@contextmanager
-def styled() -> Iterator[None]:
-    """Within the context, create and save figures with the fonts, grids and identifiers of this file."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # ignore this machine's matplotlibrc
-        matplotlib.rcParams.update(RC)
-        yield
 
 
 def make(height: float, width: float = WIDTH, layout: str | None = "constrained") -> Figure:

@@ -19,11 +19,7 @@ FROM = 20  # first epoch that the axis limits consider
 
 
 def draw(results: Path, name: str = "base_paper_cifar10") -> Figure:
-    """Return the figure of the longest comparable runs in `<results>/<name>.json`.
-
-    Raises:
-        NoResults: if there is no dense run with comparable other runs.
-    """
+    """Return the figure of the longest comparable runs in `<results>/<name>.json`."""
     groups = {conditions: by_method(runs) for conditions, runs in comparable(every_run(results, name)).items()}
     groups = {conditions: runs for conditions, runs in groups.items() if "Conv" in runs and len(runs) > 1}
     if not groups:

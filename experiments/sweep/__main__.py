@@ -47,11 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
-    """Return the sweep's own options, and the training options.
-
-    Raises:
-        SystemExit: with code 2 after one line on stderr.
-    """
+    """Return the sweep's own options, and the training options."""
     parser = sweep_parser("sweep", __doc__)
     add = parser.add_argument
     add("script", type=Path, help="a training script of models/")
@@ -76,13 +72,12 @@ def show(results: Results, columns: Sequence[str]) -> None:
     with results.locked():  # two shards may end at the same time
         written = [path, *write_table(path, lines, results.runs)]
         try:
-            from experiments.figures import style
             from experiments.figures.accuracy_parameters import figure_of
+            from experiments.figures.style import save
         except ImportError:
             print("no plot: matplotlib is not installed (pip install matplotlib)")
         else:
-            with style.styled():
-                written += style.save(figure_of(comparable(every_run(path.parent, path.stem))), path, ["png"])
+            written += save(figure_of(comparable(every_run(path.parent, path.stem))), path, ["png"])
     print(f"written: {path}, {', '.join(other.name for other in written[1:])}")
 
 

@@ -42,11 +42,7 @@ def sweep_parser(name: str, description: str, needs_name: bool = True) -> OneLin
 
 
 def parse_sweep(parser: OneLineParser, argv: Sequence[str]) -> tuple[Namespace, list[str]]:
-    """Return the command's own options, and training options for every run: unknown ones, and all after `--`.
-
-    Raises:
-        SystemExit: with code 2 after one line on stderr.
-    """
+    """Return the command's own options, and training options for every run: unknown ones, and all after `--`."""
     split = list(argv).index("--") if "--" in argv else len(argv)
     options, unknown = parser.parse_known_args(argv[:split])
     extra = [*unknown, *argv[split + 1 :]]
@@ -73,12 +69,6 @@ def carry_out(every: Sequence[Run], options: Namespace, show: Callable[[Results]
         options: the options of :func:`sweep_parser`.
         show: called with the results when all runs are done, or for --table.
         kept: further entries of the result file.
-
-    Returns:
-        The exit code: 1 if runs have failed, at least 128 after a signal.
-
-    Raises:
-        UsageError: if folders or results hold runs with other settings, or no results exist.
     """
     results = Results(options.results / f"{options.name}.json", every, **kept)
     states = {run.name: "done" if results.holds(run) else run.state() for run in every}

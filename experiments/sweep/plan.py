@@ -29,15 +29,7 @@ WITHOUT_ALPHA = ("dense", "basis")
 
 
 def plan(options: Namespace, extra: Sequence[str]) -> list[Run]:
-    """Return the runs of a sweep, sorted by seed, so that every setting has a result early.
-
-    Args:
-        options: options of the sweep.
-        extra: training options for every run.
-
-    Raises:
-        UsageError, SystemExit: for values that the training scripts reject.
-    """
+    """Return the runs of a sweep, sorted by seed, so that every setting has a result early."""
     shared = list(extra)
     if options.compute != "auto":
         shared += ["--compute", options.compute]
@@ -57,11 +49,7 @@ def plan(options: Namespace, extra: Sequence[str]) -> list[Run]:
 
 
 def unique(runs: Iterable[Run]) -> list[Run]:
-    """Return the runs without repetitions.
-
-    Raises:
-        UsageError: if runs with different settings share a name.
-    """
+    """Return the runs without repetitions."""
     named = {}
     for run in runs:
         if named.setdefault(run.name, run).settings != run.settings:
@@ -89,9 +77,6 @@ def plan_run(
         varied: further options that distinguish the run.
         shared: options that all runs have in common.
         network, dataset, seed: default: the script's default.
-
-    Raises:
-        SystemExit: with one line on stderr for options that the script rejects.
     """
     arguments = [*shared, *variant, *varied]
     for option, value in (("--network", network), ("--dataset", dataset), ("--seed", seed)):

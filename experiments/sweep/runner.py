@@ -54,11 +54,7 @@ class Run:
         return self.folder.with_name(self.name + ".lock")
 
     def state(self) -> str:
-        """Return the state of the folder: `"done"`, `"interrupted"` (with a checkpoint) or `"to do"`.
-
-        Raises:
-            UsageError: if the folder holds another run, or a damaged file.
-        """
+        """Return the state of the folder: `"done"`, `"interrupted"` (with a checkpoint) or `"to do"`."""
         state = "to do"
         if (self.folder / checkpoints.REPORT).exists():
             state = "done"
@@ -79,11 +75,7 @@ class Run:
             raise UsageError(f"{where} holds a run of other settings ({changes}): give another --name")
 
     def report(self) -> dict[str, object]:
-        """Return the report of a finished run.
-
-        Raises:
-            UsageError: if the report is damaged.
-        """
+        """Return the report of a finished run."""
         path = self.folder / checkpoints.REPORT
         report = read_json(path)
         check_types(report, REPORT, path)
@@ -125,11 +117,6 @@ def is_locked(path: Path) -> bool:
 class Results:
     """A result file, as last read or written.
 
-    Args:
-        path: path of the file.
-        plan: the runs of the sweep, which define the order in the file.
-        kept: further entries of the file.
-
     Raises:
         UsageError: if the file is not the result of a sweep.
     """
@@ -148,11 +135,7 @@ class Results:
         return self._record["runs"]
 
     def holds(self, run: Run) -> bool:
-        """Return True if the run is done.
-
-        Raises:
-            UsageError: if the file holds a run with this name and other settings.
-        """
+        """Return True if the run is done."""
         for entry in self.runs:
             if entry["run"] == run.name and "settings" in entry:
                 run.check(entry["settings"], self.path)
@@ -160,12 +143,7 @@ class Results:
         return False
 
     def add(self, done: Sequence[Run], note: str | None = None) -> None:
-        """Add finished runs; runs already in the file stay unchanged.
-
-        Args:
-            done: runs, each with its report in its folder or its entry in the file.
-            note: description of the data (default: the note in the file).
-        """
+        """Add finished runs; runs already in the file stay unchanged."""
         if all(self.holds(run) for run in done) and note in (None, self._record["note"]):
             return
         with self.locked():
@@ -200,12 +178,6 @@ class Runner:
     """Complete runs, several at a time.
 
     The process of a run inherits its lock: if this process is killed, the run continues and is not started again.
-
-    Args:
-        runs: the runs, in the order of their start.
-        results: reports which runs are done (`holds`), and stores finished runs (`add`).
-        jobs: number of simultaneous runs.
-        gpus: GPUs over which the runs are distributed, named as in CUDA_VISIBLE_DEVICES.
     """
 
     def __init__(self, runs: Sequence[Run], results: Results, jobs: int, gpus: Sequence[str]) -> None:

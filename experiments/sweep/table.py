@@ -88,12 +88,7 @@ def _over_seeds(runs):
 
 
 def markdown(runs: Sequence[dict], columns: Sequence[str] = USUAL_COLUMNS) -> list[str]:
-    """Return the lines of the table of :func:`summarise`.
-
-    Args:
-        runs: the runs of a result file.
-        columns: keys of `COLUMNS`; recipe and epochs are added if they differ.
-    """
+    """Return the lines of the table of :func:`summarise`."""
     rows = summarise(runs)
     differing = [key for key in ("recipe", "epochs") if key not in columns and len({row[key] for row in rows}) > 1]
     return table(rows, {key: COLUMNS[key] for key in (*columns, *differing)})

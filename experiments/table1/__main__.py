@@ -48,11 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
-    """Return the command's own options, and the training options.
-
-    Raises:
-        SystemExit: with code 2 after one line on stderr.
-    """
+    """Return the command's own options, and the training options."""
     parser = sweep_parser("table1", __doc__, needs_name=False)
     add = parser.add_argument
     add("--train", action="store_true", help="train the missing runs, then show the accuracies")
@@ -69,15 +65,7 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
 
 
 def plan(options: Namespace, extra: Sequence[str]) -> list[Run]:
-    """Return the runs of the table, sorted by seed; two rows with the same network share a run.
-
-    Args:
-        options: options of the command.
-        extra: training options for every run.
-
-    Raises:
-        UsageError, SystemExit: for values that the training scripts reject.
-    """
+    """Return the runs of the table, sorted by seed; two rows with the same network share a run."""
     shared = list(extra)
     if options.recipe:
         shared += ["--recipe", options.recipe]
@@ -103,11 +91,7 @@ def plan(options: Namespace, extra: Sequence[str]) -> list[Run]:
 
 
 def show(options: Namespace) -> None:
-    """Print and write the accuracies of the chosen networks, rows and data sets.
-
-    Raises:
-        UsageError: if no such run is done.
-    """
+    """Print and write the accuracies of the chosen networks, rows and data sets."""
     runs = list(every_run(options.results, options.name))
     if options.datasets:
         runs = [run for run in runs if dataset_of(run) in options.datasets]

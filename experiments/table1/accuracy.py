@@ -71,11 +71,6 @@ def _thinner(name, row, in_channels, num_classes):
 def compare(runs: Sequence[dict], names: Sequence[str] = (), rows: Sequence[str] = ()) -> list[dict]:
     """Return the measured rows of the table, by data set, network and row.
 
-    Args:
-        runs: runs of a result file, with the same recipe and number of epochs.
-        names: names of networks, from `NETWORKS`; default: all.
-        rows: names of rows, from `ROWS`; default: all.
-
     Returns:
         The rows of :func:`experiments.sweep.table.summarise` with the values of `COLUMNS`, None for values that the
         paper lacks. Differences are in points, ours minus the paper's, for accuracies and for differences to dense.
@@ -116,11 +111,7 @@ def _against_paper(name, row, ours, printed):
 
 
 def markdown(runs: Sequence[dict], names: Sequence[str] = (), rows: Sequence[str] = ()) -> list[str]:
-    """Return the lines of the tables of :func:`compare`, one for each recipe and number of epochs.
-
-    Args:
-        runs, names, rows: arguments of :func:`compare`; the runs come from :func:`experiments.results.every_run`.
-    """
+    """Return the lines of the tables of :func:`compare`, one for each recipe and number of epochs."""
     groups, lines = {}, []
     for run in runs:
         groups.setdefault((run["report"]["recipe"], run["report"]["epochs"]), []).append(run)

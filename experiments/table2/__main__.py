@@ -36,10 +36,6 @@ PLAIN = "dense"  # the reference of measuring.compare
 def measure_speed(seconds: float, device: str) -> dict[str, object]:
     """Measure all rows; the rows of one network are measured in turns.
 
-    Args:
-        seconds: duration for each network and task.
-        device: cpu or cuda.
-
     Returns:
         `origin`, `precision`, and `rows` with `network` (the row's name), `task`, `images_per_second` and what
         :func:`benchmarks.measuring.compare` returns: `milliseconds`, `ratio` and so on.
@@ -64,11 +60,7 @@ def _step(row: Row, task, options):
 
 
 def speed_table(speed: dict | None) -> list[str]:
-    """Return the lines of the table: milliseconds, and in brackets the speed relative to the plain network.
-
-    Args:
-        speed: the return value of :func:`measure_speed`, or None if nothing has been measured.
-    """
+    """Return the lines of the table: milliseconds, and in brackets the speed relative to the plain network."""
     if not speed:
         return ["Speed: not measured (--speed)."]
     rows = {}
@@ -81,12 +73,7 @@ def speed_table(speed: dict | None) -> list[str]:
 
 
 def markdown(record: dict, runs: Iterable[dict]) -> list[str]:
-    """Return the lines of all three tables.
-
-    Args:
-        record: content of the result file.
-        runs: runs from :func:`experiments.results.every_run`.
-    """
+    """Return the lines of all three tables."""
     counts = table1_counts.markdown(record["rows"])
     return [*counts, "", *accuracy.markdown(runs), "", *speed_table(record.get("speed"))]
 

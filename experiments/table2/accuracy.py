@@ -21,9 +21,6 @@ REMARKS = (
 def measured(runs: Iterable[dict]) -> dict[str, tuple[tuple, dict[str, list[dict]]]]:
     """Return the measured rows.
 
-    Args:
-        runs: runs from :func:`experiments.results.every_run`.
-
     Returns:
         By the network's name: the conditions that its runs have in common, and the runs of each row, one per seed.
         Networks without runs are omitted.
@@ -47,11 +44,7 @@ def _method(row: Row) -> str:
 
 
 def markdown(runs: Iterable[dict]) -> list[str]:
-    """Return the lines of the table: accuracy, difference to the plain network, the paper's accuracies; remarks below.
-
-    Args:
-        runs: runs from :func:`experiments.results.every_run`.
-    """
+    """Return the lines of the table, with remarks below; the runs are those of :func:`every_run`."""
     found = measured(runs)
     rows, plain = [], {}
     for row in table():

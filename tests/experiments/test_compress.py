@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from argparse import Namespace
 
 import pytest
 import torch
 import torch.nn as nn
 
+from baselines import method_of
 from experiments.compress import __main__ as compress
 from experiments.compress.table import losses, markdown
 from experiments.compress.ways import WAYS, Spatial, SVDPair, Tucker, build, product, refresh_batch_norm
@@ -79,12 +81,8 @@ def test_scratch_networks_have_the_parameters_and_dense_ones_come_first(tmp_path
     assert [run.setting for run in every if run.script.name == "unit.py"] == ["--way linearconv --budget 0.5"] * 2
     whole = count_parameters(Base())
     for run in scratch:
-        variant = compress.Variant("rank", alpha=run.settings["alpha"])
-        if run.settings["type"] == "ghost":
-            variant = compress.Baseline("ghost", run.settings["alpha"])
-        if run.settings["type"] == "dense":
-            variant = compress.Variant("dense")
-        share = count_parameters(variant.build(Base, width=run.settings["width"])) / whole
+        values = {"rank": None, "sparsity": None, "type": run.settings["type"], "alpha": run.settings["alpha"]}
+        share = count_parameters(method_of(Namespace(**values)).build(Base, width=run.settings["width"])) / whole
         assert share == pytest.approx(0.5, abs=0.03), run.setting
 
 

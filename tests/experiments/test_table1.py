@@ -58,13 +58,6 @@ def test_thinner_rows_have_the_parameters_and_the_classes_of_full_rank(tmp_path)
     assert wider.settings["width"] != 0.75 and counted == pytest.approx(rank, rel=0.01)
 
 
-def test_rows_that_are_one_network_are_one_run(tmp_path):
-    rows = "--rows thinner-parameters thinner-macs"
-    assert setting("AllConv", "thinner-parameters", "cifar10") == setting("AllConv", "thinner-macs", "cifar10")
-    assert len(planned(tmp_path, f"--train --networks AllConv {rows}")) == 1
-    assert len(planned(tmp_path, f"--train --networks Base {rows}")) == 2
-
-
 def test_a_folder_of_images_is_called_by_its_name(tmp_path):
     root = tmp_path / "cifar10"
     (root / "train" / "cat").mkdir(parents=True)
@@ -81,9 +74,7 @@ def test_a_folder_of_images_is_called_by_its_name(tmp_path):
         ("--rows dense", "give --train or --table"),
         ("--train", "--name"),
         ("--table --name t", "has no run of these in"),
-        ("--train --name t --rows full", "--rows"),
         ("--train --name t --datasets svhn -- --dataset mnist", "--datasets asks for svhn, but --dataset gives mnist"),
-        ("--train --name t -- --lr 0", "--lr"),
     ),
 )
 def test_bad_input_is_refused_in_one_line(tmp_path, options, named, capsys):
@@ -135,6 +126,7 @@ def test_data_sets_networks_and_rows_are_chosen_for_the_table(tmp_path, capsys):
     assert shown("--networks", "VGG11") == every[2:3]
 
 
+@pytest.mark.slow
 def test_a_small_table_is_trained_once(tmp_path, data, capfd):
     command = ["--train", "--name", "t", "--networks", "Base", "--rows", "dense", "Lr", "--epochs", "1", "--jobs", "1"]
     command += ["--ckpt", str(tmp_path / "ckpt"), "--results", str(tmp_path)]

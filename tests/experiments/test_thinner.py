@@ -1,24 +1,15 @@
 """The thinner dense network is the closest one to the target."""
 
 import pytest
-import torch.nn as nn
 
 from experiments import thinner
 from experiments.thinner import channels, macs_of, width_for
-from linearconv import LinearConv
 from models.base_xcnn import Base
-from models.mobilenetv2_xcnn import MobileNetV2
 from models.resnet_xcnn import ResNet18
 from training.counting import count_parameters
 from training.errors import UsageError
 
 SHAPE = {"in_channels": 3, "num_classes": 10}
-
-
-def test_base_with_the_parameters_of_full_rank_has_three_quarters_of_the_channels():
-    target = count_parameters(Base(conv=LinearConv))
-    width = width_for(Base, target, **SHAPE)
-    assert (target, width, channels(Base(width=width))) == (227_418, 0.75, "24-48-96-192")
 
 
 def test_no_width_of_a_fine_grid_comes_closer():
@@ -36,12 +27,6 @@ def test_the_exact_count_of_a_network_leads_back_to_it_in_few_decimals(network):
         assert channels(network(width=width)) == channels(thin) and len(str(width)) <= len("0.623")
 
 
-def test_a_target_above_the_dense_network_gives_a_wider_one():
-    target = count_parameters(MobileNetV2(conv=LinearConv))
-    width = width_for(MobileNetV2, target, **SHAPE)
-    assert width > 1 and count_parameters(MobileNetV2(width=width)) == pytest.approx(target, rel=0.01)
-
-
 def test_the_target_is_exceeded_within_a_hundredth_only(monkeypatch):
     target = count_parameters(Base(width=0.75))
     assert width_for(Base, target - 100, **SHAPE) == 0.75
@@ -57,11 +42,6 @@ def test_the_shape_of_images_and_classes_is_counted():
 def test_a_target_that_no_network_reaches_is_refused():
     with pytest.raises(UsageError, match="one channel a layer"):
         width_for(Base, 10, **SHAPE)
-
-
-def test_repeated_channels_are_counted():
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 1))
-    assert channels(model) == "2x8-4"
 
 
 def test_the_command_prints_both_thinner_networks(capsys):
