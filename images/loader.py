@@ -17,8 +17,8 @@ class Loader(ABC):
     `(B,)`, on the device of `labels`. A pass contains every image once; the last batch may be smaller.
 
     A pass draws its order and its augmentation at its start, on the CPU: the same seed gives the same batches on every
-    device. To resume a run with the same batches as without an interruption, load the `state_dict()` from before the
-    interrupted pass, and continue the pass with `batches(skip)`.
+    device. To resume a pass bit for bit, load the `state_dict()` from before this pass, and continue with
+    `batches(skip)`.
 
     Args:
         labels: int64 (N,), one for each image.
@@ -91,8 +91,6 @@ class Loader(ABC):
 
     def _shard(self, values):
         """This process's part of one value per image: (N,) to about (N / num_shards,)."""
-        if self.num_shards == 1:
-            return values
         global_batch = self.batch_size * self.num_shards
         full = len(values) // global_batch
         rest = values[full * global_batch :]

@@ -1,4 +1,4 @@
-"""models/zoo_xcnn.py: networks of a library are converted, trained, resumed, exported, and refused in one line."""
+"""models/zoo_xcnn.py converts, trains, resumes and exports networks of a library, and refuses bad input in one line."""
 
 import json
 import os
@@ -19,19 +19,27 @@ from tests.training.test_scripts import REPORT_KEYS
 from tests.training.test_survival import assert_same_run, at_step
 from training import library
 from training.checkpoints import read_log
-from training.options import make_parser, parse_arguments
 from training.trainer import Trainer
 
-NETWORK = "--network torchvision:squeezenet1_1"  # drops out at random
-SMALL = f"{NETWORK} --calibrate 24 --no-amp"
+NETWORK = "--network torchvision:squeezenet1_1"  # with dropout
+QUICK = f"{NETWORK} --calibrate 0 --no-amp"
+CALIBRATED = f"{NETWORK} --calibrate 24 --no-amp"
+
+
+def state_of(name="squeezenet1_1", classes=3, seed=5):
+    torch.manual_seed(seed)
+    return get_model(name, num_classes=classes).state_dict()
+
+
+def report_of(folder):
+    return json.loads((folder / "report.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A state_dict of the network for three classes."""
-    torch.manual_seed(5)
+    """A file with a state_dict of the network for three classes."""
     path = tmp_path_factory.mktemp("weights") / "weights.pth"
-    torch.save(get_model("squeezenet1_1", num_classes=3).state_dict(), path)
+    torch.save(state_of(), path)
     return path
 
 
@@ -58,11 +66,11 @@ def trainer(run, monkeypatch):
 
 
 def test_a_network_is_converted_to_a_budget_trained_and_reported(run, capsys, weights):
-    folder = run("zoo", f"{SMALL} --weights {weights} -t rank --budget 0.5 --epochs 2")
+    folder = run("zoo", f"{CALIBRATED} --weights {weights} -t rank --budget 0.5 --epochs 2")
     out, err = capsys.readouterr()
     assert out.index("convolutions converted") < out.index("parameters  ") < out.index("epoch   1/2")
     assert all(line.startswith("zoo_xcnn.py: calibration gives only") for line in err.splitlines())
-    report = json.loads((folder / "report.json").read_text())
+    report = report_of(folder)
     assert REPORT_KEYS <= set(report)
     assert 0.45 * report["dense_parameters"] < report["parameters"] <= 0.5 * report["dense_parameters"]
     assert (report["architecture"], report["type"], report["rank"]) == ("torchvision:squeezenet1_1", "rank", 1)
@@ -82,65 +90,61 @@ def test_a_network_is_converted_to_a_budget_trained_and_reported(run, capsys, we
     ],
 )
 def test_every_variant_trains(run, weights, variant, parameter):
-    folder = run("zoo", f"{SMALL} --weights {weights} {variant} --epochs 1")
-    report = json.loads((folder / "report.json").read_text())
-    state = torch.load(folder / "best.pt", weights_only=True)["model"]
+    folder = run("zoo", f"{QUICK} --weights {weights} {variant} --epochs 1")
+    report, state = report_of(folder), torch.load(folder / "best.pt", weights_only=True)["model"]
     assert report["nonzero_parameters"] <= report["dense_parameters"]
-    assert any(name.endswith(parameter) for name in state)
     assert (report["parameters"] < report["dense_parameters"]) == ("dense" not in variant)
+    assert any(name.endswith(parameter) for name in state)
     pruned = [(mask == 0).double().mean().item() for name, mask in state.items() if name.endswith("mask")]
-    assert pruned == pytest.approx([0.5] * len(pruned), abs=0.01)  # at once, and training takes nothing of it back
+    assert pruned == pytest.approx([0.5] * len(pruned), abs=0.01)  # pruned at once, and training keeps the masks
 
 
 @pytest.mark.slow
-def test_resnet18_of_torchvision_trains_on_streamed_images(run, capsys):
-    options = "--network torchvision:resnet18 -t rank --budget 0.5 --calibrate 0 --in-memory no --workers 0 --epochs 1"
-    report = json.loads((run("zoo", f"{options} --no-amp") / "report.json").read_text())
-    assert report["in_memory"] is False and report["weights"] is None
-    assert 0.49 < report["parameters"] / report["dense_parameters"] <= 0.5
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--network torchvision:resnet18 -t rank --budget 0.5 --calibrate 0 --in-memory no --workers 0 --no-amp",
+        "--network timm:test_resnet -t rank --calibrate 24",
+    ],
+)
+def test_other_networks_of_the_libraries_train(run, options):
+    if "timm" in options:
+        pytest.importorskip("timm")
+    report = report_of(run("zoo", f"{options} --epochs 1"))
+    assert report["parameters"] < report["dense_parameters"] and report["weights"] is None
+    assert report["in_memory"] == ("--in-memory no" not in options)
 
 
-@pytest.mark.slow
-def test_a_network_of_timm_trains(run):
-    pytest.importorskip("timm")
-    folder = run("zoo", "--network timm:test_resnet -t rank --calibrate 24 --epochs 1")
-    report = json.loads((folder / "report.json").read_text())
-    assert report["parameters"] < report["dense_parameters"]
-
-
-def test_the_start_is_that_of_the_weights_and_from_scratch_that_of_none(trainer, weights):
-    given = torch.load(weights, weights_only=True)
-    dense = trainer(f"{SMALL} --weights {weights} -t dense").model.state_dict()
+def test_training_starts_from_the_weights_and_with_scratch_from_random_ones(trainer, weights):
+    given = state_of()
+    dense = trainer(f"{QUICK} --weights {weights} -t dense").model.state_dict()
     assert all(torch.equal(dense[name], tensor) for name, tensor in given.items())
-    options, name = f"{NETWORK} --calibrate 0 --weights {weights} -t rank --alpha 0.9", "features.6.expand3x3"
+    options, name = f"{QUICK} --weights {weights} -t rank --alpha 0.9", "features.6.expand3x3"
     fitted, scratch = (trainer(f"{options} --init {init}").model for init in ("fit", "scratch"))
-    layer, there = fitted.get_submodule(name), given[f"{name}.weight"]
-    assert isinstance(layer, LinearConv) and 0 < (layer.weight - there).norm() < 0.3 * there.norm()
-    assert (scratch.get_submodule(name).weight - there).norm() > 0.5 * there.norm()
+    layer, filters = fitted.get_submodule(name), given[f"{name}.weight"]
+    assert isinstance(layer, LinearConv) and 0 < (layer.weight - filters).norm() < 0.3 * filters.norm()
+    assert (scratch.get_submodule(name).weight - filters).norm() > 0.5 * filters.norm()
     assert not torch.equal(scratch.get_submodule("classifier.1").weight, fitted.get_submodule("classifier.1").weight)
-    again = trainer(f"{SMALL} -t dense").model.state_dict()
-    assert not torch.equal(again["features.0.weight"], there)
 
 
-def test_the_stem_stays_dense_where_it_is_asked_for(trainer):
-    model = trainer(f"{SMALL} -t rank --stem dense").model
+def test_the_stem_stays_dense_on_request(trainer):
+    model = trainer(f"{QUICK} -t rank --stem dense").model
     assert type(model.features[0]) is torch.nn.Conv2d and isinstance(model.features[3].squeeze, LinearConv)
 
 
 def test_a_classifier_of_other_classes_is_named_and_starts_at_random(trainer, capsys, tmp_path):
-    torch.manual_seed(6)
-    given = get_model("squeezenet1_1", num_classes=7).state_dict()
+    given = state_of(classes=7)
     torch.save({"model": given}, tmp_path / "seven.pth")
-    model = trainer(f"{SMALL} --weights {tmp_path / 'seven.pth'} -t dense").model
+    model = trainer(f"{QUICK} --weights {tmp_path / 'seven.pth'} -t dense").model
     out = capsys.readouterr().out
     assert "another number of classes: classifier.1.weight, classifier.1.bias start at random" in out
     assert torch.equal(model.features[0].weight, given["features.0.weight"])
     assert model.classifier[1].weight.shape[0] == 3
 
 
-def test_count_only_reads_no_data(run, capsys):
-    folder = run("zoo", f"{SMALL} -t rank --budget 0.6 --count-only --num-classes 5 --image-size 64", dataset=False)
-    report = json.loads((folder / "report.json").read_text())
+def test_count_only_reads_no_data(run):
+    options = f"{QUICK} -t rank --budget 0.6 --count-only --num-classes 5 --image-size 64"
+    report = report_of(run("zoo", options, dataset=False))
     assert report["num_classes"] == 5 and report["parameters"] <= 0.6 * report["dense_parameters"]
 
 
@@ -151,66 +155,61 @@ def test_count_only_reads_no_data(run, capsys):
     "options",
     ["-t rank --calibrate 0 --distill", pytest.param("-t rank --budget 0.5 --calibrate 24", marks=pytest.mark.slow)],
 )
-def test_a_run_that_is_stopped_ends_as_the_unbroken_one_and_converts_once(run, capsys, monkeypatch, weights, options):
+def test_a_resumed_run_ends_like_the_uninterrupted_one_and_converts_once(run, capsys, monkeypatch, weights, options):
     options = f"{NETWORK} --no-amp --weights {weights} {options} --epochs 2"
-    unbroken = run("zoo", options, "unbroken")
+    uninterrupted = run("zoo", options, "uninterrupted")
     capsys.readouterr()
     with monkeypatch.context() as patch:
         at_step(6, lambda trainer: os.kill(os.getpid(), signal.SIGTERM), patch)
         with pytest.raises(SystemExit) as stop:
-            run("zoo", options, "broken")
+            run("zoo", options, "resumed")
     assert stop.value.code == 143
     monkeypatch.setattr(library, "convert", None)  # the checkpoint has the record
-    assert_same_run(run("zoo", f"{options} --resume", "broken"), unbroken, epoch=2)
+    assert_same_run(run("zoo", f"{options} --resume", "resumed"), uninterrupted, epoch=2)
 
 
 def test_a_run_is_resumed_with_its_own_weights_and_settings_only(run, refused, weights, tmp_path):
     options = f"{NETWORK} --calibrate 0 -t rank --distill --epochs 1 --weights"
     run("zoo", f"{options} {weights}")
-    torch.manual_seed(7)
-    torch.save(get_model("squeezenet1_1", num_classes=3).state_dict(), tmp_path / "other.pth")
+    torch.save(state_of(seed=7), tmp_path / "other.pth")
     assert "weights sha256:" in refused("zoo", f"{options} {tmp_path / 'other.pth'} --resume")
     assert "budget None there, 0.6 here" in refused("zoo", f"{options} {weights} --budget 0.6 --resume")
-    line = refused("zoo", f"{options} {weights} --temperature 2 --resume")
-    assert "temperature 4.0 there, 2.0 here" in line
+    assert "temperature 4.0 there, 2.0 here" in refused("zoo", f"{options} {weights} --temperature 2 --resume")
 
 
 @pytest.mark.slow
 def test_two_processes_train_one_network(data, tmp_path, weights):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2"]
-    options = f"{ROOT}/models/zoo_xcnn.py {SMALL} --weights {weights} -t rank --budget 0.5 --distill --epochs 1"
+    options = f"{ROOT}/models/zoo_xcnn.py {CALIBRATED} --weights {weights} -t rank --budget 0.5 --distill --epochs 1"
     options += f" --dataset imagefolder --data-root {data} --output {tmp_path / 'two'} --batch-size 5 --device cpu"
-    done = subprocess.run(
-        [sys.executable, *launcher, *options.split()],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, *options.split()]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("convolutions converted") == 1
-    assert json.loads((tmp_path / "two" / "report.json").read_text())["budget"] == 0.5
+    assert report_of(tmp_path / "two")["budget"] == 0.5
 
 
-# ---- what is left in the folder ------------------------------------------------------------------------------------
+# ---- checkpoints ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("variant", ["-t dense", "-t rank --average 0.5"])
-def test_a_checkpoint_alone_gives_the_network_back(run, weights, variant, monkeypatch):
+def test_the_network_is_loaded_from_a_checkpoint_alone(run, weights, variant, monkeypatch):
     found, evaluate = [], Trainer.evaluate
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "evaluate", lambda trainer, **given: found.append(trainer) or evaluate(trainer, **given))
-        folder = run("zoo", f"{SMALL} --weights {weights} {variant} --epochs 1")
+        folder = run("zoo", f"{QUICK} --weights {weights} {variant} --epochs 1")
     trained = (found[0].average or found[0].model).eval()
     model = load_converted(folder / "best.pt").eval()
     images = torch.randn(4, 3, 32, 32)
-    torch.testing.assert_close(model(images), trained(images))  # whose memory format is another
+    torch.testing.assert_close(model(images), trained(images))  # `trained` has another memory format
     assert read_record(folder / "best.pt")["image_size"] == 32
 
 
 @pytest.mark.slow
 def test_a_checkpoint_is_exported(run, weights, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("linearconv_convert.__main__.milliseconds", lambda run, images: len(run(images)))
-    folder = run("zoo", f"{SMALL} --weights {weights} -t rank --epochs 1")
+    folder = run("zoo", f"{CALIBRATED} --weights {weights} -t rank --epochs 1")
     path = tmp_path / "small.pt2"
     convert_command([str(folder / "best.pt"), "--export", str(path)])
     out = capsys.readouterr().out
@@ -224,7 +223,7 @@ def test_a_checkpoint_is_exported(run, weights, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "options, told",
+    "options, message",
     [
         ("-t rank", "--network"),
         ("--network resnet18", "is not FILE.py:NAME, torchvision:NAME or timm:NAME"),
@@ -246,30 +245,24 @@ def test_a_checkpoint_is_exported(run, weights, tmp_path, capsys, monkeypatch):
         (f"{NETWORK} --num-classes 5", "--num-classes"),
     ],
 )
-def test_what_cannot_be_is_one_line(refused, options, told):
-    assert told in refused("zoo", options)
+def test_bad_input_is_refused_in_one_line(refused, options, message):
+    assert message in refused("zoo", options)
 
 
-def test_a_library_that_is_missing_is_named(refused, monkeypatch):
+def test_a_missing_library_is_named(refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     assert "needs the package timm: pip install timm" in refused("zoo", "--network timm:resnet26d")
 
 
-def test_a_teacher_of_other_classes_is_refused(refused, tmp_path):
-    torch.save(get_model("squeezenet1_1", num_classes=7).state_dict(), tmp_path / "seven.pth")
-    line = refused("zoo", f"{SMALL} --weights {tmp_path / 'seven.pth'} -t rank --distill")
+def test_weights_of_other_networks_and_of_a_teacher_with_other_classes_are_refused(refused, tmp_path):
+    torch.save(state_of(classes=7), tmp_path / "seven.pth")
+    line = refused("zoo", f"{QUICK} --weights {tmp_path / 'seven.pth'} -t rank --distill")
     assert "--distill" in line and "classifier.1.weight" in line
+    torch.save(state_of("shufflenet_v2_x0_5"), tmp_path / "other.pth")
+    assert "does not fit the network" in refused("zoo", f"{QUICK} --weights {tmp_path / 'other.pth'} -t rank")
 
 
-def test_weights_of_another_network_are_refused(refused, tmp_path):
-    torch.save(get_model("shufflenet_v2_x0_5", num_classes=3).state_dict(), tmp_path / "other.pth")
-    assert "does not fit the network" in refused("zoo", f"{SMALL} --weights {tmp_path / 'other.pth'} -t rank")
-
-
-def test_the_paper_recipe_is_torchvisions(capsys):
-    parser = make_parser(*EVERY_SCRIPT["zoo"])
-    options = parse_arguments(parser, [*NETWORK.split(), "--device", "cpu"])
-    assert (options.recipe, options.init) == ("tune", "fit")
-    recipe = EVERY_SCRIPT["zoo"][1]
+def test_the_paper_recipe_is_torchvisions():
+    _, recipe, _ = EVERY_SCRIPT["zoo"]
     assert (recipe.lr, recipe.epochs, recipe.batch_size, recipe.milestones) == (0.1, 90, 256, (30, 60))
     assert (recipe.optimizer, recipe.weight_decay, recipe.reg_weight) == ("sgd", 1e-4, 0.01)
