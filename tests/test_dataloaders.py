@@ -1,4 +1,4 @@
-"""Every data set through the one function: what is known of it, how it is augmented, which options there are."""
+"""dataloaders(): descriptions of the data sets, their augmentation, and the options."""
 
 import builtins
 import sys
@@ -27,7 +27,7 @@ def tree(tmp_path):
     return tmp_path
 
 
-# ---- what is known without reading -------------------------------------------------------------------------
+# ---- descriptions -------------------------------------------------------------------------------------------
 
 
 def test_describe_needs_no_data(monkeypatch):
@@ -77,7 +77,7 @@ def stripes(root, download):
     return splits
 
 
-def test_a_data_set_of_any_size_is_one_line(monkeypatch, tmp_path):
+def test_a_data_set_of_any_image_size_is_registered_by_one_entry(monkeypatch, tmp_path):
     line = DataSet(load=stripes, classes=("bright", "dark"), in_channels=1, image_size=20, crop=2, flip=True)
     monkeypatch.setitem(DATASETS, "stripes", line)
     info, train, test = dataloaders("stripes", str(tmp_path), download=False, batch_size=10, validation=5)
@@ -107,7 +107,7 @@ def test_images_that_differ_from_their_registration_are_refused(monkeypatch, sha
     refused(lambda: dataloaders("stripes"), "stripes", named)
 
 
-def test_a_torchvision_that_does_not_fit_is_named_with_the_cure(tmp_path, monkeypatch):
+def test_a_torchvision_that_cannot_be_imported_is_named_with_a_remedy(tmp_path, monkeypatch):
     real = builtins.__import__
 
     def broken(module, *args, **kwargs):
@@ -159,7 +159,7 @@ def test_the_constants_of_the_digits_are_those_of_their_training_images(digits):
     assert info.std == pytest.approx(values.std((0, 2, 3), correction=0).tolist(), abs=5e-5)
 
 
-def test_digits_without_scikit_learn_name_the_cure(monkeypatch):
+def test_digits_without_scikit_learn_name_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     refused(lambda: dataloaders("digits"), "scikit-learn", "pip install")
 
@@ -167,7 +167,7 @@ def test_digits_without_scikit_learn_name_the_cure(monkeypatch):
 # ---- imagefolder and options -------------------------------------------------------------------------------
 
 
-def test_an_imagefolder_is_measured_and_augmented_like_cifar(tree):
+def test_an_imagefolder_is_normalised_by_its_statistics_and_augmented_like_cifar(tree):
     info, train, test = dataloaders("imagefolder", str(tree), image_size=24, batch_size=4)
     values = train.images.numpy() / 255
     assert info.mean == pytest.approx(values.mean((0, 2, 3)))
@@ -199,7 +199,7 @@ def test_images_are_kept_on_the_device(tree):
 # ---- streamed ----------------------------------------------------------------------------------------------
 
 
-def test_what_takes_more_than_half_of_the_free_memory_is_streamed(tree, monkeypatch):
+def test_images_larger_than_half_of_the_free_memory_are_streamed(tree, monkeypatch):
     decoded = 15 * 3 * 24 * 24
     imagefolder = partial(kept_in_memory, "imagefolder", tree, image_size=24)
     for available, copies, kept in ((2 * decoded, 1, True), (2 * decoded - 1, 1, False), (2 * decoded, 2, False)):
@@ -223,7 +223,7 @@ def test_only_an_imagefolder_is_streamed():
         dataloaders("digits", in_memory=True)
 
 
-def test_streamed_loaders_stand_for_those_in_memory(tree):
+def test_streamed_loaders_have_the_interface_of_loaders_in_memory(tree):
     options = {"image_size": 24, "batch_size": 4, "validation": 3, "channels_last": True, "flip": "alternating"}
     info, *streamed = dataloaders("imagefolder", tree, in_memory="no", workers=0, **options)
     expected, *kept = dataloaders("imagefolder", tree, **options)

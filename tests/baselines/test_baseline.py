@@ -1,4 +1,4 @@
-"""The registry of other methods: their settings, their networks, and the counts of these."""
+"""The registry of other methods: settings, networks and their counts."""
 
 from argparse import Namespace
 
@@ -26,13 +26,13 @@ IMAGE = (3, 32, 32)
         ("ghost", 4_631_882, 77_894_646),
     ],
 )
-def test_vgg11_counts_what_the_methods_were_counted_at(type, parameters, flops):
+def test_vgg11_has_the_known_counts_of_each_method(type, parameters, flops):
     model = Baseline(type).build(VGG11)
     assert (counting.count_parameters(model), counting.flops_paper(model, IMAGE)) == (parameters, flops)
 
 
 @pytest.mark.parametrize("type", BASELINES)
-def test_inference_macs_are_half_of_what_torch_counts(type):
+def test_multiply_adds_are_half_of_the_flops_that_torch_counts(type):
     model = Baseline(type).build(Base).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, *IMAGE))
@@ -65,7 +65,7 @@ def test_a_command_line_gives_a_baseline(type):
 
 
 @pytest.mark.parametrize(
-    "setting, told",
+    "setting, message",
     [
         (dict(type="basis", rank=10), "rank has no meaning with type basis: it belongs to rank and lowrank"),
         (dict(type="ghost", sparsity=0.5), "sparsity has no meaning with type ghost: it belongs to sparse"),
@@ -74,13 +74,13 @@ def test_a_command_line_gives_a_baseline(type):
         (dict(type="octave", alpha=1), "alpha must be in (0, 1) with type octave, got 1"),
     ],
 )
-def test_a_setting_that_is_wrong_is_refused(setting, told):
+def test_wrong_settings_are_refused(setting, message):
     with pytest.raises(ValueError) as error:
         method_of(Namespace(**{"alpha": 0.5, "rank": None, "sparsity": None} | setting))
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
-def test_a_network_that_would_stay_plain_is_refused():
+def test_unsuitable_networks_are_refused():
     with pytest.raises(ValueError, match="^basis goes with no convolution of this VGG11: "):
         Baseline("basis").build(VGG11, width=0.125)
     with pytest.raises(ValueError, match="^basis goes with no convolution of this MobileNetV2: "):

@@ -1,4 +1,4 @@
-"""Filter basis, Ghost module and SVD pair against plain F.conv2d, and the convolutions that they leave alone."""
+"""Filter basis, Ghost module and factorised convolution against F.conv2d, and convolutions that stay plain."""
 
 from functools import partial
 
@@ -21,7 +21,7 @@ CONVS = {
 
 
 def convolve(layer, input):
-    """What a convolution gives in float64, its padding made beforehand."""
+    """The output of a convolution in float64, with explicit padding."""
     input = F.pad(input.double(), (2, 2, 2, 2), mode="circular") if layer.kernel_size == (3, 3) else input.double()
     bias = None if layer.bias is None else layer.bias.double()
     return F.conv2d(input, layer.weight.double(), bias, layer.stride, 0, layer.dilation, layer.groups)
@@ -53,7 +53,7 @@ def test_ghosts_are_filters_of_the_intrinsic_maps_in_turn(filters, alpha, intrin
 
 
 @torch.no_grad()
-def test_a_pair_is_the_convolution_with_the_product_of_its_factors():
+def test_a_factorised_convolution_is_the_convolution_with_the_product_of_its_factors():
     layer = FactorisedConv(nn.Conv2d(6, 16, 3, **GEOMETRY))
     first, last = layer
     filters = torch.einsum("fr,rchw->fchw", last.weight[:, :, 0, 0].double(), first.weight.double())
@@ -65,7 +65,7 @@ def test_a_pair_is_the_convolution_with_the_product_of_its_factors():
 
 @pytest.mark.parametrize("channels", [(3, 64), (512, 512), (5, 1)])
 @pytest.mark.parametrize("kernel_size, alpha, bias", [(3, 0.25, True), (3, 0.8, False), (1, 1.0, True)])
-def test_a_pair_has_the_most_parameters_that_linearconv_has(channels, kernel_size, alpha, bias):
+def test_a_factorised_convolution_has_at_most_the_parameters_of_linearconv(channels, kernel_size, alpha, bias):
     def size(layer):
         return sum(parameter.numel() for parameter in layer.parameters())
 
@@ -81,7 +81,7 @@ def test_a_pair_has_the_most_parameters_that_linearconv_has(channels, kernel_siz
 
 @pytest.mark.parametrize("name", CONVS)
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_layer_stands_in_for_conv2d(name, bias):
+def test_a_layer_replaces_conv2d(name, bias):
     layer = CONVS[name](128, 256, 3, 2, 1, bias=bias, dtype=torch.float64)
     input = torch.randn(2, 128, 9, 9, dtype=torch.float64)
     assert isinstance(layer, MADE)
@@ -103,6 +103,6 @@ def test_a_layer_stands_in_for_conv2d(name, bias):
         *((name, dict(in_channels=256, out_channels=256, kernel_size=3, groups=2)) for name in CONVS),
     ],
 )
-def test_a_convolution_stays_where_a_method_does_not_suit_or_saves_nothing(name, arguments):
+def test_a_convolution_stays_plain_if_a_method_is_impossible_or_saves_nothing(name, arguments):
     layer = CONVS[name](**arguments)
     assert type(layer) is nn.Conv2d and str(layer) == str(nn.Conv2d(**arguments))

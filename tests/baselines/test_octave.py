@@ -1,4 +1,4 @@
-"""Octave convolution: numbers worked out by hand, and which networks become octave ones."""
+"""Octave convolution: examples computed by hand, and suitable and unsuitable networks."""
 
 import copy
 
@@ -24,7 +24,7 @@ def pointwise(in_channels, out_channels, low_in, low_out, weights):
     return layer
 
 
-def test_parts_mix_as_worked_out_by_hand():
+def test_both_parts_have_the_values_computed_by_hand():
     weights = {"high_to_high": (2, 1), "high_to_low": (3, 0), "low_to_high": (10, 0), "low_to_low": (100, 7)}
     layer = pointwise(2, 2, 1, 1, weights)
     high, low = layer((torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]]), torch.tensor([[[[5.0]]]])))
@@ -50,7 +50,7 @@ def test_paths_have_the_geometry_and_the_parameters_of_the_plain_convolution(low
         assert (path.padding, path.dilation, path.padding_mode, path.bias) == ((2, 2), (2, 2), "reflect", None)
 
 
-def test_a_network_without_low_channels_computes_what_the_plain_one_does():
+def test_a_network_without_low_channels_equals_the_plain_one():
     plain = Base(width=THIN).eval()  # 4, 8, 16 and 32 channels
     octave = to_octave(copy.deepcopy(plain), alpha=0.01).eval()
     state = octave.state_dict()

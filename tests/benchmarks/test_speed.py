@@ -1,4 +1,4 @@
-"""The benchmarks time what training and inference do, and add every sitting to the result."""
+"""The benchmarks measure real training steps and inference passes, and add a sitting to the result file."""
 
 import json
 from argparse import Namespace
@@ -78,7 +78,7 @@ def test_the_deployed_network_and_its_onnx_file_are_measured(monkeypatch, tmp_pa
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("task", ["train 50", "infer 50"])
-def test_a_captured_step_is_the_step(task):
+def test_a_captured_step_updates_the_parameters_in_training_only(task):
     options = Namespace(device="cuda", precision="float32")
     model = Base(LinearConv, width=0.25)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

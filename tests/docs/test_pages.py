@@ -1,4 +1,4 @@
-"""README and the pages of docs/: their commands run, their links lead somewhere, and their numbers are measured."""
+"""README and the pages of docs/: code runs, commands and links are valid, and numbers come from results/."""
 
 import importlib
 import importlib.util
@@ -66,7 +66,7 @@ RUN_ELSEWHERE = "extending.md"  # by test_extending.py
 
 
 @pytest.mark.parametrize("page", [README, pytest.param(ROOT / "docs" / "conversion.md", marks=pytest.mark.slow)])
-def test_python_blocks_of_a_page_run_one_after_the_other(page, tmp_path, monkeypatch):
+def test_python_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
@@ -89,7 +89,7 @@ def test_links_and_images_lead_to_files_and_headings(page):
 
 @for_each_page
 def test_commands_name_existing_files_and_options(page):
-    """Options are those of training scripts and of sweeps; their parsers end the process where they refuse one."""
+    """The parsers of training scripts and sweeps check the options; they end the process at an unknown option."""
     for words in commands(page) if page.name != RUN_ELSEWHERE else ():
         if words[:2] == ["python", "-m"]:
             assert importlib.util.find_spec(words[2]), words

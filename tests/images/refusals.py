@@ -1,4 +1,4 @@
-"""What every reader does with data that cannot be used."""
+"""An assertion for data that cannot be used."""
 
 import pytest
 

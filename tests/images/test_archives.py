@@ -172,14 +172,14 @@ def test_a_damaged_file_is_refused_and_named_with_its_folder(tiny, tmp_path):
         refused(lambda: tiny.load(tmp_path, False), tiny.name, tmp_path, "damaged")
 
 
-def test_the_second_mirror_is_asked_where_the_first_one_answers_503(tiny_mnist, tmp_path, network):
+def test_the_second_mirror_is_used_if_the_first_answers_503(tiny_mnist, tmp_path, network):
     first, second = tiny_mnist.dataset.mirrors[:2]
     network.pages = {url.replace(first, second): content for url, content in tiny_mnist.urls.items()}
     tiny_mnist.assert_read(tmp_path, download=True)
     assert network.asked[0].startswith(first)
 
 
-def test_a_folder_that_cannot_be_made_is_named(tiny_mnist, tmp_path):
+def test_a_folder_that_cannot_be_created_is_named(tiny_mnist, tmp_path):
     (tmp_path / "file").touch()
     for download in (False, True):
         refused(lambda download=download: tiny_mnist.load(tmp_path / "file", download), tmp_path / "file")

@@ -33,7 +33,7 @@ def outcomes(image, padding):
 
 
 def raw_loader(images, **options):
-    """A loader whose normalisation gives the pixel values back."""
+    """A loader whose normalised batches hold the pixel values."""
     channels = images.shape[1]
     options = {"batch_size": 50} | options
     return BatchLoader(images, torch.arange(len(images)), [0] * channels, [1 / 255] * channels, **options)
@@ -57,7 +57,7 @@ def chi_square(counts, expected):
 
 
 @pytest.mark.parametrize(("shape", "padding"), [((3, 8, 8), 1), ((1, 5, 7), 3), ((2, 7, 4), 2)])
-def test_crop_cuts_the_window_out_of_the_padded_image(shape, padding):
+def test_crop_returns_the_window_of_the_padded_image(shape, padding):
     offsets = list(itertools.product(range(2 * padding + 1), repeat=2))
     images = random_images(len(offsets), *shape)
     top, left = torch.tensor(offsets).T
@@ -73,14 +73,14 @@ def test_crop_does_not_depend_on_the_memory_format():
     assert torch.equal(crop(images.contiguous(memory_format=torch.channels_last), 2, top, left), expected)
 
 
-def test_horizontal_flip_turns_the_images_it_is_told_and_no_others():
+def test_horizontal_flip_flips_the_selected_images_only():
     images = random_images(6, 2, 3, 5)
     flipped = torch.tensor([True, False, False, True, True, False])
     for result, image, turned in zip(horizontal_flip(images, flipped), images, flipped, strict=True):
         assert (result.numpy() == (image.numpy()[:, :, ::-1] if turned else image.numpy())).all()
 
 
-# ---- the distribution of the augmentation ------------------------------------------------------------------
+# ---- distribution of the augmentation ------------------------------------------------------------------
 
 
 def test_every_image_is_a_crop_or_flipped_crop_of_its_original():
@@ -162,7 +162,7 @@ def test_batches_are_normalised_and_padding_is_black():
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_channels_last_changes_the_memory_format_alone(channels, device):
+def test_channels_last_changes_the_memory_format_only(channels, device):
     images = random_images(90, channels).to(device)
     options = {"batch_size": 40, "shuffle": True, "padding": 2, "flip": True, "seed": 1}
     labels = torch.arange(90, device=device)
@@ -175,7 +175,7 @@ def test_channels_last_changes_the_memory_format_alone(channels, device):
         assert a.device.type == b.device.type == device
 
 
-def test_blocks_do_not_show(monkeypatch):
+def test_batches_do_not_depend_on_the_size_of_a_block(monkeypatch):
     images, options = random_images(200), {"batch_size": 16, "shuffle": True, "padding": 2, "flip": True}
     one_block = pixels(raw_loader(images, **options))
     monkeypatch.setattr(batches, "BLOCK", 1)
@@ -210,7 +210,7 @@ def test_the_seed_decides_every_draw():
     assert same(second, pixels(b))
 
 
-def test_a_resumed_loader_goes_on_where_the_other_stood():
+def test_a_loader_resumes_from_the_state_of_another():
     images = random_images(100)
     loader, resumed = (raw_loader(images, seed=seed, **AUGMENTED) for seed in (1, 99))
     pixels(loader)
@@ -220,7 +220,7 @@ def test_a_resumed_loader_goes_on_where_the_other_stood():
     assert same(expected[0], pixels(resumed)) and same(expected[1], pixels(resumed))
 
 
-def test_a_pass_that_is_broken_off_counts_as_a_whole_one():
+def test_an_interrupted_pass_counts_as_a_whole_one():
     images = random_images(200)
     a, b = (raw_loader(images, **AUGMENTED) for _ in range(2))
     next(iter(a))
@@ -228,7 +228,7 @@ def test_a_pass_that_is_broken_off_counts_as_a_whole_one():
     assert same(pixels(a), pixels(b))
 
 
-def test_the_global_generator_is_left_alone():
+def test_the_global_generator_is_neither_read_nor_changed():
     torch.manual_seed(7)
     before = torch.get_rng_state()
     first = pixels(raw_loader(random_images(100), **AUGMENTED))
@@ -238,7 +238,7 @@ def test_the_global_generator_is_left_alone():
 
 
 @needs_gpu
-def test_a_gpu_makes_the_same_batches_without_waiting_for_the_host():
+def test_batches_on_a_gpu_are_equal_and_do_not_wait_for_the_host():
     images, labels, norm = random_images(2000, 3, 32, 32), torch.arange(2000), ([0.5] * 3, [0.25] * 3)
     host = BatchLoader(images, labels, *norm, batch_size=50, **AUGMENTED)
     batches = iter(BatchLoader(images.cuda(), labels.cuda(), *norm, batch_size=50, **AUGMENTED))

@@ -1,4 +1,4 @@
-"""What the readers share: evenly spaced indices, mean and standard deviation per channel, decoding, the free memory."""
+"""Shared parts of the readers: evenly spaced indices, channel statistics, decoding, free memory."""
 
 import os
 
@@ -29,7 +29,7 @@ def test_a_constant_channel_has_a_deviation_to_divide_by():
     assert channel_statistics(torch.zeros(2, 1, 4, 4, dtype=torch.uint8)) == ((0.0,), (1 / 255,))
 
 
-def test_the_memory_is_known_where_the_system_does_not_report_it(monkeypatch):
+def test_unreported_memory_counts_as_infinite(monkeypatch):
     assert 2**20 < available_memory() <= physical_memory() < float("inf")
 
     def refuse(*_, **__):
@@ -88,7 +88,7 @@ def test_the_orientation_is_that_of_torchvision(tmp_path):
     assert ours.shape == (9, 12, 3) and (ours == np.asarray(default_loader(tmp_path / "0.png"))).all()
 
 
-def test_a_fault_of_the_transform_names_the_file(tmp_path):
+def test_an_error_in_the_transform_names_the_file(tmp_path):
     def fail(image):
         raise MemoryError
 

@@ -1,4 +1,4 @@
-"""Streamed images against Pillow and against themselves: workers, shards, broken passes, damaged files, signals."""
+"""Streamed images: order and draws, transforms compared with Pillow, workers, shards, damaged files and signals."""
 
 import multiprocessing
 import os
@@ -32,7 +32,7 @@ TRAINING = {"random_crop": True, "shuffle": True, "flip": True, "seed": 3}
 
 
 def raw_loader(files, **options):
-    """A loader whose normalisation gives the pixel values back; this process decodes unless told otherwise."""
+    """A loader whose normalised batches hold the pixel values; by default, this process decodes."""
     options = {"size": 8, "batch_size": 16, "workers": 0} | options
     return StreamLoader(*files, [0] * 3, [1 / 255] * 3, **options)
 
@@ -48,7 +48,7 @@ def same(ours, theirs):
 
 
 def one_image(tmp_path, image, size=8, **options):
-    """What becomes of one image, as uint8 (size, size, 3)."""
+    """One image as the loader returns it, uint8 (size, size, 3)."""
     image.save(tmp_path / "image.png")
     files = np.array([os.fsencode(tmp_path / "image.png")]), torch.zeros(1, dtype=torch.long)
     ((images, _),) = raw_loader(files, size=size, **options)
@@ -86,7 +86,7 @@ def test_a_pass_can_begin_at_any_batch(photographs):
         assert torch.equal(resumed.generator.get_state(), loader.generator.get_state())
 
 
-def test_a_pass_that_is_broken_off_counts_as_a_whole_one(photographs):
+def test_an_interrupted_pass_counts_as_a_whole_one(photographs):
     broken, whole = (raw_loader(photographs, workers=workers, **TRAINING) for workers in (2, 0))
     for _, _ in zip(range(3), broken.batches(), strict=False):
         pass
@@ -94,7 +94,7 @@ def test_a_pass_that_is_broken_off_counts_as_a_whole_one(photographs):
     assert same(one_pass(broken), one_pass(whole))
 
 
-def test_the_global_generator_is_left_alone(photographs):
+def test_the_global_generator_is_neither_read_nor_changed(photographs):
     torch.manual_seed(7)
     before = torch.get_rng_state()
     first = one_pass(raw_loader(photographs, workers=1, **TRAINING), 15)
@@ -113,7 +113,7 @@ def test_the_shards_of_a_batch_are_the_batch(photographs):
     assert sorted(torch.cat(labels).tolist()) == list(range(13))
 
 
-def test_alternating_flips_turn_every_image_in_every_second_pass(tmp_path):
+def test_alternating_flips_flip_every_image_in_every_second_pass(tmp_path):
     slope = Image.fromarray(np.tile(np.arange(0, 256, 8, dtype=np.uint8), (32, 1)))  # brighter to the right
     slope.save(tmp_path / "slope.png")
     files = np.array([os.fsencode(tmp_path / "slope.png")] * 20), torch.arange(20)
@@ -126,16 +126,16 @@ def test_alternating_flips_turn_every_image_in_every_second_pass(tmp_path):
     assert torch.equal(turned[1], turned[3]) and 3 < turned[0].sum() < 17
 
 
-# ---- what becomes of an image ------------------------------------------------------------------------------
+# ---- transforms ---------------------------------------------------------------------------------------------
 
 
-def test_in_a_test_the_middle_of_the_resized_image_is_cut_out(tmp_path):
+def test_test_images_are_resized_and_cropped_to_their_center(tmp_path):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
     resized = image.resize((48, 32), Image.Resampling.BILINEAR)  # the shorter side to 28 * 256 / 224
     assert (one_image(tmp_path, image, 28) == np.asarray(resized.crop((10, 2, 38, 30)))).all()
 
 
-def test_in_training_windows_of_all_sizes_and_places_are_cut_out_and_half_of_them_flipped(tmp_path):
+def test_training_images_are_crops_of_random_size_and_place_and_half_of_them_are_flipped(tmp_path):
     slopes = np.zeros((64, 64, 3), np.uint8)
     slopes[..., 0], slopes[..., 1] = np.arange(64) * 4, np.arange(64)[:, None] * 4  # red to the right, green down
     Image.fromarray(slopes).save(tmp_path / "slopes.png")
@@ -161,7 +161,7 @@ def test_batches_are_on_the_device_of_the_labels(photographs):
         assert torch.equal(classes.cpu(), other_classes)
 
 
-# ---- what goes wrong ---------------------------------------------------------------------------------------
+# ---- errors and signals -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
@@ -179,14 +179,14 @@ def begun(loader):
     return batches, next(batches), set(multiprocessing.active_children()) - before
 
 
-def test_a_worker_that_dies_is_one_line(photographs):
+def test_a_killed_worker_ends_the_pass_with_one_line(photographs):
     batches, _, (worker,) = begun(raw_loader(photographs, workers=1, batch_size=4, **TRAINING))
     worker.kill()
     worker.join()
     refused(lambda: list(batches), "has died", "--workers")
 
 
-def test_workers_leave_signals_to_their_parent(photographs):
+def test_workers_ignore_signals_to_all_processes(photographs):
     batches, first, workers = begun(raw_loader(photographs, workers=2, batch_size=4, **TRAINING))
     for worker in workers:
         os.kill(worker.pid, signal.SIGINT)
@@ -195,7 +195,7 @@ def test_workers_leave_signals_to_their_parent(photographs):
     assert same([first, *batches], one_pass(raw_loader(photographs, batch_size=4, **TRAINING)))
 
 
-def test_a_test_image_that_would_take_gigabytes_is_named(tmp_path):
+def test_a_test_image_too_large_for_memory_is_named(tmp_path):
     image = Image.new("1", (60000, 1))
     path = tmp_path / "image.png"
     refused(lambda: one_image(tmp_path, image, 224), path, "60000x1")
@@ -210,7 +210,7 @@ def test_there_is_a_worker_for_each_usable_core_up_to_eight(photographs, monkeyp
 
 def _growth(files, size, results):
     loader = raw_loader(files, size=size, batch_size=2, **TRAINING)
-    one_pass(loader, len(loader) - 3)  # what is loaded once
+    one_pass(loader, len(loader) - 3)  # loads modules and starts caches
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seen = sum(len(labels) for _, labels in loader)
     results.put((seen, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)))

@@ -1,4 +1,4 @@
-"""Trees of image files: what is read, and what is said when something is amiss."""
+"""Trees of image files: the images that are read, and the errors for unusable trees."""
 
 import os
 import shutil
@@ -39,7 +39,7 @@ def expected(count):
 
 
 def one_image(tmp_path, image, size):
-    """What becomes of one image in a tree that holds nothing else."""
+    """The only image of a tree, as it is read."""
     for split in ("train", "test"):
         (tmp_path / split / "only").mkdir(parents=True, exist_ok=True)
         image.save(tmp_path / split / "only" / "0.png")
@@ -47,7 +47,7 @@ def one_image(tmp_path, image, size):
     return images[0].numpy()
 
 
-# ---- what is read ------------------------------------------------------------------------------------------
+# ---- reading ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chunk", [4, 64])
@@ -116,7 +116,7 @@ def test_the_size_is_kept_where_it_fits(tmp_path):
     assert one_image(tmp_path, Image.fromarray(pixels), 20).shape == (3, 20, 20)
 
 
-# ---- what is amiss -----------------------------------------------------------------------------------------
+# ---- errors -------------------------------------------------------------------------------------------------
 
 
 def refuses(root, *names, size=16):
