@@ -18,7 +18,7 @@ from torch import Tensor
 
 from baselines.drop_in import factory, like
 
-Pair = tuple[Tensor, Tensor | None]  # (N, C - c, H, W) and (N, c, H // 2, W // 2), None if c is 0
+Pair = tuple[Tensor, Tensor]  # (N, C - c, H, W) and (N, c, H // 2, W // 2)
 CHAIN = nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d  # replaceable by layers for pairs
 
 
@@ -30,8 +30,8 @@ class OctaveConv(nn.Module):
         low_in, low_out: numbers of input and output channels at half resolution.
 
     Shapes:
-        - input: a pair with `in_channels - low_in` and `low_in` channels, or a tensor instead of (tensor, None)
-        - output: a pair with `out_channels - low_out` and `low_out` channels; the second is None if `low_out` is 0
+        - input: a pair with `in_channels - low_in` and `low_in` channels, or a tensor if `low_in` is 0
+        - output: a pair with `out_channels - low_out` and `low_out` channels, or a tensor if `low_out` is 0
     """
 
     def __init__(self, plain: nn.Conv2d, low_in: int, low_out: int) -> None:
@@ -42,38 +42,28 @@ class OctaveConv(nn.Module):
         self.low_to_high = like(plain, low_in, high_out) if low_in else None
         self.low_to_low = like(plain, low_in, low_out) if low_in and low_out else None
 
-    def forward(self, parts: Tensor | Pair) -> Pair:
-        high, low = (parts, None) if isinstance(parts, Tensor) else parts
-        new_high, new_low = self.high_to_high(high), None
+    def forward(self, parts: Tensor | Pair) -> Tensor | Pair:
+        high, low = parts if self.low_to_high else (parts, None)
+        new_high = self.high_to_high(high)
         if self.low_to_high:
             new_high = new_high + F.interpolate(self.low_to_high(low), new_high.shape[-2:])  # nearest
-        if self.high_to_low:
-            new_low = self.high_to_low(F.avg_pool2d(high, 2))
+        if not self.high_to_low:
+            return new_high
+        new_low = self.high_to_low(F.avg_pool2d(high, 2))
         if self.low_to_low:
             new_low = new_low + self.low_to_low(low)
         return new_high, new_low
 
 
-class LastOctaveConv(OctaveConv):
-    """The last octave convolution of a network; its output is a plain tensor at full resolution."""
-
-    def __init__(self, plain: nn.Conv2d, low_in: int) -> None:
-        super().__init__(plain, low_in, 0)
-
-    def forward(self, parts: Tensor | Pair) -> Tensor:
-        return super().forward(parts)[0]
-
-
 class EachPart(nn.Module):
-    """A layer for each part of a pair; `low` is None if the pair has no low part."""
+    """A layer for each part of a pair."""
 
-    def __init__(self, high: nn.Module, low: nn.Module | None) -> None:
+    def __init__(self, high: nn.Module, low: nn.Module) -> None:
         super().__init__()
         self.high, self.low = high, low
 
     def forward(self, parts: Pair) -> Pair:
-        high, low = parts
-        return self.high(high), self.low(low) if self.low else None
+        return self.high(parts[0]), self.low(parts[1])
 
 
 def to_octave(network: nn.Module, alpha: float = 0.5) -> nn.Module:
@@ -89,23 +79,23 @@ def to_octave(network: nn.Module, alpha: float = 0.5) -> nn.Module:
         ValueError: for any other network.
     """
     trunk, low = _trunk(network), 0
-    names, layers = zip(*_from_first_to_last_convolution(trunk), strict=True)
-    norm = partial(_norm, **factory(layers[0]))
-    for name, layer in zip(names[:-1], layers[:-1], strict=True):
+    layers = trunk.named_modules(remove_duplicate=False)  # in the order of execution
+    layers = [(name, layer) for name, layer in layers if not isinstance(layer, nn.Sequential)]
+    *_, last = (name for name, layer in layers if isinstance(layer, nn.Conv2d))
+    for name, layer in layers:
         if isinstance(layer, nn.Conv2d):
-            low_in, low = low, int(alpha * layer.out_channels)
-            new = OctaveConv(layer, low_in, low)
-        elif isinstance(layer, nn.BatchNorm2d):
-            new = EachPart(norm(layer, layer.num_features - low), norm(layer, low) if low else None)
-        else:
-            new = EachPart(layer, layer if low else None)
-        trunk.set_submodule(name, new)
-    trunk.set_submodule(names[-1], LastOctaveConv(layers[-1], low))
+            low_in, low = low, 0 if name == last else int(alpha * layer.out_channels)
+            norm = partial(_norm, **factory(layer))
+            trunk.set_submodule(name, OctaveConv(layer, low_in, low))
+        elif low and isinstance(layer, nn.BatchNorm2d):
+            trunk.set_submodule(name, EachPart(norm(layer, layer.num_features - low), norm(layer, low)))
+        elif low:
+            trunk.set_submodule(name, EachPart(layer, layer))
     return network
 
 
 def _trunk(network):
-    """Return the nn.Sequential that holds all convolutions, if all of its layers can pass on pairs."""
+    """The nn.Sequential that holds all convolutions, if all of its layers can pass on pairs."""
     convs = {module for module in network.modules() if isinstance(module, nn.Conv2d)}
     for trunk in network.modules():
         inside = set(trunk.modules())
@@ -116,15 +106,7 @@ def _trunk(network):
     raise ValueError(f"octave goes with networks of {chain}, not with {type(network).__name__}")
 
 
-def _from_first_to_last_convolution(trunk):
-    """Return [(name, layer)] in the order of execution."""
-    named = trunk.named_modules(remove_duplicate=False)
-    layers = [(name, layer) for name, layer in named if not isinstance(layer, nn.Sequential)]
-    convs = [place for place, (_, layer) in enumerate(layers) if isinstance(layer, nn.Conv2d)]
-    return layers[convs[0] : convs[-1] + 1]
-
-
 def _norm(layer, channels, **placed):
-    """Return a BatchNorm2d with the settings of `layer` and another number of channels."""
-    names = "eps", "momentum", "affine", "track_running_stats"
-    return nn.BatchNorm2d(channels, **{name: getattr(layer, name) for name in names}, **placed)
+    """A BatchNorm2d with the settings of `layer` and another number of channels."""
+    settings = layer.eps, layer.momentum, layer.affine, layer.track_running_stats
+    return nn.BatchNorm2d(channels, *settings, **placed)
