@@ -106,9 +106,7 @@ def recipes() -> list[str]:
 
 def options() -> list[str]:
     """Return the options of the training scripts, grouped."""
-    names = ("ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNet152")
-    parser = make_parser({name: getattr(resnet_xcnn, name) for name in names}, resnet_xcnn.RECIPE)
-    rows = []
+    rows, parser = [], make_parser(networks_of(ROOT / "models" / "resnet_xcnn.py"), resnet_xcnn.RECIPE)
     for group in parser._action_groups:
         if actions := [action for action in group._group_actions if action.dest != "help"]:
             rows += [[f"**{group.title}**", "", ""], *map(option, actions)]
@@ -119,11 +117,10 @@ def zoo_options() -> list[str]:
     """Return the options of zoo_xcnn.py that other scripts lack, or that have other values there."""
     others = make_parser({"": None}, resnet_xcnn.RECIPE)._option_string_actions
     rows = []
-    for group in make_parser(zoo_xcnn.Library(), zoo_xcnn.RECIPE)._action_groups:
-        for action in group._group_actions:
-            other = others.get(action.option_strings[0])
-            if other is None or action.required or (action.choices != other.choices and action.dest != "type"):
-                rows.append(option(action))
+    for action in make_parser(zoo_xcnn.Library(), zoo_xcnn.RECIPE)._actions:
+        other = others.get(action.option_strings[0])
+        if other is None or action.required or (action.choices != other.choices and action.dest != "type"):
+            rows.append(option(action))
     return markdown_table(["option", "values", "meaning"], rows, left=3)
 
 
@@ -140,8 +137,8 @@ def search() -> list[str]:
     reports = [run["report"] for run in runs_of("search_optimizer search_dense")]
     rows = []
     for report in sorted(reports, key=lambda report: -report["test_accuracy"]):
-        settings = "{optimizer}, lr {lr:g}, weight decay {weight_decay:g}, {schedule}, batch {batch_size}"
-        settings = (settings + ", label smoothing {label_smoothing:g}, {flip} flip").format(**report)
+        settings = "{optimizer}, lr {lr:g}, weight decay {weight_decay:g}, {schedule}, batch {batch_size}, "
+        settings = (settings + "label smoothing {label_smoothing:g}, {flip} flip").format(**report)
         if report["average"]:
             settings += f", average {report['average']:g}"
         if report["bias_lr"] != 1:
