@@ -27,7 +27,7 @@ def build_with_layers(
     make: Callable[[nn.Conv2d], nn.Module],
     **arguments: object,
 ) -> nn.Module:
-    """Return `network(conv=..., **arguments)`, whose convolutions are built by :func:`drop_in`.
+    """Return `network(conv=..., **arguments)`, for which :func:`drop_in` builds the convolutions.
 
     Args:
         network: constructor with the argument `conv`.
@@ -40,8 +40,8 @@ def build_with_layers(
     """
     model = network(conv=partial(drop_in, make), **arguments)
     if not any(isinstance(layer, layer_type) for layer in model.modules()):
-        layers = "all are grouped, or too thin or too small for it"
-        raise ValueError(f"{name} goes with no convolution of this {type(model).__name__}: {layers}")
+        reason = "all are grouped, or too thin or too small"
+        raise ValueError(f"{name} applies to no convolution of this {type(model).__name__}: {reason}")
     return model
 
 

@@ -103,7 +103,7 @@ def _trunk(network):
             if all(isinstance(module, CHAIN) for module in inside) and all(conv.groups == 1 for conv in convs):
                 return trunk
     chain = "convolutions, BatchNorm, ReLU and max-pooling in one nn.Sequential (Base, VGG11)"
-    raise ValueError(f"octave goes with networks of {chain}, not with {type(network).__name__}")
+    raise ValueError(f"octave needs a network of {chain}, not {type(network).__name__}")
 
 
 def _norm(layer, channels, **placed):

@@ -92,5 +92,5 @@ def test_norms_keep_their_settings():
 
 @pytest.mark.parametrize("network", [ResNet18, SqueezeNet, lambda **_: nn.Sequential(nn.Conv2d(4, 4, 3, groups=2))])
 def test_other_networks_are_refused_in_one_line(network):
-    with pytest.raises(ValueError, match=r"^octave goes with networks of .* \(Base, VGG11\), not with \w+$"):
+    with pytest.raises(ValueError, match=r"^octave needs a network of .* \(Base, VGG11\), not \w+$"):
         to_octave(network(width=THIN))
