@@ -7,7 +7,6 @@ A new variant needs a layer class in a separate file and an entry in `VARIANTS`.
 """
 
 import argparse
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -179,11 +178,16 @@ class OneLineParser(argparse.ArgumentParser):
 # ---- numbers of a command line, as types for argparse ---------------------------------------------------------------
 
 
+LARGEST = {int: 2**31 - 1, float: 3e38}  # 32 bits hold larger numbers neither as int nor as float
+
+
 def _number(kind, is_allowed, allowed):
     def parse(text):
         value = kind(text)
         if not is_allowed(value):
             raise argparse.ArgumentTypeError(f"must be {allowed}, got {text}")
+        if value > LARGEST[kind]:
+            raise argparse.ArgumentTypeError(f"must be at most {LARGEST[kind]:g}, got {text}")
         return value
 
     parse.__name__ = kind.__name__  # argparse prints this name for a text that is not a number
@@ -191,8 +195,8 @@ def _number(kind, is_allowed, allowed):
 
 
 positive_int = _number(int, lambda value: value >= 1, "at least 1")
-positive_float = _number(float, lambda value: 0 < value < math.inf, "a positive number")
+positive_float = _number(float, lambda value: value > 0, "a positive number")
 non_negative_int = _number(int, lambda value: value >= 0, "at least 0")
-non_negative_float = _number(float, lambda value: 0 <= value < math.inf, "a number of at least 0")
+non_negative_float = _number(float, lambda value: value >= 0, "a number of at least 0")
 share = _number(float, lambda value: 0 <= value < 1, "in [0, 1)")
 positive_share = _number(float, lambda value: 0 < value <= 1, "in (0, 1]")

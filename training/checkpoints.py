@@ -1,24 +1,40 @@
-"""The files of a run: checkpoints, log and report. Each file is written completely or not at all."""
+"""The folder of a run and its files: checkpoints, log and report. Each file is written completely or not at all."""
 
 import io
 import json
 import os
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 import numpy as np
 import torch
 
+from linearconv_convert.networks import load_tensors
 from training.errors import UsageError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 KEPT = 2  # newest checkpoints
-PATTERN = "checkpoint-*.pt"
+CHECKPOINT = re.compile(r"checkpoint-(\d{4}|[1-9]\d{4,})(?:-(\d{6}|[1-9]\d{6,}))?\.pt")  # other files are the user's
 BEST = "best.pt"
 REPORT = "report.json"
 LOG = "log.jsonl"
+LOCK = "run.lock"
+PART = re.compile(rf"({CHECKPOINT.pattern}|best\.pt|report\.json|log\.jsonl)\.\d+\.part")  # of `write_whole`
+STRUCTURE = {  # entries that a checkpoint must have, and their types
+    **dict.fromkeys(("model", "optimizer", "train_loader", "settings", "versions", "best", "last"), dict),
+    **dict.fromkeys(("random", "history"), list),
+    **dict.fromkeys(("epoch", "batch", "step"), int),
+    **dict.fromkeys(("seconds", "train_seconds", "images_per_second"), float),
+    **dict.fromkeys(("loss_sum", "correct"), torch.Tensor),
+}
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -27,7 +43,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Raises:
         OSError: if the file cannot be written; the error names the file, and an earlier file at `path` is unchanged.
     """
-    temporary = path.with_name(path.name + ".part")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with open(temporary, "wb") as file:
             write(file)
@@ -46,54 +62,91 @@ def write_json(path: Path, data: object) -> None:
     write_whole(path, lambda file: file.write((json.dumps(data, indent=2) + "\n").encode()))
 
 
-def open_folder(output: str | Path | None, default: Path, resume: str = "never") -> Path:
-    """Return the folder of a run, created if it does not exist.
+# ---- the folder of a run --------------------------------------------------------------------------------------------
 
-    A run is never overwritten: the default folder of a new run gets a number, and an `output` that holds a run is an
-    error. A resumed run uses the newest of the numbered folders.
+
+def take_lock(path: Path, wait: bool = False) -> TextIO | None:
+    """Return an open file that holds a lock; if another open file holds it, None, or wait for it.
+
+    The operating system releases the lock when the file is closed or its process ends. Without fcntl (Windows) and on
+    file systems without locks, every caller gets the lock.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "a")  # noqa: SIM115  stays open
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError:  # a file system without locks
+        pass
+    return file
+
+
+@contextmanager
+def open_folder(folder: Path, resume: str = "never", *, numbered: bool = False) -> Iterator[Path]:
+    """Yield the folder of a run, created if it does not exist, and keep other runs out of it within the context.
+
+    A folder that holds a run is an error for a new run, which must not overwrite it.
 
     Args:
-        output: the folder given by the user, or None.
-        default: the folder if `output` is None.
+        folder: the folder.
         resume: `"never"`: a new run; `"always"`: an existing run; `"auto"`: either.
+        numbered: a new run in a folder with a finished run uses the folder with the next number, `folder`-2 and so on;
+            a resumed run uses the newest of these folders.
 
     Raises:
-        UsageError: if the folder holds another run, has no run to resume, or cannot be written.
+        UsageError: if the folder is in use, holds another run, has no run to resume, or cannot be written.
     """
-    folder = Path(output) if output else default
-    if not output:
-        numbered = [default, *(default.with_name(f"{default.name}-{n}") for n in range(2, 1000))]
-        free = next(path for path in numbered if not holds_run(path))
-        folder = free if resume == "never" else numbered[max(0, numbered.index(free) - 1)]
-    if resume == "always" and not holds_run(folder):
-        raise UsageError(f"no checkpoint in {folder}: leave out --resume to start from the beginning")
-    if resume == "never" and holds_run(folder):
-        raise UsageError(f"{folder} holds a run already: give --resume to continue it, or another --output")
+    if numbered:
+        folder = _numbered(folder, resume)
+    if resume == "always" and not holds_checkpoint(folder):
+        raise UsageError(f"no checkpoint in {folder}: --resume auto begins a new run there")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "writable", lambda file: file.write(b"1"))
-        (folder / "writable").unlink()
+        lock = take_lock(folder / LOCK)
     except OSError as error:
         reason = f"the output folder {folder} cannot be written ({error.strerror})"
         raise UsageError(f"{reason}: give another --output") from None
-    return folder
+    if lock is None:
+        raise UsageError(f"another run uses the folder {folder} at the moment: give another --output")
+    with lock:
+        if resume == "never" and holds_run(folder):
+            state = "a finished run" if (folder / REPORT).exists() else "an unfinished run"
+            raise UsageError(f"{folder} holds {state}: give --resume to resume it, or another --output for a new run")
+        if fcntl:
+            os.register_at_fork(after_in_child=lock.close)  # workers that outlive a killed run must not hold the lock
+        for path in folder.iterdir():
+            if PART.fullmatch(path.name):  # left by a killed run
+                path.unlink()
+        yield folder
+
+
+def _numbered(default, resume):
+    """Return the newest of the numbered default folders, or the next one if a new run begins and it is finished."""
+    newest = default
+    for path in (default, *(default.with_name(f"{default.name}-{n}") for n in range(2, 1000))):
+        if not holds_run(path):
+            return path if resume == "never" and (newest / REPORT).exists() else newest
+        newest = path
+    raise UsageError(f"{default} has 999 runs: give another --output")
 
 
 def holds_run(folder: Path) -> bool:
     """Return True if the folder holds a checkpoint or a log."""
-    return any(True for pattern in (PATTERN, LOG) for _ in folder.glob(pattern))
+    return holds_checkpoint(folder) or (folder / LOG).exists()
 
 
-def append_log(folder: Path, record: dict) -> None:
-    """Append a line to the log."""
-    with open(folder / LOG, "a") as file:
-        file.write(json.dumps(record) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+def holds_checkpoint(folder: Path) -> bool:
+    """Return True if the folder holds a checkpoint, damaged or not."""
+    return bool(_newest_first(folder))
+
+
+# ---- log and checkpoints --------------------------------------------------------------------------------------------
 
 
 def write_log(folder: Path, records: list[dict]) -> None:
-    """Write the whole log. A resumed run thereby removes later epochs, which it repeats, and incomplete lines."""
+    """Write the log, one line for each finished epoch."""
     lines = "".join(json.dumps(record) + "\n" for record in records)
     write_whole(folder / LOG, lambda file: file.write(lines.encode()))
 
@@ -103,51 +156,60 @@ def read_log(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
 
 
-def save(folder: Path, state: dict, best: bool = False) -> Path:
-    """Write the checkpoint after `state["epoch"]` epochs and `state["batch"]` batches of the next one; return its path.
+def checkpoint_name(epoch: int, batch: int) -> str:
+    """Return the file name of the checkpoint after `epoch` epochs and `batch` batches of the next one."""
+    return f"checkpoint-{epoch:04d}" + (f"-{batch:06d}" if batch else "") + ".pt"
 
-    All but the newest two checkpoints are deleted. With `best`, a copy is saved as best.pt.
+
+def save(folder: Path, state: dict, best: bool = False) -> None:
+    """Write a checkpoint, with `best` also as best.pt, and the log. Older checkpoints except one are deleted.
 
     Raises:
-        OSError: if the checkpoint cannot be written; earlier checkpoints are unchanged.
+        OSError: if a file cannot be written; earlier checkpoints are unchanged.
     """
-    within = f"-{state['batch']:06d}" if state["batch"] else ""
-    path = folder / f"checkpoint-{state['epoch']:04d}{within}.pt"
     buffer = io.BytesIO()
     torch.save(state, buffer)  # in memory first: torch's own error on a full disk does not name the reason
-    for file_path in (folder / BEST, path) if best else (path,):  # a run killed in between repeats this epoch
-        write_whole(file_path, lambda file: file.write(buffer.getbuffer()))
-    for old in _newest_first(folder)[KEPT:]:
+    for name in ([BEST] if best else []) + [checkpoint_name(state["epoch"], state["batch"])]:
+        write_whole(folder / name, lambda file: file.write(buffer.getbuffer()))
+    write_log(folder, state["history"])
+    numbered = [path for path in _newest_first(folder) if path.name != BEST]
+    for old in numbered[KEPT:]:
         old.unlink()
-    return path
 
 
-def load_newest(folder: Path, warn: Callable[[str], object] = print) -> tuple[dict, Path]:
-    """Return the newest readable state in `folder`, on the CPU, and its path; `warn` about damaged checkpoints.
+def load_newest(folder: Path) -> tuple[dict, Path]:
+    """Return the newest undamaged state in `folder`, on the CPU, and its path; best.pt is the last choice.
 
     Raises:
-        UsageError: if no checkpoint is readable.
+        UsageError: if no checkpoint is usable.
     """
     for path in _newest_first(folder):
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            state["epoch"], state["settings"], state["random"]  # noqa: B018  files of other programs lack these
+            state = load_tensors(path)
+            wrong = [name for name, kind in STRUCTURE.items() if not isinstance(state.get(name), kind)]
+            if wrong:
+                raise ValueError(f"without valid {', '.join(wrong)}")
             return state, path
-        except Exception as error:  # a damaged zip or pickle fails in many ways
+        except Exception as error:  # a damaged file fails in many ways
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            warn(f"{path} is damaged ({reason[:80]}): trying the checkpoint before it")
-    raise UsageError(f"no usable checkpoint in {folder}: leave out --resume to start from the beginning")
+            print(f"{path} is damaged ({reason[:120]}): trying an earlier checkpoint")
+    raise UsageError(f"no usable checkpoint in {folder}: begin anew with another --output")
 
 
-def holds_checkpoint(folder: Path) -> bool:
-    """Return True if the folder holds a checkpoint, damaged or not."""
-    return any(True for _ in folder.glob(PATTERN))
+def _newest_first(folder):
+    """Return the checkpoints, sorted by epoch and batch, then best.pt."""
+    matches = [match for path in folder.glob("*.pt") if (match := CHECKPOINT.fullmatch(path.name))]
+    matches.sort(key=lambda match: (int(match[1]), int(match[2] or 0)), reverse=True)
+    return [folder / match.string for match in matches] + list(folder.glob(BEST))
+
+
+# ---- random generators ----------------------------------------------------------------------------------------------
 
 
 def seed_random(seed: int) -> None:
     """Seed all random generators: those of Python, NumPy, torch and the devices."""
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed % 2**32)  # NumPy takes no larger seed
     torch.manual_seed(seed)
 
 
@@ -168,8 +230,3 @@ def restore_random_state(state: dict, device: torch.device) -> None:
     torch.set_rng_state(state["torch"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
-
-
-def _newest_first(folder):
-    """Return the checkpoints sorted by the numbers in their names: epoch, or epoch and batch."""
-    return sorted(folder.glob(PATTERN), key=lambda path: list(map(int, re.findall(r"\d+", path.stem))), reverse=True)

@@ -15,7 +15,7 @@ import torch
 import torch.nn as nn
 
 from linearconv import LinearConv
-from linearconv_convert.report import count_macs
+from linearconv_convert.report import count_macs, count_parameters
 from linearconv_sparse import LinearConvSparse
 
 
@@ -33,11 +33,6 @@ def count(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:
         "flops": flops(model, input_size),
         "macs_inference": macs_inference(model, input_size),
     }
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Return the number of elements of all parameters; a shared parameter counts once."""
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def count_nonzero_parameters(model: nn.Module) -> int:
@@ -140,13 +135,14 @@ def _profile(model, input_size, rules, default_rules=True):
         warnings.simplefilter("ignore", DeprecationWarning)  # thop compares versions with distutils
         import thop
         from thop.profile import register_hooks as thop_rules
-    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    model = copy.deepcopy(model, tensors)  # shares the tensors, which eval mode never changes
+    # The copy's tensors have shapes but no values: counting takes neither memory nor time.
+    empty = {id(tensor): tensor.to("meta") for tensor in (*model.parameters(), *model.buffers())}
+    model = copy.deepcopy(model, empty)
     custom_ops = {} if default_rules else dict.fromkeys(thop_rules, hook(lambda layer, output: 0))
     for kind in {type(module) for module in model.modules()}:
         if base := next((base for base in kind.__mro__ if base in rules), None):
             custom_ops[kind] = hook(rules[base])
     example = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    image = torch.zeros(1, *input_size, device=example.device, dtype=example.dtype)
+    image = torch.zeros(1, *input_size, device="meta", dtype=example.dtype)
     total, _ = thop.profile(model, (image,), custom_ops=custom_ops, verbose=False)
     return int(total)

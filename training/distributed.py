@@ -17,6 +17,9 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch import Tensor
 
+from images.info import one_line
+from training.errors import UsageError
+
 TIMEOUT = timedelta(minutes=10)  # for communication; this includes the time in which rank 0 downloads data
 
 
@@ -63,19 +66,27 @@ class Group:
         return things
 
     def broadcast_from_rank0(self, make: Callable[[], Any]) -> Any:
-        """Call `make()` on rank 0 and return its result in all processes."""
-        things = [make() if self.is_rank0 else None]
-        if self.size > 1:
-            dist.broadcast_object_list(things, src=0)
-        return things[0]
+        """Call `make()` on rank 0 and return its result in all processes, or end all processes if it fails."""
+        if self.size == 1:
+            return make()
+        outcome = [None, None]
+        if self.is_rank0:
+            try:
+                outcome[0] = make()
+            except Exception as error:
+                dist.broadcast_object_list([None, getattr(error, "code", 2)], src=0)
+                raise
+        dist.broadcast_object_list(outcome, src=0)
+        made, code = outcome
+        if code is not None:
+            raise SystemExit(code)  # only rank 0 prints the error
+        return made
 
     def on_rank0_first(self, make: Callable[[], Any]) -> Any:
         """Return `make()`. Rank 0 calls it first, so that the other processes find the files that it downloads."""
-        if self.size == 1:
-            return make()
-        made = make() if self.is_rank0 else None
-        dist.barrier()
-        return made if self.is_rank0 else make()
+        made = []
+        self.broadcast_from_rank0(lambda: made.append(make()))
+        return made[0] if self.is_rank0 else make()
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return the model wrapped so that gradients are averaged over the processes."""
@@ -94,11 +105,26 @@ def join(device: str) -> Iterator[Group]:
 
     Args:
         device: given on the command line; with "cuda", each of several processes gets its own GPU.
+
+    Raises:
+        UsageError: if the variables that torchrun sets are incomplete, or the processes do not find each other.
     """
+    try:
+        group = _joined(device)
+    except (ValueError, KeyError, RuntimeError) as error:
+        reason = f"the processes of WORLD_SIZE={os.environ['WORLD_SIZE']} cannot be joined ({one_line(error)})"
+        raise UsageError(f"{reason}: start them with torchrun, or unset WORLD_SIZE") from None
+    try:
+        yield group
+    finally:
+        if group.size > 1:
+            dist.destroy_process_group()
+
+
+def _joined(device):
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield Group(device=device)
-        return
+        return Group(device=device)
     # DistributedDataParallel imports this module, whose functions store the current world group as a default argument.
     # Imported later, it would keep the group's threads alive, and they would abort the process at interpreter exit.
     import torch.distributed.nn  # noqa: F401
@@ -113,7 +139,4 @@ def join(device: str) -> Iterator[Group]:
         # Restarted processes must not find the addresses of their predecessors in torchrun's store.
         store = dist.PrefixStore(f"start_{restarts}", store)
     dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
-    try:
-        yield Group(rank, size, device, restarts)
-    finally:
-        dist.destroy_process_group()
+    return Group(rank, size, device, restarts)

@@ -1,12 +1,16 @@
 """Errors and signals that end a run early. Each error has an exit code and prints one line on stderr."""
 
+import io
+import os
 import signal
 import sys
 import threading
+import time
 
 from dataloaders import DataError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+REPEAT = 2.0  # seconds in which a launcher and the system may both send a signal
 
 
 class RunError(Exception):
@@ -20,7 +24,7 @@ class UsageError(RunError):
 
 
 class NotFinite(RunError):
-    """A loss or gradient is infinite or not a number; the message names the step and the layers."""
+    """A loss, gradient or weight is infinite or not a number; the message names the step and the layers."""
 
     code = 3
 
@@ -38,7 +42,12 @@ class Stopped(RunError):
         self.code = 128 + number
 
 
-EXPECTED = (RunError, DataError, OSError, KeyboardInterrupt)  # any other exception is a bug
+EXPECTED = (RunError, DataError, OSError, MemoryError, KeyboardInterrupt)  # any other exception is a bug
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return True for the errors of Python, NumPy and torch about memory; torch's errors are general RuntimeErrors."""
+    return isinstance(error, MemoryError) or "ried to allocate" in str(error)
 
 
 def report_failure(error: BaseException, program: str) -> int:
@@ -49,15 +58,32 @@ def report_failure(error: BaseException, program: str) -> int:
         text = f"{where}{error.strerror or error}"
     elif isinstance(error, KeyboardInterrupt):  # before or after training
         text, code = "interrupted", 128 + signal.SIGINT
+    elif out_of_memory(error):
+        text = f"not enough memory ({text}): reduce the batch size, the image size or the network"
     print(f"{program}: {' '.join(text.split())}", file=sys.stderr)
     return code
 
 
+def prepare_output() -> None:
+    """Make print work without stdout or stderr, and for characters that the terminal does not have."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the shell: `command >&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  for as long as the process lasts
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 class StopSignals:
-    """Within the context, record the first SIGINT or SIGTERM in `asked`; a second signal ends the process at once."""
+    """Within the context, record SIGINT or SIGTERM in `asked`.
+
+    A signal that follows within two seconds is a repetition; a later one ends the process at once. After a signal the
+    handlers remain, so that repetitions do not disturb the end of the process.
+    """
 
     def __init__(self) -> None:
         self.asked: int | None = None
+        self._since = 0.0
         self._before = {}
 
     def __enter__(self) -> "StopSignals":
@@ -66,10 +92,13 @@ class StopSignals:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        if self.asked is None:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
     def _remember(self, number, _):
-        self.asked = number
-        for other in SIGNALS:
-            signal.signal(other, signal.SIG_DFL)
+        if self.asked is None:
+            self.asked, self._since = number, time.monotonic()
+        elif time.monotonic() - self._since > REPEAT:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)

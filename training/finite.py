@@ -42,6 +42,10 @@ class FiniteCheck:
         """Return False if a loss or gradient of any step so far was not finite; this waits for the device."""
         return not self.bad_steps.item()
 
+    def model_is_finite(self) -> bool:
+        """Return False if a parameter or buffer is not finite now; a last step may overflow with finite gradients."""
+        return bool(torch.stack([tensor.isfinite().all() for tensor in self.model.state_dict().values()]).all())
+
     def bad_layers(self) -> list[str]:
         """Return the names of the layers whose parameters or gradients are currently not finite."""
         names = set()

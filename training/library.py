@@ -63,8 +63,6 @@ class Library:
             raise ValueError("--dense-epochs: train with -t dense first, and give its best.pt as --weights")
         if options.distill and not options.weights:
             raise ValueError("--distill learns from the network before conversion: give its --weights")
-        if options.temperature and not options.distill:
-            raise ValueError("--temperature goes with --distill")
         if options.budget is None and options.of != "parameters":
             raise ValueError("--of needs a --budget")
         if variant.type == "dense" and options.budget is not None:

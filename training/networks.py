@@ -9,9 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 import torch.nn as nn
 
 from baselines import HELP as BASELINES_HELP
+from images.info import one_line, physical_memory
+from linearconv_convert.report import count_parameters
 from linearconv_convert.weights import STARTS, initialise
 from linearconv_sparse import SCHEDULES
 from linearconv_variants import add_options, positive_float
@@ -19,6 +22,7 @@ from training.distributed import Group
 from training.errors import UsageError
 from training.recipe import Recipe
 
+BYTES = 4  # of a parameter
 Shape = tuple[int, int, int]  # (channels, height, width) of one image
 
 
@@ -83,12 +87,16 @@ class Networks:
         """
         network = self.networks[options.network]
         shape = {"in_channels": input_size[0], "num_classes": num_classes, "width": options.width}
+        build = partial(_with_dense_stem, network) if recipe.stem == "dense" else network
         try:
-            build = partial(_with_dense_stem, network) if recipe.stem == "dense" else network
+            with torch.device("meta"):  # shapes without memory
+                parameters = count_parameters(network(conv=nn.Conv2d, **shape))
+            if 2 * BYTES * parameters > physical_memory():
+                raise MemoryError(f"with {parameters:,} parameters it does not fit in the memory of this machine")
             model = options.variant.build(build, **shape)
             dense = network(conv=nn.Conv2d, **shape)
-        except ValueError as error:
-            raise UsageError(f"the network cannot be built: {error}") from None
+        except (ValueError, TypeError, OverflowError, RuntimeError, MemoryError) as error:
+            raise UsageError(f"the network cannot be built: {one_line(error)}") from None
         if recipe.init != "published":
             initialise(model, recipe.init)
         return Network(model, dense)

@@ -6,6 +6,7 @@ Wrong options end the script with one line on stderr and exit code 2.
 """
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 from baselines import method_of
 from dataloaders import DATASETS, IN_MEMORY
+from images.stream import default_workers
 from linearconv_variants import (
     OneLineParser,
     Variant,
@@ -22,7 +24,7 @@ from linearconv_variants import (
     positive_int,
 )
 from training.networks import Networks
-from training.recipe import CHANGEABLE, RECIPES, SHORT, Recipe, add_recipe_options
+from training.recipe import CHANGEABLE, DEFAULTS, RECIPES, SHORT, Recipe, add_recipe_options
 
 
 class Options(argparse.Namespace):
@@ -89,11 +91,13 @@ def make_parser(
     add("--dataset", choices=DATASETS, help="default: cifar10, or digits (bundled) if it is not available")
     add("--data-root", default="dataset", metavar="DIR", help="folder of the data sets (default: dataset)")
     add("--no-download", dest="download", action="store_false", help="use only the files in --data-root")
-    add("--image-size", type=positive_int, default=32, help="imagefolder only: side in pixels (default: 32)")
+    size = DEFAULTS["image_size"]
+    add("--image-size", type=positive_int, default=size, help=f"imagefolder only: side in pixels (default: {size})")
     kept = "imagefolder only: keep the images in memory, or stream them from disk (default: auto, by the free memory)"
     add("--in-memory", choices=IN_MEMORY, default="auto", help=kept)
-    workers = "per process, to decode streamed images (default: one per core, at most 8)"
-    add("--workers", type=non_negative_int, metavar="N", help=f"worker processes {workers}")
+    usual = f"default: one per core, at most 8; here {default_workers()}"
+    workers = f"worker processes per process, to decode streamed images ({usual})"
+    add("--workers", type=non_negative_int, metavar="N", help=workers)
     add("--validation", type=non_negative_int, default=0, metavar="N", help="hold out N training images as test images")
 
     group = parser.add_argument_group("recipe (defaults come from --recipe)")
@@ -104,10 +108,14 @@ def make_parser(
 
     add = parser.add_argument_group("training").add_argument
     add("--seed", type=int, default=0, help="seed of initialisation, shuffling and augmentation (default: 0)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N (default: cuda)")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    devices = f"cpu, cuda or cuda:N (default: cuda if there is a GPU; here {device})"
+    add("--device", default=device, help=devices)
     switch = argparse.BooleanOptionalAction
     add("--channels-last", action=switch, help="memory format of images and feature maps (default: on)")
-    add("--amp", action=switch, help="bfloat16 autocast (default: on for CPUs that compute in bfloat16, elsewhere off)")
+    here = "on" if device == "cpu" and cpu_computes_in_bfloat16() else "off"
+    usual = f"default: on for CPUs that compute in bfloat16, elsewhere off; here {here}"
+    add("--amp", action=switch, help=f"bfloat16 autocast ({usual})")
     add("--sync-batch-norm", action="store_true", help="several processes on GPUs: BatchNorm over the batches of all")
     add("--deterministic", action="store_true", help="deterministic operations only: exact resume on GPUs too (slower)")
     add("--compile", action=switch, help="torch.compile the network (default: off; slower on a CPU)")
@@ -156,8 +164,8 @@ def _check(options):
         raise ValueError("--in-memory no goes with --dataset imagefolder: the other sets are always kept in memory")
     if not 0 <= options.seed < 2**63:
         raise ValueError(f"--seed must be a non-negative 64-bit integer, got {options.seed}")
-    if options.sync_batch_norm and torch.device(options.device).type == "cpu":
-        raise ValueError("--sync-batch-norm needs GPUs: torch has no synchronised BatchNorm for CPUs")
+    if options.sync_batch_norm and (options.device == "cpu" or os.environ.get("WORLD_SIZE", "1") == "1"):
+        raise ValueError("--sync-batch-norm needs GPUs and several processes: torch has none for CPUs")
 
 
 def _check_device(name):

@@ -10,9 +10,12 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from itertools import zip_longest
 from pathlib import Path
 
+from baselines import Baseline
 from linearconv_variants import (
+    LINEARCONV_TYPES,
     Variant,
     non_negative_float,
     non_negative_int,
@@ -175,6 +178,7 @@ TUNE = Recipe(  # for trained weights: docs/zoo.md; the warm-up protects convert
 )
 SHORT = {"fast": FAST, "tune": TUNE}
 RECIPES = ("paper", *SHORT)
+DEFAULTS = {"alpha": Variant.alpha, "pruning": Variant.pruning, "image_size": 32}  # of options outside the recipe
 
 
 def recipe_for(options: object, dataset: str | None, paper: Recipe, digits: Recipe | None = None) -> Recipe:
@@ -185,9 +189,43 @@ def recipe_for(options: object, dataset: str | None, paper: Recipe, digits: Reci
         dataset: name of the data set.
         paper: recipe of the architecture.
         digits: recipe of the architecture for the bundled digits, or None.
+
+    Raises:
+        UsageError: for an option that would have no effect.
     """
     own = digits if digits and dataset == "digits" else paper
-    return SHORT.get(options.recipe, own).changed_by(options)
+    recipe = SHORT.get(options.recipe, own).changed_by(options)
+    defaults = vars(Recipe(lr=1.0, epochs=1)) | options.networks.defaults
+    given = vars(options.variant) | vars(options)
+    for name, needs in without_effect(recipe, options.variant, dataset).items():
+        value, default = given.get(name), defaults.get(name, DEFAULTS.get(name))
+        if value and value != default:  # 0: switched off
+            raise UsageError(f"--{name.replace('_', '-')} {value} has no effect here: it needs {needs}")
+    return recipe
+
+
+def without_effect(recipe: Recipe, variant: Variant | Baseline, dataset: str | None) -> dict[str, str]:
+    """Return the names of the options that have no effect in a run, each with what it needs to have one."""
+    epochs, is_folder = recipe.epochs, dataset == "imagefolder"
+    is_linearconv, linearconv = variant.type in LINEARCONV_TYPES, "a LinearConv type"
+    drops = recipe.schedule == "steps" and min(recipe.milestones, default=0) < epochs
+    needs = {
+        "alpha": (variant.type not in ("dense", "basis"), "a type with primary filters"),
+        "pruning": (variant.type == "sparse", "-t sparse"),
+        "image_size": (is_folder, "--dataset imagefolder"),
+        "workers": (is_folder, "--dataset imagefolder"),
+        "milestones": (drops, "--schedule steps and more epochs"),
+        "reg_weight": (is_linearconv, linearconv),
+        "warmup": (recipe.warmup <= epochs, f"at least as many epochs, not {epochs}"),
+        "decay": (is_linearconv and recipe.weight_decay, f"{linearconv} and --weight-decay"),
+        "coefficient_lr": (is_linearconv, linearconv),
+        "average": (recipe.average <= epochs, f"at least as many epochs, not {epochs}"),
+        "init": (is_linearconv or recipe.init == "scratch", linearconv),
+        "stem": (variant.type not in ("dense", "octave"), "a type that replaces each convolution by itself"),
+        "dense_epochs": (is_linearconv and recipe.dense_epochs < epochs, f"{linearconv}, and epochs after it"),
+        "temperature": (recipe.distill, "--distill"),
+    }
+    return {name: text for name, (has_effect, text) in needs.items() if not has_effect}
 
 
 @dataclass(frozen=True)
@@ -204,6 +242,9 @@ class TrainingSettings:
     amp: bool = field(default=False, metadata={"may_change": True})
     processes: int = field(default=1, metadata={"may_change": True})
     validation: int = 0
+    classes: tuple[str, ...] | None = None  # names; None: unknown, also in older checkpoints
+    image_size: int | None = None
+    num_images: tuple[int, int] | None = None  # of training and test
     in_memory: bool = True  # streamed images are augmented differently
     of_network: dict[str, object] = field(default_factory=dict)  # options that only this kind of networks has
 
@@ -235,12 +276,20 @@ class TrainingSettings:
             UsageError: if any other setting differs; the message names all of these.
         """
         defaults = {field.name: field.default for kind in (Recipe, TrainingSettings) for field in fields(kind)}
-        state, saved = self.state_dict(), defaults | saved
-        different = [name for name in state if saved.get(name) != state[name]]
+        saved = {name: value for name, value in defaults.items() if value is not None} | saved
+        state = self.state_dict()
+        different = [name for name in state if name in saved and saved[name] != state[name]]
         if refused := [name for name in different if name not in may_change]:
-            changes = ", ".join(f"{name} {saved.get(name)} there, {state[name]} here" for name in refused)
-            raise UsageError(f"{path} is a checkpoint of another run ({changes}): resume with its options")
+            changes = ", ".join(_difference(name, saved[name], state[name]) for name in refused)
+            raise UsageError(f"{path} is a checkpoint of another run ({changes}): resume with its options and data")
         return different
+
+
+def _difference(name, there, here):
+    if name == "classes":  # the first one that differs
+        pairs = enumerate(zip_longest(there, here, fillvalue="none"))
+        name, (there, here) = next((f"class {index}", pair) for index, pair in pairs if pair[0] != pair[1])
+    return f"{name} {there} there, {here} here"
 
 
 def changeable(*kinds: type) -> tuple[str, ...]:

@@ -9,10 +9,8 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
-from tqdm import tqdm
 
 from training import counting
-from training.errors import UsageError
 from training.options import Options
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,33 +93,6 @@ def show_counts(title: str, counts: dict[str, int], input_size: tuple[int, int, 
         short = f"{ours / 1e6:.2f} M" if key == "parameters" else f"{ours / 1e9:.3f} B"
         print(f"  {title:30s}{ours:>15,} = {short:9s}  (dense {dense:,}; {100 * ours / dense:.1f} %)")
     sys.stdout.flush()
-
-
-def show_epoch(record: dict, epochs: int, train_seconds: float, events: object = None) -> None:
-    """Print the line of an epoch above the progress bar; with `events`, also write its numbers to TensorBoard."""
-    tqdm.write(
-        "epoch {epoch:3d}/{epochs}  loss {train_loss:.4f}  train {train_accuracy:6.2f} %  test {test_accuracy:6.2f} %  "
-        "lr {lr:.1e}  {train_seconds:.1f} s".format(**record, epochs=epochs, train_seconds=train_seconds),
-        file=sys.stdout,
-    )
-    sys.stdout.flush()
-    if events:
-        for name, value in record.items():
-            events.add_scalar(name, value, record["epoch"])
-        events.flush()
-
-
-def event_writer(folder: Path) -> object:
-    """Return a writer of TensorBoard event files.
-
-    Raises:
-        UsageError: if the package tensorboard is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UsageError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
-    return SummaryWriter(folder)
 
 
 def show_outcome(report: dict, path: Path) -> None:

@@ -8,6 +8,7 @@ is the only call of a script in models/.
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -16,12 +17,14 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from dataloaders import DataError, Loader, dataloaders, describe, kept_in_memory
+from dataloaders import DataError, DataSet, Loader, dataloaders, describe, kept_in_memory
+from images.info import one_line
 from linearconv import LinearConv
 from linearconv_convert.weights import copy_weights
 from training import checkpoints, counting, report
 from training.distributed import Group, join
-from training.errors import EXPECTED, UsageError, report_failure
+from training.errors import EXPECTED, UsageError, out_of_memory, prepare_output, report_failure
+from training.memory import keep_freed_memory
 from training.networks import Network, Networks, Shape
 from training.options import Options, make_parser, parse_arguments, run_name
 from training.recipe import Recipe, TrainingSettings, recipe_for
@@ -50,33 +53,38 @@ def main(
         SystemExit: with one line on stderr and code 2 for bad input or files that cannot be written, 3 for infinite or
             undefined numbers, 130 when interrupted, 143 when terminated.
     """
-    options = parse_arguments(make_parser(networks, recipe, digits_recipe), argv)
-    if int(os.environ.get("RANK", "0")):  # only rank 0 prints; all processes report errors
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for as long as the process lasts
+    prepare_output()
+    parser = make_parser(networks, recipe, digits_recipe)
     try:
-        with join(options.device) as group:
-            _run(options, (recipe, digits_recipe), group)
-    except EXPECTED as error:
-        sys.exit(report_failure(error, options.program))
+        options = parse_arguments(parser, argv)
+        with join(options.device) as group, ExitStack() as stack:
+            if not group.is_rank0:
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for as long as the process lasts
+            _run(options, (recipe, digits_recipe), group, stack)
+    except (*EXPECTED, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not out_of_memory(error):
+            raise
+        sys.exit(report_failure(error, parser.prog))
 
 
-def _run(options: Options, recipes: Recipes, group: Group) -> None:
+def _run(options: Options, recipes: Recipes, group: Group, stack: ExitStack) -> None:
+    keep_freed_memory()
     if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
         torch.use_deterministic_algorithms(True)
-    resume = "auto" if group.restarts and options.resume == "never" else options.resume  # torchrun's restarts resume
     networks, recipe = options.networks, recipe_for(options, options.dataset, *recipes)
     input_size, num_classes = _image_shape(options)
-    data = folder = checkpoint = None
+    folder = data = checkpoint = images = None
+    if options.output:
+        folder = _open_folder(options, None, group, stack)  # an unusable folder raises before the data are read
 
     torch.manual_seed(options.seed)
     network = networks.build(options, recipe, input_size, num_classes, group)
     if networks.is_converted:
-        images = None
         if not options.count_only:  # the conversion needs training images or the checkpoint
             data = load_data(options, recipes, group)
-            folder = _open_folder(options, data.dataset, resume, group)
-            checkpoint = _load_checkpoint(folder, resume, group)
+            folder = folder or _open_folder(options, data.dataset, group, stack)
+            checkpoint = _load_checkpoint(folder, group)
             if checkpoint and checkpoint[0].get("network"):
                 network.record = checkpoint[0]["network"]
             elif needed := networks.images_needed(options, recipe):
@@ -85,8 +93,6 @@ def _run(options: Options, recipes: Recipes, group: Group) -> None:
 
     counts = _count(network, options, input_size)
     report.show_counts(networks.title(options), counts, input_size, num_classes)
-    if options.output and folder is None:
-        folder = _open_folder(options, None, resume, group)  # an unusable folder raises before the data are read
     if options.count_only:
         if folder and group.is_rank0:
             counted = report.make_report(options, counts, num_classes, group.device) | networks.settings(options)
@@ -94,18 +100,21 @@ def _run(options: Options, recipes: Recipes, group: Group) -> None:
         return
 
     data = data or load_data(options, recipes, group)
-    folder = folder or _open_folder(options, data.dataset, resume, group)
-    checkpoint = checkpoint or _load_checkpoint(folder, resume, group)
+    folder = folder or _open_folder(options, data.dataset, group, stack)
+    checkpoint = checkpoint or _load_checkpoint(folder, group)
     if group.is_rank0 and group.size > 1 and not options.output:
         (folder / checkpoints.LOG).touch()  # reserves the number of the default folder, in case torchrun restarts
+    print(f"{data.recipe.epochs} epochs of {len(data.loaders[0])} steps; output folder: {folder}")
     trainer = train(network, data, options, num_classes, folder, group, checkpoint)
 
-    flipped = trainer.evaluate_flipped()  # called in all processes
+    flipped = trainer.evaluate(flipped=True) if trainer.train_loader.flip else None  # called in all processes
     if group.is_rank0:
         counts["nonzero_parameters"] = counting.count_nonzero_parameters(trainer.model)
         result = report.make_report(options, counts, num_classes, group.device) | networks.settings(options)
-        result |= {"dataset": data.dataset, "in_memory": data.in_memory}
-        result |= vars(data.recipe) | trainer.progress.outcome() | flipped
+        result |= {"dataset": data.dataset, "in_memory": data.in_memory, **data.identity()}
+        result |= vars(data.recipe) | trainer.progress.outcome()
+        if flipped is not None:
+            result["test_accuracy_with_flips"] = flipped
         checkpoints.write_json(folder / checkpoints.REPORT, result)
         report.show_outcome(result, folder / checkpoints.REPORT)
 
@@ -130,7 +139,7 @@ def _count(network: Network, options: Options, input_size: Shape) -> dict[str, i
         return report.count_against_dense(network.model, network.dense, input_size)
     except (RuntimeError, ValueError, AssertionError) as error:  # networks raise these for unsuitable images
         size = "x".join(map(str, input_size))
-        raise UsageError(f"{options.network} does not take {size} images: {error}") from None
+        raise UsageError(f"{options.network} does not take {size} images: {one_line(error)}") from None
 
 
 # ---- data and folder ------------------------------------------------------------------------------------------------
@@ -140,9 +149,15 @@ class Data(NamedTuple):
     """A data set and the recipe for it."""
 
     dataset: str
+    info: DataSet
     recipe: Recipe
     in_memory: bool
     loaders: tuple[Loader, Loader]  # training and test
+
+    def identity(self) -> dict[str, object]:
+        """Return class names, size and numbers of images: a run is resumed only with the same ones."""
+        num_images = tuple(loader.num_images for loader in self.loaders)
+        return {"classes": self.info.classes, "image_size": self.info.image_size, "num_images": num_images}
 
 
 def load_data(options: Options, recipes: Recipes, group: Group) -> Data:
@@ -175,8 +190,8 @@ def _load(name: str, options: Options, recipes: Recipes, group: Group) -> Data:
         batch_size=recipe.batch_size,
         shard=(group.rank, group.size),
     )
-    _, train, test = group.on_rank0_first(read)
-    return Data(name, recipe, in_memory, (train, test))
+    info, *loaders = group.on_rank0_first(read)
+    return Data(name, info, recipe, in_memory, tuple(loaders))
 
 
 def training_images(loader: Loader, count: int) -> list[Tensor]:
@@ -195,19 +210,24 @@ def training_images(loader: Loader, count: int) -> list[Tensor]:
     return list(torch.cat(images)[:count].split(64))
 
 
-def _open_folder(options: Options, dataset: str | None, resume: str, group: Group) -> Path:
-    """Return the output folder; the name of the default folder contains the data set."""
-    default = None
-    if not options.output:
+def _open_folder(options: Options, dataset: str | None, group: Group, stack: ExitStack) -> Path:
+    """Return the output folder, locked by rank 0; the name of the default folder contains the data set."""
+    resume = "auto" if group.restarts and options.resume == "never" else options.resume  # torchrun's restarts resume
+    if options.output:
+        folder = checkpoints.open_folder(Path(options.output), resume)
+    else:
         default = Path("ckpt") / Path(options.program).stem / run_name(options, dataset)
-    return group.broadcast_from_rank0(partial(checkpoints.open_folder, options.output, default, resume))
+        folder = checkpoints.open_folder(default, resume, numbered=True)
+    return group.broadcast_from_rank0(lambda: stack.enter_context(folder))
 
 
-def _load_checkpoint(folder: Path, resume: str, group: Group) -> Checkpoint | None:
+def _load_checkpoint(folder: Path, group: Group) -> Checkpoint | None:
     """Return the newest checkpoint of a run that is resumed, or None for a new run."""
-    if resume != "always" and not group.broadcast_from_rank0(partial(checkpoints.holds_checkpoint, folder)):
-        return None
-    return group.broadcast_from_rank0(partial(checkpoints.load_newest, folder))
+
+    def load():
+        return checkpoints.load_newest(folder) if checkpoints.holds_checkpoint(folder) else None
+
+    return group.broadcast_from_rank0(load)
 
 
 # ---- train ----------------------------------------------------------------------------------------------------------
@@ -237,6 +257,7 @@ def train(
         processes=group.size,
         in_memory=data.in_memory,
         of_network=options.networks.settings(options),
+        **data.identity(),
         **options.pick("network", "variant", "width", "seed", "amp", "validation"),
     )
     make_trainer = partial(
@@ -250,30 +271,20 @@ def train(
         channels_last=channels_last,
         **options.pick("compile", "sync_batch_norm", "save_every", "tensorboard"),
     )
-    if checkpoint is None and group.is_rank0 and (folder / checkpoints.LOG).exists():
-        checkpoints.write_log(folder, [])  # left by a run that ended before its first checkpoint
-
-    is_to_convert = any(isinstance(module, LinearConv) for module in network.model.modules())
-    progress, dense_epochs = None, recipe.dense_epochs if is_to_convert else 0
-    if dense_epochs and (checkpoint is None or not _is_after(checkpoint[0], dense_epochs)):
-        warm_up = make_trainer(network.dense, last_epoch=min(dense_epochs, recipe.epochs))
+    progress, dense_epochs = None, recipe.dense_epochs
+    is_converted = checkpoint and (checkpoint[0]["epoch"], checkpoint[0]["batch"]) > (dense_epochs, 0)
+    if dense_epochs and not is_converted:
+        warm_up = make_trainer(network.dense, last_epoch=dense_epochs)
         if checkpoint:
             warm_up.load_state(*checkpoint, options.may_change)
             checkpoint = None
         progress = warm_up.fit()
-        if dense_epochs >= recipe.epochs:
-            return warm_up
         copy_weights(warm_up.model, network.model.to(group.device))
     trainer = make_trainer(network.model, first_epoch=dense_epochs, progress=progress)
     if checkpoint:
         trainer.load_state(*checkpoint, options.may_change)
     trainer.fit()
     return trainer
-
-
-def _is_after(state: dict, epoch: int) -> bool:
-    """Return True if a checkpoint is past the end of an epoch."""
-    return (state["epoch"], state["batch"]) > (epoch, 0)
 
 
 def _channels_last_is_safe(model: nn.Module, device: torch.device) -> bool:

@@ -8,7 +8,6 @@ older result counts as the default. Runs without settings were written by older 
 they never replace a planned run.
 """
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -22,7 +21,7 @@ from typing import TextIO
 
 from experiments.results import NUMBER, REPORT, check_types, read_json, read_runs
 from training import checkpoints
-from training.checkpoints import holds_checkpoint, write_json
+from training.checkpoints import holds_checkpoint, take_lock, write_json
 from training.errors import UsageError
 from training.report import ROOT
 
@@ -92,18 +91,6 @@ class Run:
         for epoch in log:
             check_types(epoch, {"test_accuracy": NUMBER}, self.folder / checkpoints.LOG)
         return {**kept, "settings": self.settings, "report": report, "log": log}
-
-
-def take_lock(path: Path, wait: bool = False) -> TextIO | None:
-    """Return an open file that holds the lock until closed or until its process ends; None if another file holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "w")  # noqa: SIM115  stays open
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
 
 
 def is_locked(path: Path) -> bool:

@@ -32,7 +32,7 @@ class Plain(nn.Module):
         self.fc = nn.Linear(16 * 49, num_classes)
         self.steps = 0
         self.double()
-        made.append(self)
+        made.append(self)  # shapes only, the network, the dense network
 
     def forward(self, x):
         self.steps += self.training
@@ -45,7 +45,7 @@ class Plain(nn.Module):
 if __name__ == "__main__":
     main({{"Plain": Plain}}, Recipe(lr=1e-3, epochs=1))
     if folder := os.environ.get("STATES"):
-        torch.save(made[0].state_dict(), os.path.join(folder, os.environ["RANK"] + ".pt"))
+        torch.save(made[1].state_dict(), os.path.join(folder, os.environ["RANK"] + ".pt"))
         tasks = os.listdir("/proc/self/task") if sys.platform.startswith("linux") else []
         threads = [open(f"/proc/self/task/{{task}}/comm").read() for task in tasks]
         with open(os.path.join(folder, os.environ["RANK"] + ".left"), "w") as file:  # both print at once, and mix lines

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torchvision.models import get_model
 
 from training.objective import loss_of, soft_target_loss
-from training.recipe import TUNE, Recipe, recipe_for
+from training.recipe import TUNE, Recipe
 from training.trainer import Trainer
 
 NETWORK = "--network torchvision:squeezenet1_1 --calibrate 0 --no-amp --epochs 1"
@@ -69,17 +69,6 @@ def test_tune_begins_at_nothing_ends_at_nothing_and_stays_low():
     assert TUNE.lr_at(0) == 0 and TUNE.lr_at(TUNE.epochs) == 0
     assert max(TUNE.lr_at(epochs / 10) for epochs in range(10 * TUNE.epochs)) <= TUNE.lr <= 1e-4
     assert TUNE.optimizer == "adamw" and TUNE.warmup > 0 and TUNE.reg_weight == 0
-
-
-def test_tune_is_a_recipe_of_every_script_and_options_change_it():
-    class Given:
-        recipe = "tune"
-
-    for name in vars(TUNE):
-        setattr(Given, name, None)
-    assert recipe_for(Given, "digits", Recipe(1.0, 1), Recipe(2.0, 2)) == TUNE
-    Given.clip = 0.25
-    assert recipe_for(Given, "cifar10", Recipe(1.0, 1)).clip == 0.25
 
 
 @pytest.mark.parametrize("clip", [0.05, 1e9])

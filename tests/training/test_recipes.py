@@ -11,8 +11,10 @@ from linearconv_lowrank import LinearConvLowRank
 from linearconv_variants import OneLineParser, Variant
 from tests.training.test_survival import assert_same_run
 from training import checkpoints, recipe
+from training.errors import UsageError
 from training.objective import loss_of
-from training.recipe import FAST, Recipe, TrainingSettings, recipe_for
+from training.options import make_parser, parse_arguments
+from training.recipe import FAST, TUNE, Recipe, TrainingSettings, recipe_for
 from training.trainer import Trainer
 
 WHOLE = (  # everything that the paper's recipe has not
@@ -59,18 +61,49 @@ def test_a_recipe_option_is_one_line(monkeypatch):
     assert state["shake"] == 0.25
 
 
-def test_fast_is_for_every_network_and_data_set_and_options_change_it():
-    class Given:
-        recipe = "fast"
+def chosen(options, dataset="cifar10"):
+    paper, digits = Recipe(lr=1.0, epochs=10), Recipe(lr=2.0, epochs=2)
+    parsed = parse_arguments(make_parser({"Base": None}, paper, digits), ["--device", "cpu", *options.split()])
+    return recipe_for(parsed, dataset, paper, digits)
 
-    for name in vars(FAST):
-        setattr(Given, name, None)
-    assert recipe_for(Given, "digits", Recipe(1.0, 1), Recipe(2.0, 2)) == FAST
-    Given.epochs = 3
-    assert recipe_for(Given, "cifar10", Recipe(1.0, 1)).epochs == 3
-    Given.recipe, Given.epochs = "paper", None
-    assert recipe_for(Given, "digits", Recipe(1.0, 1), Recipe(2.0, 2)).lr == 2.0
-    assert recipe_for(Given, "cifar10", Recipe(1.0, 1), Recipe(2.0, 2)).lr == 1.0
+
+@pytest.mark.parametrize("recipe", [FAST, TUNE])
+def test_the_short_recipes_are_for_every_data_set_and_options_change_them(recipe):
+    name = "fast" if recipe is FAST else "tune"
+    assert chosen(f"--recipe {name}", "digits") == recipe
+    assert chosen(f"--recipe {name} --epochs 3").epochs == 3
+    assert chosen("").lr == 1.0 and chosen("", "digits").lr == 2.0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "-t rank --dense-epochs 10",
+        "-t dense --dense-epochs 1",
+        "-t rank --warmup 11",
+        "-t rank --average 1e30",
+        "-t rank --schedule linear --milestones 3",
+        "-t rank --milestones 10",
+        "-t rank --pruning published",
+        "-t dense --alpha 0.25",
+        "-t basis --alpha 0.25",
+        "-t dense --init spectral",
+        "-t ghost --coefficient-lr 2",
+        "-t dense --stem dense",
+        "-t rank --decay filters",
+        "-t dense --reg-weight 0.1",
+        "-t dense --image-size 64",
+        "-t dense --workers 2",
+    ],
+)
+def test_an_option_without_an_effect_is_refused(options):
+    with pytest.raises(UsageError, match=f"{options.split()[-2]} .* has no effect here: it needs"):
+        chosen(options)
+    for switched_off in (
+        "-t dense --reg-weight 0 --dense-epochs 0 --init published",
+        "-t rank --recipe fast --epochs 1",
+    ):
+        chosen(switched_off)  # the warm-up of `fast` was not given
 
 
 def test_the_report_names_the_recipe_and_all_of_its_fields(run):
@@ -156,14 +189,6 @@ def test_the_dense_network_goes_first_and_is_converted(run, monkeypatch):
     assert kinds == [torch.nn.Conv2d] * 8 + [LinearConv] * 4
     dense = trained(run, "-t dense --width 0.25 --epochs 3 --lr 1e-9")
     assert trainer.progress.history[2]["train_loss"] == pytest.approx(dense.progress.history[2]["train_loss"], rel=0.3)
-
-
-def test_a_dense_network_has_nothing_to_convert(run):
-    losses = [
-        trained(run, f"-t dense --width 0.125 --epochs 2 --dense-epochs {epochs}").progress.last["train_loss"]
-        for epochs in (0, 1)
-    ]
-    assert losses[0] == losses[1]
 
 
 def test_averaged_weights_are_evaluated_and_the_others_trained(run):

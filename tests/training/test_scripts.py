@@ -15,6 +15,7 @@ from models import base_xcnn
 from tests.helpers.runs import SCRIPTS
 from training import checkpoints, options
 from training.checkpoints import read_log
+from training.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = (  # every script, and every variant
@@ -73,7 +74,7 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(run, monkeypatch):
     def save_and_pull_the_plug(folder, state, best=False):
         save(folder, state, best)
         if state["epoch"] == 1:
-            checkpoints.append_log(folder, {"epoch": 2})  # the log may be ahead of what was saved
+            checkpoints.write_log(folder, [{"epoch": 2}])  # the log may be of another epoch than what was saved
             raise KeyboardInterrupt
 
     save = checkpoints.save
@@ -154,7 +155,7 @@ def test_count_only_prints_and_writes_counts_without_data(run, capsys):
     report = json.loads((folder / "report.json").read_text())
     assert (report["parameters"], report["dense_parameters"]) == (4922282, 9231114)
     assert report["flops_paper"] == 2397909142
-    assert {path.name for path in folder.iterdir()} == {"report.json"}
+    assert {path.name for path in folder.iterdir()} == {"report.json", "run.lock"}
 
 
 def test_count_only_takes_classes_channels_and_network(run, capsys):
@@ -225,7 +226,7 @@ def test_a_checkpoint_of_another_network_or_variant_is_refused(run, refused):
 def test_a_folder_that_holds_a_run_is_not_written_over(run, refused):
     folder = run("base", "-t dense --width 0.125 --epochs 2")
     before = (folder / "report.json").read_bytes()
-    assert "holds a run already" in refused("base", "-t dense --width 0.125 --epochs 2")
+    assert "holds a finished run" in refused("base", "-t dense --width 0.125 --epochs 2")
     assert "more --epochs" in refused("base", "-t dense --width 0.125 --epochs 1 --resume")
     assert (folder / "report.json").read_bytes() == before
 
@@ -269,7 +270,7 @@ def test_resume_auto_begins_resumes_and_ends(run, capsys):
 def test_resume_auto_begins_again_where_only_a_log_is_left(run):
     folder = run.folder("run")
     folder.mkdir()
-    checkpoints.append_log(folder, {"epoch": 1, "of": "a run that ended before its first checkpoint"})
+    checkpoints.write_log(folder, [{"epoch": 1, "of": "a run that ended before its first checkpoint"}])
     run("base", "-t rank --width 0.125 --epochs 2 --resume auto")
     assert [record["epoch"] for record in read_log(folder)] == [1, 2] and "of" not in read_log(folder)[0]
 
@@ -283,13 +284,18 @@ def test_options_do_not_change_after_parsing():
 # ---- default folder and data set ------------------------------------------------------------------------------------
 
 
-def test_runs_in_the_default_folder_are_numbered(tmp_path):
+def test_finished_runs_in_the_default_folder_are_numbered_and_an_unfinished_one_is_named(tmp_path):
     default = tmp_path / "run"
     for expected in ("run", "run-2", "run-3"):
-        folder = checkpoints.open_folder(None, default)
-        assert folder.name == expected
-        checkpoints.append_log(folder, {"epoch": 1})
-        assert checkpoints.open_folder(None, default, "always").name == expected
+        with checkpoints.open_folder(default, numbered=True) as folder:
+            assert folder.name == expected
+            checkpoints.save(folder, {"epoch": 1, "batch": 0, "history": []})
+        with pytest.raises(UsageError, match=f"{expected} holds an unfinished run: give --resume"):
+            with checkpoints.open_folder(default, numbered=True):
+                pass
+        with checkpoints.open_folder(default, "always", numbered=True) as folder:
+            assert folder.name == expected
+            checkpoints.write_json(folder / "report.json", {})
 
 
 def test_without_cifar10_the_digits_are_trained_on_and_said_so(tmp_path):

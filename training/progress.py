@@ -1,0 +1,188 @@
+"""The progress of a run: its counters and sums, which checkpoints contain, and the lines and the bar that show it."""
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from training.distributed import Group
+from training.errors import UsageError
+
+FIRST_ESTIMATE = 100  # steps
+SILENCE = 60  # seconds after which a line is printed if there is no terminal
+
+
+@dataclass
+class Progress:
+    """The progress of a run, as saved in checkpoints: counters, sums, log. Times in seconds, accuracies in per cent."""
+
+    epoch: int = 0  # finished epochs
+    batch: int = 0  # finished batches of the current epoch
+    step: int = 0  # finished steps of the whole run
+    seconds: float = 0.0  # duration of the finished epochs
+    train_seconds: float = 0.0  # duration of the current epoch's training
+    images_per_second: float = 0.0  # in training, of the last finished epoch
+    best: dict = field(default_factory=lambda: {"best_test_accuracy": -1.0, "best_epoch": 0})
+    last: dict = field(default_factory=dict)  # loss and accuracies of the last finished epoch
+    history: list[dict] = field(default_factory=list)  # a record per epoch
+    loss_sum: Tensor = field(default_factory=lambda: torch.zeros(()))  # over the epoch and this process's images
+    correct: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.long))
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch}" + (f" and {self.batch} batches of the next" if self.batch else "")
+
+    def state_dict(self, group: Group) -> dict[str, object]:
+        """Return the fields, with the sums of each process, (processes,); called in all processes."""
+        sums = group.gather((self.loss_sum.cpu(), self.correct.cpu()))
+        loss_sums, corrects = zip(*sums, strict=True)
+        return vars(self) | {"loss_sum": torch.stack(loss_sums), "correct": torch.stack(corrects)}
+
+    @classmethod
+    def load(cls, state: dict[str, object], group: Group) -> "Progress":
+        """Return the progress in a checkpoint. With another number of processes, rank 0 takes the sums of all."""
+        progress = cls(**{name: state[name] for name in vars(cls())})
+        for name in ("loss_sum", "correct"):
+            sums = state[name].reshape(-1)  # older checkpoints hold the sum over the processes
+            if len(sums) != group.size:
+                sums = [sums.sum()] + [torch.zeros_like(sums[0])] * (group.size - 1)
+            setattr(progress, name, sums[group.rank].to(group.device))
+        return progress
+
+    def begin_epoch(self, device: torch.device) -> None:
+        """Set the sums to zero, on the device, so that no step waits for the host."""
+        self.loss_sum = torch.zeros((), device=device)
+        self.correct = torch.zeros((), dtype=torch.long, device=device)
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a step to the sums: its mean loss (), logits (B, classes) and labels (B,)."""
+        self.batch += 1
+        self.loss_sum += loss.detach() * len(labels)
+        self.correct += (logits.detach().argmax(1) == labels).sum()
+
+    def finish_epoch(self, results: dict, details: dict, evaluation_seconds: float, num_images: int) -> bool:
+        """Finish an epoch, append its record to the history, and return True for the best epoch so far.
+
+        Args:
+            results: `train_loss`, `train_accuracy`, `test_accuracy`.
+            details: further entries of the record.
+            evaluation_seconds: duration of the evaluation, which is added to `train_seconds`.
+            num_images: number of training images.
+        """
+        self.epoch += 1
+        self.seconds += self.train_seconds + evaluation_seconds
+        self.images_per_second = num_images / self.train_seconds
+        self.last = results
+        is_best = results["test_accuracy"] > self.best["best_test_accuracy"]
+        if is_best:
+            self.best = {"best_test_accuracy": results["test_accuracy"], "best_epoch": self.epoch}
+        self.history.append({"epoch": self.epoch, **results, **self._times(), **details})
+        self.batch, self.train_seconds = 0, 0.0
+        return is_best
+
+    def outcome(self) -> dict[str, object]:
+        """Return the entries of the report about the training."""
+        return {**self.last, **self.best, **self._times()}
+
+    def _times(self):
+        return {"seconds": round(self.seconds, 3), "images_per_second": round(self.images_per_second, 1)}
+
+
+class Display:
+    """Show progress: a bar on a terminal, else a line at least once a minute; a line for each epoch; the time left.
+
+    Args:
+        progress: the progress at the beginning.
+        epochs, steps: epochs of the run, and steps in an epoch.
+        batch_size: images in a batch.
+        folder: folder of TensorBoard event files, or None.
+        quiet: show no bar.
+
+    Raises:
+        UsageError: if event files are wanted and the package tensorboard is not installed.
+    """
+
+    def __init__(
+        self, progress: Progress, epochs: int, steps: int, batch_size: int, folder: Path | None, quiet: bool
+    ) -> None:
+        self.epochs, self.steps, self.batch_size = epochs, steps, batch_size
+        self.first, self.start = self._done(progress), time.monotonic()
+        self.shown = self.start
+        self.events = _event_writer(folder) if folder else None
+        # None: no bar without a terminal
+        self.bar = tqdm(
+            total=epochs * steps, initial=self.first, disable=quiet or None, unit="batch", dynamic_ncols=True
+        )
+
+    def __enter__(self) -> "Display":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+        if self.events:
+            self.events.close()
+
+    def show_step(self, progress: Progress) -> None:
+        """Show a finished step: on the bar, or as a line if the last line is a minute old."""
+        self.bar.update()
+        now = time.monotonic()
+        if self._done(progress) == self.first + FIRST_ESTIMATE:
+            seconds = self._seconds_per_step(progress) * self.steps
+            self._print(f"about {duration(seconds)} per epoch, {self._time_left(progress)} left")
+        elif now - self.shown > (SILENCE if self.bar.disable else 1):
+            self.shown = now
+            loss = f"{progress.loss_sum.item() / (progress.batch * self.batch_size):.4f}"
+            if self.bar.disable:
+                where = f"epoch {progress.epoch + 1}/{self.epochs}, batch {progress.batch}/{self.steps}"
+                self._print(f"{where}: loss {loss}, {self._time_left(progress)} left")
+            else:
+                self.bar.set_postfix(epoch=progress.epoch + 1, loss=loss)
+
+    def show_epoch(self, progress: Progress, train_seconds: float) -> None:
+        """Print the line of a finished epoch, and write its numbers to the event file."""
+        record = progress.history[-1]
+        line = (
+            "epoch {epoch:3d}/{epochs}  loss {train_loss:.4f}  train {train_accuracy:6.2f} %  "
+            "test {test_accuracy:6.2f} %  lr {lr:.1e}  {train_seconds:.1f} s"
+        ).format(**record, epochs=self.epochs, train_seconds=train_seconds)
+        if progress.epoch < self.epochs:
+            line += f", {self._time_left(progress)} left"
+        self._print(line)
+        if self.events:
+            for name, value in record.items():
+                self.events.add_scalar(name, value, progress.epoch)
+            self.events.flush()
+
+    def _print(self, line):
+        self.shown = time.monotonic()
+        tqdm.write(line, file=sys.stdout)  # above the bar
+        sys.stdout.flush()
+
+    def _done(self, progress):
+        return progress.epoch * self.steps + progress.batch
+
+    def _seconds_per_step(self, progress):
+        """The mean since the beginning, evaluations included."""
+        return (time.monotonic() - self.start) / max(1, self._done(progress) - self.first)
+
+    def _time_left(self, progress):
+        return duration(self._seconds_per_step(progress) * (self.epochs * self.steps - self._done(progress)))
+
+
+def _event_writer(folder):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UsageError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
+    return SummaryWriter(folder)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words: `40 s`, `12 min`, `2 h 5 min`."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
