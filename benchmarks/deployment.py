@@ -21,11 +21,12 @@ import torch
 import torch.nn as nn
 
 from benchmarks.contenders import IMAGE, INFERENCE, NETWORKS, as_in_the_paper
-from benchmarks.measuring import add_network_options, add_sitting, command_line, compare, keep_freed_memory
+from benchmarks.measuring import add_network_options, add_sitting, command_line, compare
 from benchmarks.speed import make_step
 from linearconv import LinearConv
 from linearconv_convert import ConversionError, deploy, export
 from linearconv_convert.exporting import onnx_runner
+from training.memory import keep_freed_memory
 from training.report import ROOT
 
 DEFAULT_NETWORKS = ("VGG11", "ResNet18", "AllConv", "Base", "MobileNetV2")

@@ -19,8 +19,9 @@ import torch.nn as nn
 
 import linearconv
 from benchmarks.contenders import IMAGE, NETWORKS, TASKS, TRAINING, VARIANTS
-from benchmarks.measuring import add_network_options, command_line, keep_freed_memory, measure
+from benchmarks.measuring import add_network_options, command_line, measure
 from training.checkpoints import write_json
+from training.memory import keep_freed_memory
 from training.report import ROOT, origin
 
 WAYS = ("filters", "features")

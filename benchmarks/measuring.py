@@ -1,9 +1,7 @@
 """Measurement for the benchmarks: contenders in turns, and results over several sittings."""
 
-import ctypes
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -17,24 +15,12 @@ import torch
 from linearconv_variants import OneLineParser, positive_float
 from training.checkpoints import write_json
 from training.markdown import markdown_table
+from training.memory import return_freed_memory
 from training.report import origin
 
 SHORTEST_TURN = 0.02  # seconds
 LEAST_ROUNDS, MOST_ROUNDS = 3, 200
 LARGE_SHARE = 0.3  # of the machine's memory
-TUNABLES = "GLIBC_TUNABLES"
-KEEPING = "glibc.malloc.mmap_threshold=4000000000:glibc.malloc.trim_threshold=8000000000"  # bytes
-
-
-def keep_freed_memory() -> None:
-    """Restart this process with settings of glibc that keep freed memory for later allocations.
-
-    glibc returns large blocks to the system, and the system zeroes each new page. This takes a third of the time of
-    some networks on a CPU. glibc also adapts the threshold for large blocks, so the time depends on earlier
-    allocations. If GLIBC_TUNABLES is set, or the C library is not glibc, the function does nothing.
-    """
-    if platform.libc_ver()[0] == "glibc" and TUNABLES not in os.environ:
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {TUNABLES: KEEPING})
 
 
 def command_line(description: str) -> OneLineParser:
@@ -121,12 +107,6 @@ def memory_share() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) / os.sysconf("SC_PHYS_PAGES")
 
 
-def return_freed_memory() -> None:
-    """Return the memory kept by `keep_freed_memory` to the system."""
-    if KEEPING in os.environ.get(TUNABLES, ""):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def _take_turns(steps, device, is_large=False):
     """The seconds of one step of each contender.
 
@@ -159,7 +139,7 @@ def add_sitting(path: Path, rows: Sequence[dict], device: str, **conditions: obj
     """
     sittings = json.loads(path.read_text())["sittings"] if path.exists() else []
     sitting = {"ended": datetime.now(timezone.utc).isoformat(timespec="minutes"), "origin": origin(device)}
-    sitting |= {**conditions, TUNABLES: os.environ.get(TUNABLES), "rows": list(rows)}
+    sitting |= {**conditions, "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES"), "rows": list(rows)}
     sittings.append(sitting)
     write_json(path, {"sittings": sittings})
 

@@ -22,8 +22,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from benchmarks.contenders import CONTENDERS, IMAGE, NETWORKS, TASKS, TRAINING
-from benchmarks.measuring import add_network_options, add_sitting, command_line, compare, keep_freed_memory
+from benchmarks.measuring import add_network_options, add_sitting, command_line, compare
 from linearconv_sparse import schedule_pruning
+from training.memory import keep_freed_memory
 from training.report import ROOT
 
 SCHEDULED_STEPS = 1000  # steps of the pruning schedule: every 6th step chooses a new mask

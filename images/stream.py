@@ -125,20 +125,21 @@ class StreamLoader(Loader):
             # DataLoader's handler raises an error at any point of the program if a worker dies. Without the handler,
             # the wait for the next batch raises the error.
             signal.signal(signal.SIGCHLD, on_child or signal.SIG_DFL)
-        atexit.register(_end_workers, weakref.ref(batches), batches._workers)
+        # The finalizer keeps `batches` alive until the loader is gone. Python's garbage collector would close the queues
+        # first, and DataLoader would wait ten seconds for each worker.
+        atexit.register(weakref.finalize(self, _end_workers, batches))
         self.looked_after = True
         return batches
 
 
-def _end_workers(batches, workers):
-    """Shut down the workers. DataLoader waits five seconds for each if an error keeps the iterator alive until exit.
+def _end_workers(batches):
+    """Shut down the workers.
 
     If another worker was killed while it held a shared lock, a worker cannot end. It ignores SIGTERM, so this function
     kills it; otherwise this process would wait forever.
     """
-    if (alive := batches()) is not None:
-        alive._shutdown_workers()
-    for worker in workers:
+    batches._shutdown_workers()
+    for worker in batches._workers:
         if worker.is_alive():
             worker.kill()
 

@@ -16,3 +16,9 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)  # no block is mapped for itself
         libc.mallopt(M_TRIM_THRESHOLD, -1)  # the heap never shrinks
+
+
+def return_freed_memory() -> None:
+    """Return the memory that glibc has kept to the system."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

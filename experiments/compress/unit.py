@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     own, rest = parser.parse_known_args(argv)
     options = parse_arguments(script_parser(own.network.partition(":")[2]), rest)
     try:
-        study_one(own, options)
+        with open_folder(Path(options.output), "auto") as folder:
+            study_one(own, options, folder)
     except ConversionError as error:
         return report_failure(UsageError(str(error)), "compress")
     except EXPECTED as error:
@@ -66,10 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def study_one(own: Namespace, options: Options) -> None:
+def study_one(own: Namespace, options: Options, folder: Path) -> None:
     """Convert, measure and tune one network, and write its report."""
     script, _, name = own.network.partition(":")
-    folder = open_folder(options.output, Path(options.output), "auto")
     state, _ = load_newest(own.dense)
     info, *loaders = dataloaders(
         options.dataset,
@@ -137,28 +137,26 @@ def tune(
     options: Options,
 ) -> float:
     """Train a copy of a network, or resume its training; return the test accuracy after the last epoch."""
-    open_folder(folder, folder, "auto")
     model = copy.deepcopy(small)
     # On a CPU, torch's strided 1x1 convolutions with few channels are wrong in the channels_last format.
     thin = [layer for layer in layers_of(model, nn.Conv2d).values() if layer.in_channels < 16]
     channels_last = options.channels_last and not any(max(layer.stride) > 1 for layer in thin)
     for loader in loaders:
         loader.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    trainer = Trainer(
-        model,
-        tuple(loaders),
-        settings,
-        folder,
-        Group(device=options.device),
-        teacher=copy.deepcopy(teacher),
-        channels_last=channels_last,
-        save_every=options.save_every,
-    )
-    if holds_checkpoint(folder):
-        trainer.resume()
-    else:
-        write_log(folder, [])
-    return trainer.fit().last["test_accuracy"]
+    with open_folder(folder, "auto"):
+        trainer = Trainer(
+            model,
+            tuple(loaders),
+            settings,
+            folder,
+            Group(device=options.device),
+            teacher=copy.deepcopy(teacher),
+            channels_last=channels_last,
+            save_every=options.save_every,
+        )
+        if holds_checkpoint(folder):
+            trainer.load_state(*load_newest(folder))
+        return trainer.fit().last["test_accuracy"]
 
 
 def speeds(dense: nn.Module, small: nn.Module, size: tuple[int, int, int]) -> dict[str, float]:

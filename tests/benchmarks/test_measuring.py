@@ -1,31 +1,24 @@
-"""What the benchmarks ask of the C library."""
+"""The turns of a measurement, and the memory that it keeps."""
 
 import os
 import platform
-import subprocess
-import sys
+import resource
 
 import pytest
 
 from benchmarks import measuring
-from benchmarks.measuring import KEEPING, TUNABLES
-from training.report import ROOT
-
-CODE = f"import os; from benchmarks.measuring import keep_freed_memory as keep; keep(); print(os.environ['{TUNABLES}'])"
+from training.memory import keep_freed_memory
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
-def test_a_benchmark_starts_anew_with_memory_kept():
-    environment = {name: value for name, value in os.environ.items() if name != TUNABLES}
-    done = subprocess.run([sys.executable, "-c", CODE], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout.strip()) == (0, KEEPING), done.stderr
-
-
-def test_given_settings_of_the_c_library_stay(monkeypatch):
-    monkeypatch.setenv(TUNABLES, "glibc.malloc.check=0")
-    monkeypatch.setattr(os, "execve", None)
-    measuring.keep_freed_memory()
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or "GLIBC_TUNABLES" in os.environ, reason="needs glibc's malloc")
+def test_freed_memory_is_kept_for_the_next_allocation():
+    keep_freed_memory()
+    size, pages = 2**26, 2**26 // resource.getpagesize()
+    b"x" * size
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        b"x" * size
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < pages  # otherwise ten times as many
 
 
 @pytest.mark.parametrize("held, extra", ((0.1, 1 + 2), (0.9, 1 + measuring.LEAST_ROUNDS)))

@@ -35,7 +35,7 @@ def test_the_images_place_is_in_the_report_and_may_not_change(run, refused, caps
 
 
 def test_too_little_memory_streams_by_itself(run, monkeypatch):
-    monkeypatch.setattr("images.info.available_memory", lambda: 2 * 48 * 3 * 32 * 32 - 1)
+    monkeypatch.setattr("dataloaders.available_memory", lambda: 2 * 48 * 3 * 32 * 32 - 1)
     folder = run("base", "-t dense --width 0.125 --epochs 1 --workers 1")
     assert json.loads((folder / "report.json").read_text())["in_memory"] is False
 
