@@ -79,9 +79,11 @@ def read_runs(path: Path) -> dict:
     return record
 
 
-def load(name: str, folder: Path = RESULTS) -> dict:
-    """Return the content of `<folder>/<name>.json`, see :func:`read_json`."""
-    return read_json(folder / f"{name}.json")
+def load(name: str, folder: Path = RESULTS, **types: type) -> dict:
+    """Return the content of `<folder>/<name>.json`, see :func:`read_json`, whose entries must have some types."""
+    record = read_json(folder / f"{name}.json")
+    check_types(record, types, folder / f"{name}.json")
+    return record
 
 
 def every_run(folder: Path = RESULTS, pattern: str = "*") -> Iterator[dict]:

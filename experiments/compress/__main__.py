@@ -8,7 +8,8 @@
 For every seed, the dense network is trained with the short recipe (--recipe, --epochs). Then every way reduces it to
 every share of its parameters (ways.py): accuracy at once, and after --tune epochs of `--recipe tune` with and without
 the dense network as teacher. From scratch, with the same sizes and the same total number of epochs: LinearConv, the
-thinner dense network, and Ghost modules; `dense` is the dense network trained on. Other options apply to every run.
+thinner dense network, and Ghost modules. `dense` is the dense network, trained on for the same epochs. BatchNorm's
+statistics are computed anew after each conversion, for `dense` too. Other options apply to every run.
 
 The study is a sweep: the same command resumes it. Everything is in runs/<name>.json, the table in runs/<name>.md, and
 `python -m experiments.figures compression --results <name> --results-folder runs` draws it.
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def plan(options: Namespace, extra: Sequence[str]) -> list[Run]:
-    """Return all runs: dense networks, then networks from scratch, then units (unit.py)."""
+    """Return all runs: dense networks, units at once and tuned (unit.py), networks from scratch."""
     script, _, name = options.network.partition(":")
     networks = networks_of(Path(script))
     if name not in networks:
@@ -94,37 +95,47 @@ def plan(options: Namespace, extra: Sequence[str]) -> list[Run]:
     epochs = options.epochs or SHORT[parsed.recipe].changed_by(parsed).epochs
     longer = [*extra, "--epochs", str(epochs + max(options.tune, default=0))]
     run = partial(plan_run, Path(script), options.ckpt / options.name, network=name)
-    scratch, units = [], []
     dense = [run(["-t", "dense"], shared=[*extra, "--epochs", str(epochs)], seed=seed) for seed in options.seeds or [0]]
-    for one in dense:
-        seed = one.settings["seed"]
-        if DENSE in options.ways and options.tune:
-            units.append(unit(one, DENSE, 1.0, options, extra))
-        for budget, way in product(options.budgets, options.ways):
-            if way in WAYS:
-                units.append(unit(one, way, budget, options, extra))
-            elif way in SCRATCH:
-                words = from_scratch(build, SCRATCH[way], budget, parsed.width)
-                scratch += [run(*words, shared=longer, seed=seed)] if words else []
-    return unique([*dense, *scratch, *units])
+    tunings = [(count, teacher) for count in options.tune for teacher in (False, True)]
+    at_once, tuned, scratch = [], [], []
+    for one, budget, way in product(dense, options.budgets, options.ways):
+        if way in WAYS:
+            at_once.append(unit(one, way, budget, options, extra))
+            tuned += [unit(one, way, budget, options, extra, *tuning) for tuning in tunings]
+        elif way == DENSE:  # the same for all budgets
+            tuned += [unit(one, way, 1.0, options, extra, count) for count in (0, *options.tune)]
+        elif words := from_scratch(build, SCRATCH[way], budget, parsed.width):
+            scratch.append(run(*words, shared=longer, seed=one.settings["seed"]))
+    return unique([*dense, *at_once, *tuned, *scratch])
 
 
-def unit(dense: Run, way: str, budget: float, options: Namespace, extra: Sequence[str]) -> Run:
+def unit(
+    dense: Run,
+    way: str,
+    budget: float,
+    options: Namespace,
+    extra: Sequence[str],
+    epochs: int = 0,
+    teacher: bool = False,
+) -> Run:
     """Return the run of unit.py for one way and size, from the run of a dense network."""
-    words = ["--way", way, "--budget", shortest(budget), "--calibrate", str(options.calibrate), "--tune"]
-    words = [*words, *map(str, options.tune), *extra, "--seed", str(dense.settings["seed"])]
-    name = f"{way}-{shortest(budget)}-seed{dense.settings['seed']}"
-    own = {"way": way, "budget": budget, "tune": options.tune, "calibrate": options.calibrate}
+    seed, words = dense.settings["seed"], ["--way", way, "--budget", shortest(budget)]
+    name = f"{way}-{shortest(budget)}"
+    if epochs:
+        words += ["--tune", str(epochs), *["--teacher"] * teacher]
+        name += f"-tune{epochs}" + "-teacher" * teacher
+    own = {"way": way, "budget": budget, "tune": epochs, "teacher": teacher, "calibrate": options.calibrate}
+    arguments = [*words, "--calibrate", str(options.calibrate), *extra, "--seed", str(seed)]
     data_root = parse_arguments(script_parser(), extra).data_root
     return replace(
         dense,
-        name=name,
+        name=f"{name}-seed{seed}",
         script=UNIT,
-        setting=f"--way {way} --budget {shortest(budget)}",
-        arguments=["--network", options.network, "--dense", str(dense.folder), *words],
+        setting=" ".join(words),
+        arguments=["--network", options.network, "--dense", str(dense.folder), *arguments],
         settings=dense.settings | own,
-        folder=dense.folder.with_name(name),
-        command=shown_command(["python", UNIT.relative_to(ROOT).as_posix(), *words], data_root),
+        folder=dense.folder.with_name(f"{name}-seed{seed}"),
+        command=shown_command(["python", UNIT.relative_to(ROOT).as_posix(), *arguments], data_root),
     )
 
 

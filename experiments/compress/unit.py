@@ -1,12 +1,12 @@
-"""One way to reduce a trained network to one size: convert, measure, and tune.
+"""One way to reduce a trained network to one size: convert, then measure at once or tune.
 
 The command of the study, `python -m experiments.compress`, runs this script for every way, size and seed:
 
     python experiments/compress/unit.py --network models/base_xcnn.py:Base --dense FOLDER --way svd --budget 0.25 \
-        --tune 2 6 --dataset cifar10 --seed 0 --output FOLDER --resume auto
+        --tune 2 --teacher --dataset cifar10 --seed 0 --output FOLDER --resume auto
 
-report.json has the counts, the test accuracy at once, the speed of the deployed network against the deployed dense
-network, and `tuned`: accuracies after training with `--recipe tune`, with and without the dense network as teacher.
+report.json has the counts and the test accuracy after --tune epochs of `--recipe tune`, 0 for at once. At once it also
+has the speed of the deployed network against the deployed dense network.
 """
 
 import copy
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.measuring import compare
 from dataloaders import BatchLoader, Loader, dataloaders
-from experiments.compress.ways import WAYS
+from experiments.compress.ways import WAYS, refresh_batch_norm
 from experiments.sweep.plan import script_parser
 from experiments.thinner import networks_of
 from linearconv_convert import ConversionError, deploy, export
@@ -31,7 +31,7 @@ from linearconv_convert.exporting import onnx_runner
 from linearconv_convert.surgery import layers_of
 from linearconv_variants import OneLineParser, Variant, non_negative_int, positive_share
 from training import counting
-from training.checkpoints import LOG, REPORT, holds_checkpoint, load_newest, open_folder, write_json, write_log
+from training.checkpoints import REPORT, holds_checkpoint, load_newest, open_folder, write_json, write_log
 from training.distributed import Group
 from training.errors import EXPECTED, UsageError, report_failure
 from training.options import Options, parse_arguments
@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--dense", type=Path, required=True, help="folder of the trained dense network")
     add("--way", choices=(*WAYS, DENSE), required=True)
     add("--budget", type=positive_share, required=True, help="share of the parameters")
-    add("--tune", type=non_negative_int, nargs="*", default=[], help="numbers of epochs")
+    add("--tune", type=non_negative_int, default=0, help="epochs")
+    add("--teacher", action="store_true", help="the dense network teaches")
     add("--calibrate", type=non_negative_int, default=1000, help="training images (default: 1000)")
     own, rest = parser.parse_known_args(argv)
     options = parse_arguments(script_parser(own.network.partition(":")[2]), rest)
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def study_one(own: Namespace, options: Options, folder: Path) -> None:
-    """Convert, measure and tune one network, and write its report."""
+    """Convert, measure or tune one network, and write its report."""
     script, _, name = own.network.partition(":")
     state, _ = load_newest(own.dense)
     info, *loaders = dataloaders(
@@ -77,42 +78,32 @@ def study_one(own: Namespace, options: Options, folder: Path) -> None:
         batch_size=TUNE.batch_size,
         **options.pick("image_size", "download", "device", "seed", "validation", "in_memory", "workers"),
     )
-    dense = networks_of(Path(script))[name](
-        in_channels=info.in_channels, num_classes=info.num_classes, width=options.width
-    )
+    shape = {"in_channels": info.in_channels, "num_classes": info.num_classes, "width": options.width}
+    dense = networks_of(Path(script))[name](**shape).eval()
     dense.load_state_dict(state["model"])
     images = [batch.cpu() for batch in training_images(loaders[0], own.calibrate)]
-    order = loaders[0].state_dict()  # all trainings have the same batches
-    small = copy.deepcopy(dense) if own.way == DENSE else WAYS[own.way](dense.eval(), own.budget, images)
-    settings = TrainingSettings(
-        name,
-        Variant("dense"),
-        TUNE,
-        options.dataset,
-        info.num_classes,
-        in_memory=isinstance(loaders[0], BatchLoader),
-        of_network={"way": own.way, "budget": own.budget},
-        **options.pick("width", "seed", "amp", "validation"),
-    )
-    at_once = accuracy(copy.deepcopy(small), loaders[1], options)
-    print(f"{own.way}, {own.budget:g} of the parameters: {at_once:.2f} % at once", flush=True)
-    tuned = {}
-    for epochs in own.tune:
-        for teacher in (None, dense) if own.way != DENSE else (None,):
-            title = f"{epochs} epochs" + (", teacher" if teacher else "")
-            recipe = replace(TUNE, epochs=epochs, distill=TEACHER if teacher else 0.0)
-            loaders[0].load_state_dict(order)
-            place = folder / title.replace(", ", "-").replace(" ", "-")
-            tuned[title] = tune(small, teacher, loaders, replace(settings, recipe=recipe), place, options)
+    small = copy.deepcopy(dense) if own.way == DENSE else WAYS[own.way](dense, own.budget, images)
+    small = refresh_batch_norm(small, images)
     size = (info.in_channels, info.image_size, info.image_size)
-    report = {"architecture": name, "type": DENSE, "way": own.way, "budget": own.budget, "alpha": 0.5, "epochs": 0}
+    report = {"architecture": name, "type": DENSE, "way": own.way, "budget": own.budget, "alpha": 0.5}
     report |= {"dataset": options.dataset, "seed": options.seed, "amp": options.amp, "num_classes": info.num_classes}
-    report |= counting.count(small, size) | {
-        f"dense_{key}": value for key, value in counting.count(dense, size).items()
-    }
-    report |= {"test_accuracy": at_once, "best_test_accuracy": at_once, "best_epoch": 0, "tuned": tuned}
-    report |= {"speed": speeds(dense, small, size), **origin(options.device)}
-    if not (folder / LOG).exists():
+    report |= {"epochs": own.tune, "teacher": own.teacher, **counting.count(small, size), **origin(options.device)}
+    if own.tune:
+        settings = TrainingSettings(
+            name,
+            Variant("dense"),
+            replace(TUNE, epochs=own.tune, distill=TEACHER * own.teacher),
+            options.dataset,
+            info.num_classes,
+            in_memory=isinstance(loaders[0], BatchLoader),
+            of_network={"way": own.way, "budget": own.budget},
+            **options.pick("width", "seed", "amp", "validation"),
+        )
+        report |= tune(small, dense if own.teacher else None, loaders, settings, folder, options)
+    else:
+        found = accuracy(small, loaders[1], options)
+        report |= {"test_accuracy": found, "best_test_accuracy": found, "best_epoch": 0}
+        report["speed"] = speeds(dense, small, size)
         write_log(folder, [])
     write_json(folder / REPORT, report)
 
@@ -129,34 +120,32 @@ def accuracy(model: nn.Module, loader: Loader, options: Options) -> float:
 
 
 def tune(
-    small: nn.Module,
+    model: nn.Module,
     teacher: nn.Module | None,
     loaders: Sequence[Loader],
     settings: TrainingSettings,
     folder: Path,
     options: Options,
-) -> float:
-    """Train a copy of a network, or resume its training; return the test accuracy after the last epoch."""
-    model = copy.deepcopy(small)
+) -> dict[str, object]:
+    """Train a network, or resume its training; return the accuracies for the report."""
     # On a CPU, torch's strided 1x1 convolutions with few channels are wrong in the channels_last format.
     thin = [layer for layer in layers_of(model, nn.Conv2d).values() if layer.in_channels < 16]
     channels_last = options.channels_last and not any(max(layer.stride) > 1 for layer in thin)
     for loader in loaders:
         loader.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    with open_folder(folder, "auto"):
-        trainer = Trainer(
-            model,
-            tuple(loaders),
-            settings,
-            folder,
-            Group(device=options.device),
-            teacher=copy.deepcopy(teacher),
-            channels_last=channels_last,
-            save_every=options.save_every,
-        )
-        if holds_checkpoint(folder):
-            trainer.load_state(*load_newest(folder))
-        return trainer.fit().last["test_accuracy"]
+    trainer = Trainer(
+        model,
+        tuple(loaders),
+        settings,
+        folder,
+        Group(device=options.device),
+        teacher=teacher,
+        channels_last=channels_last,
+        save_every=options.save_every,
+    )
+    if holds_checkpoint(folder):
+        trainer.load_state(*load_newest(folder))
+    return trainer.fit().outcome()
 
 
 def speeds(dense: nn.Module, small: nn.Module, size: tuple[int, int, int]) -> dict[str, float]:

@@ -3,8 +3,8 @@
     small = WAYS["spatial"](dense, 0.25, images)
 
 Every factorisation shares out the budget over the layers like `linearconv_convert`: by the change of the network's
-output on calibration images, measured for one layer at a time. BatchNorm's statistics are computed anew on these
-images, except for LinearConv, whose conversion calibrates the layers.
+output on calibration images, measured for one layer at a time. The study then computes the statistics of BatchNorm anew
+on these images, for all ways and for the dense network alike.
 
     svd      r filters of the layer's kernel, F of 1x1; the principal components of the outputs
     spatial  r filters of k x 1, F of 1 x k (Jaderberg et al., BMVC 2014)
@@ -154,7 +154,7 @@ def factorise(form: type, dense: nn.Module, share: float, images: Sequence[Tenso
     for name, option in share_out(options, share * total - others).items():
         if option.setting:
             replacements[layers[name]] = build(layers[name], forms[name].factors(option.setting["rank"]))
-    return refresh_batch_norm(replace(model, replacements), images)
+    return replace(model, replacements)
 
 
 @torch.enable_grad()  # torch-pruning follows gradients
@@ -183,7 +183,7 @@ def prune(dense: nn.Module, share: float, images: Sequence[Tensor]) -> nn.Module
             low = ratio
     if found is None:
         raise UsageError(f"pruning cannot reach {share:g} of the parameters")
-    return refresh_batch_norm(found, images)
+    return found
 
 
 @torch.no_grad()

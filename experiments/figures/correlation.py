@@ -26,7 +26,7 @@ TITLES = {
 def draw(results: Path) -> Figure:
     """Return the figure of `<results>/correlation_base.json`."""
     try:
-        runs = load("correlation_base", results)["runs"]
+        runs = load("correlation_base", results, runs=list)["runs"]
     except NoResults as reason:
         raise NoResults(f"{reason}: python -m experiments.correlation makes it from checkpoints") from None
     rows, columns = len(runs[0]["layers"]), len(runs)

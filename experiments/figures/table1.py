@@ -27,7 +27,7 @@ COUNTS = {
 
 def draw(results: Path) -> Figure:
     """Return the figure of all networks that have been trained dense and as LinearConv."""
-    counts = {row["network"]: row for row in load("table1_counts", results)["rows"]}
+    counts = {row["network"]: row for row in load("table1_counts", results, rows=list)["rows"]}
     runs = (run for run in every_run(results) if not run["file"].startswith("ablation"))
     groups = {conditions: by_method(same) for conditions, same in comparable(runs).items()}
     shown = {}

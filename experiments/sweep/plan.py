@@ -17,13 +17,13 @@ from experiments.sweep.runner import Run
 from linearconv_variants import VARIANTS, OneLineParser, Variant
 from training.errors import UsageError
 from training.options import dataset_label, make_parser, parse_arguments, run_name
-from training.recipe import SHORT, Recipe
+from training.recipe import SHORT, Recipe, without_effect
 from training.report import ROOT
 
 WITHOUT_EFFECT = "count_only data_root device download help in_channels may_change networks num_classes output"
 WITHOUT_EFFECT = {*WITHOUT_EFFECT.split(), "program", "resume", "save_every", "tensorboard", "variant"}  # on the result
 LISTED = {"type", "rank", "sparsity", "alpha", "network", "seed", "dataset"}  # a sweep has options for lists of these
-NOT_FOR_DENSE = {"pruning", "init", "stem", "coefficient_lr", "decay", "dense_epochs", "reg_weight"}
+ANY_RECIPE = Recipe(lr=1.0, epochs=1000, weight_decay=1.0, distill=0.5)  # with which every option has an effect
 SETTINGS = {"rank": "-r", "sparsity": "-s"}  # options of the variants' settings
 WITHOUT_ALPHA = ("dense", "basis")
 
@@ -39,7 +39,7 @@ def plan(options: Namespace, extra: Sequence[str]) -> list[Run]:
     for variant in _variants(options):
         alphas = [] if variant[1] in WITHOUT_ALPHA else options.alpha or []
         for alpha in [["--alpha", shortest(alpha)] for alpha in alphas] or [[]]:
-            rows += [([*variant, *alpha], varied) for varied in _varied(options.vary, variant[1] == "dense")]
+            rows += [([*variant, *alpha], varied) for varied in _varied(options.vary, variant)]
     runs, folder = [], options.ckpt / options.name
     choices = options.seeds or [None], options.datasets or [None], options.network or [None], rows
     for seed, dataset, network, (variant, varied) in itertools.product(*choices):
@@ -130,14 +130,16 @@ def shortest(value: float) -> str:
     return str(int(value)) if value.is_integer() else repr(value)
 
 
-def _varied(given: Sequence[Sequence[str]], is_dense: bool) -> list[list[str]]:
-    """Return every combination of the values of --vary as options of the script, at least an empty one."""
-    actions, lists = script_parser()._option_string_actions, {}
+def _varied(given: Sequence[Sequence[str]], variant: Sequence[str]) -> list[list[str]]:
+    """Return every combination of the values of --vary that have an effect on the variant, at least an empty one."""
+    parser, lists = script_parser(), {}
+    actions = parser._option_string_actions
+    ignored = without_effect(ANY_RECIPE, parse_arguments(parser, variant).variant, "imagefolder")
     for name, *values in given:
         action = actions.get(f"--{name}")
         if action is None or action.dest in LISTED or action.dest in WITHOUT_EFFECT or action.nargs == 0 or not values:
             raise UsageError(f"--vary {name}: give an option of the script that takes values, and its values")
-        if not (is_dense and action.dest in NOT_FOR_DENSE):
+        if action.dest not in ignored:
             lists.setdefault(name, []).extend([f"--{name}", *value.split()] for value in values)
     return [list(itertools.chain(*words)) for words in itertools.product(*lists.values())]
 

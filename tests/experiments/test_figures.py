@@ -64,8 +64,10 @@ def results(tmp_path):
     runs = [{"name": "dense", "layers": [layer | packed for layer in layers]}]
     runs += [{"name": name, "layers": [layer | packed | blocks for layer in layers]} for name in ("L", "Lr")]
     (folder / "correlation_base.json").write_text(json.dumps({"runs": runs}))
-    unit = {"way": "svd", "tuned": {"2 epochs": 80, "2 epochs, teacher": 81}, "budget": 0.5, "speed": {}}
-    write(folder, "compression_base", [made_up("dense"), made_up("dense", setting="--way svd", **unit)])
+    unit = {"way": "svd", "budget": 0.5, "teacher": True, "setting": "--way svd"}
+    units = [made_up("dense", **unit), made_up("dense", **unit)]
+    units[0]["report"]["epochs"] = 0
+    write(folder, "compression_base", [made_up("dense"), *units])
     return folder
 
 
@@ -101,11 +103,20 @@ def test_a_figure_without_results_is_left_out_in_a_line(results, capsys):
     assert not (results / "figures" / "ablations.svg").exists()
 
 
-@pytest.mark.parametrize("words, named", (("tabel1", "tabel1"), ("--results-folder nowhere", "nowhere"), ("", "JSON")))
+@pytest.mark.parametrize(
+    "words, named",
+    (
+        ("tabel1", "tabel1"),
+        ("--results-folder nowhere", "nowhere"),
+        ("compression --results-folder FOLDER", "compression_base.json is not JSON"),
+        ("table1 --results-folder FOLDER", "table1_counts.json has no valid 'rows'"),
+    ),
+)
 def test_bad_input_ends_in_one_line(words, named, results, monkeypatch, capsys):
     (results / "compression_base.json").write_text("{")
+    (results / "table1_counts.json").write_text("{}")
     try:
-        code = figures.main(words.split() or ["compression", "--results-folder", str(results)])
+        code = figures.main(words.replace("FOLDER", str(results)).split())
     except SystemExit as stop:
         code = stop.code
     (line,) = capsys.readouterr().err.splitlines()

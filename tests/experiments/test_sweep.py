@@ -305,11 +305,11 @@ def test_values_go_with_the_types_they_belong_to(folder, values, settings):
 
 
 def test_any_option_can_be_varied_and_stands_in_name_setting_and_command(folder):
-    values = "-t dense rank -r 0.5 --alpha 0.25 --vary lr 0.1 0.001 --vary pruning published --datasets digits"
+    values = "-t dense sparse -s 0.5 --alpha 0.25 --vary lr 0.1 0.001 --vary pruning published --datasets digits"
     runs = plan(*sweep.parse(folder.command(values)))
-    dense, name = "nap-dense-digits-seed0-lr{}", "nap-rank0.5-alpha0.25-digits-seed0-lr{}-pruningpublished"
+    dense, name = "nap-dense-digits-seed0-lr{}", "nap-sparse0.5-alpha0.25-digits-seed0-lr{}-pruningpublished"
     assert [run.name for run in runs] == [name.format(lr) for name in (dense, name) for lr in ("0.1", "0.001")]
-    assert runs[3].setting == "-t rank -r 0.5 --alpha 0.25 --lr 0.001 --pruning published"
+    assert runs[3].setting == "-t sparse -s 0.5 --alpha 0.25 --lr 0.001 --pruning published"
     assert runs[3].varied == "--lr 0.001 --pruning published"
     assert runs[3].command.endswith("--lr 0.001 --pruning published --dataset digits")
     assert [run.settings["lr"] for run in runs] == [0.1, 0.001] * 2
