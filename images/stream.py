@@ -125,7 +125,7 @@ class StreamLoader(Loader):
             # DataLoader's handler raises an error at any point of the program if a worker dies. Without the handler,
             # the wait for the next batch raises the error.
             signal.signal(signal.SIGCHLD, on_child or signal.SIG_DFL)
-        # The finalizer keeps `batches` alive until the loader is gone. Otherwise the garbage collector closes the queues
+        # The finalizer keeps `batches` until the loader is gone. Otherwise the garbage collector closes the queues
         # first, and DataLoader waits ten seconds for each worker.
         atexit.register(weakref.finalize(self, _end_workers, batches))
         self.looked_after = True

@@ -1,0 +1,299 @@
+"""The folder of a run: one run at a time, no damaged or other data loaded, no file of the user deleted."""
+
+import os
+import random
+import shutil
+import signal
+import socket
+import time
+import zipfile
+
+import pytest
+import torch
+
+import training
+from linearconv_convert.networks import load_tensors
+from linearconv_convert.surgery import ConversionError
+from tests.helpers.runs import SCRIPTS
+from tests.training.test_survival import SMALL, at_step, ended
+from training import checkpoints, errors
+from training.checkpoints import BEST, LOG, open_folder, read_log, take_lock
+from training.errors import StopSignals
+
+RUN = f"-t rank {SMALL}"
+
+
+def start(folder, *options):
+    """Start Base on the digits in a forked process, and return the number of the process."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        fixed = "--dataset digits --width 0.125 --device cpu --no-amp --output".split()
+        training.main(*SCRIPTS["base"], [*fixed, str(folder), *options])
+        code = 0
+    except SystemExit as error:
+        code = error.code
+    finally:
+        os._exit(code)
+
+
+def exit_code(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+# ---- one run at a time --------------------------------------------------------------------------------------------
+
+
+def test_a_folder_in_use_is_refused_and_free_again_when_its_run_has_ended(run, refused):
+    with open_folder(run.folder("run")):
+        for resume in ("", "--resume auto"):
+            assert "another run uses the folder" in refused("base", f"{RUN} {resume}")
+        child = os.fork()  # as a worker that outlives its killed run
+        if child == 0:
+            signal.pause()
+    assert (run("base", RUN) / "report.json").exists()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path):
+    child = os.fork()
+    if child == 0:
+        with open_folder(tmp_path):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    take_lock(tmp_path / checkpoints.LOCK).close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attempt", range(40))
+def test_of_two_runs_that_start_at_once_one_is_refused(tmp_path, attempt):
+    rates = ["0.001", "0.01"]
+    pids = [start(tmp_path / "run", "--epochs", "1", "--lr", rate) for rate in rates]
+    codes = [exit_code(pid) for pid in pids]
+    assert sorted(codes) == [0, 2]
+    assert [(record["epoch"], record["lr"]) for record in read_log(tmp_path / "run")] == [
+        (1, float(rates[codes.index(0)]))
+    ]
+
+
+# ---- damaged checkpoints ------------------------------------------------------------------------------------------
+
+
+def flip(path, position, bit=0):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_of_a_tensor_is_found(run, capsys, tmp_path):
+    folder = run("base", RUN)
+    path = folder / "checkpoint-0003.pt"
+    with zipfile.ZipFile(path) as archive:
+        tensor = max(archive.infolist(), key=lambda entry: entry.file_size)
+    flip(path, tensor.header_offset + tensor.file_size // 2 + 200)
+    (folder / "report.json").unlink()
+    run("base", f"{RUN} --resume")
+    out = capsys.readouterr().out
+    assert "checkpoint-0003.pt is damaged" in out and "resuming after epoch 2" in out
+
+
+@pytest.mark.slow
+def test_no_flipped_bit_loads_other_content(run, tmp_path):
+    path = run("base", RUN) / "checkpoint-0003.pt"
+    good, draw, refusals = load_tensors(path), random.Random(0), 0
+    for _ in range(200):
+        damaged = shutil.copy(path, tmp_path / "damaged.pt")
+        flip(damaged, draw.randrange(path.stat().st_size), draw.randrange(8))
+        try:
+            state = load_tensors(damaged)  # the bit is in the padding of the archive
+        except ConversionError:
+            refusals += 1
+        else:
+            assert all(torch.equal(tensor, state["model"][name]) for name, tensor in good["model"].items())
+    assert refusals > 150
+
+
+def test_the_best_checkpoint_is_the_last_choice_and_then_another_folder_is_named(run, refused, capsys):
+    folder = run("base", RUN)
+    for path in folder.glob("checkpoint*"):
+        path.write_bytes(path.read_bytes()[:1000])
+    run("base", f"{RUN} --resume")
+    assert f"from {folder / BEST}" in capsys.readouterr().out
+    for path in folder.glob("*.pt"):
+        path.write_bytes(b"")
+    for resume in ("--resume", "--resume auto"):
+        assert "begin anew with another --output" in refused("base", f"{RUN} {resume}")
+
+
+@pytest.mark.parametrize("change", ["batch", "step", "history", "versions", "settings", {"epoch": "2"}, {"batch": 99}])
+def test_a_checkpoint_without_its_structure_is_refused(run, refused, capsys, change):
+    folder = run("base", f"{RUN} --epochs 1")
+    (folder / BEST).unlink()
+    path = folder / "checkpoint-0001.pt"
+    state = load_tensors(path)
+    if isinstance(change, str):
+        del state[change]
+    else:
+        state |= change
+    torch.save(state, path)
+    assert str(folder) in refused("base", f"{RUN} --resume")
+
+
+# ---- the user's files ---------------------------------------------------------------------------------------------
+
+
+def test_only_names_of_checkpoints_are_read_and_deleted(run, capsys):
+    folder = run("base", f"{RUN} --epochs 1")
+    names = "checkpoint-good.pt checkpoint-0001-keep.pt checkpoint-2024backup.pt checkpoint-00001.pt mine.part"
+    for name in names.split():
+        shutil.copy(folder / "checkpoint-0001.pt", folder / name)
+    (folder / "checkpoint-0001.pt.4321.part").touch()  # left by a killed run
+    run("base", f"{RUN} --resume")
+    assert f"resuming after epoch 1 from {folder / 'checkpoint-0001.pt'}" in capsys.readouterr().out
+    kept = {BEST, LOG, "report.json", checkpoints.LOCK, "checkpoint-0002.pt", "checkpoint-0003.pt"}
+    assert {path.name for path in folder.iterdir()} == kept | set(names.split())
+
+
+# ---- other data ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change, told", [("rename", "class 0 blue there, azure here"), ("delete", "num_images (36, 12)")]
+)
+def test_a_run_is_resumed_with_its_own_data_only(run, refused, data, tmp_path, change, told):
+    root = shutil.copytree(data, tmp_path / "data")
+    options = f"{RUN} --dataset imagefolder --data-root {root} --batch-size 9"
+    folder = run("base", options, dataset=False)
+    assert load_tensors(folder / BEST)["settings"]["classes"] == ("blue", "green", "red")
+    if change == "rename":
+        for split in ("train", "test"):
+            (root / split / "blue").rename(root / split / "azure")
+    else:
+        (root / "train" / "red" / "0.png").unlink()
+    assert told in refused("base", f"{options} --resume", dataset=False)
+    assert "image_size 32 there, 16 here" in refused("base", f"{RUN} --image-size 16 --resume")
+
+
+def test_the_report_names_the_classes(run):
+    report = (run("base", f"{RUN} --epochs 1") / "report.json").read_text()
+    assert '"blue",\n    "green",\n    "red"' in report and '"image_size": 32' in report
+
+
+# ---- signals ------------------------------------------------------------------------------------------------------
+
+
+def test_a_repeated_signal_does_not_keep_the_run_from_saving(run, capsys, monkeypatch):
+    def twice(trainer):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    at_step(6, twice, monkeypatch)
+    code, line = ended(capsys, run, "base", RUN)
+    assert code == 143 and "saved after epoch 1 and 2 batches of the next" in line
+    os.kill(os.getpid(), signal.SIGTERM)  # nor does it disturb the end of the process
+
+
+def test_a_later_signal_ends_the_process(monkeypatch):
+    monkeypatch.setattr(errors, "REPEAT", 0)
+    child = os.fork()
+    if child == 0:
+        with StopSignals():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+            os._exit(0)
+    assert exit_code(child) == -signal.SIGINT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attempt", range(30))
+def test_two_signals_at_once_save_the_run(tmp_path, attempt):
+    pid = start(tmp_path / "run", "--epochs", "1000")
+    while not (tmp_path / "run" / LOG).exists():
+        time.sleep(0.01)
+    draw = random.Random(attempt)
+    time.sleep(draw.uniform(0, 0.5))
+    for _ in range(2):
+        os.kill(pid, signal.SIGTERM)
+        time.sleep(draw.uniform(0, 0.02))
+    assert exit_code(pid) == 143
+    state, path = checkpoints.load_newest(tmp_path / "run")
+    assert path.name == checkpoints.checkpoint_name(state["epoch"], state["batch"])
+    assert not list((tmp_path / "run").glob("*.part"))
+
+
+# ---- numbers and terminals ----------------------------------------------------------------------------------------
+
+
+def test_weights_that_are_not_finite_are_not_saved_and_the_advice_works(run, capsys):
+    line_of_steps = "--batch-size 36 --epochs 1"  # one step, whose gradient is finite
+    code, line = ended(capsys, run, "base", f"{RUN} {line_of_steps} --lr 1e38")
+    assert code == 3 and "begin with a lower --lr" in line
+    assert not list(run.folder("run").glob("*.pt"))
+    run("base", f"{RUN} {line_of_steps}")
+    code, line = ended(capsys, run, "base", f"{RUN} --batch-size 36 --epochs 2 --lr 1e38 --resume --may-change lr")
+    assert code == 3 and "--resume --may-change lr --lr RATE" in line
+    run("base", f"{RUN} --batch-size 36 --epochs 2 --lr 1e-4 --resume --may-change lr")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--width 1e5",
+        "--width 1e30",
+        "--width 1e308",
+        "--batch-size 10000000000000000000000000000000",
+        "-t lowrank -r 1e18",
+        "--count-only --num-classes 1000000000",
+        "--count-only --in-channels 1000000000",
+        "--lr 1e39",
+        "--image-size 10000000000000000000000",
+        "--seed 18446744073709551616",
+    ],
+)
+def test_numbers_that_are_too_large_are_refused(options, refused):
+    refused("base", options)
+
+
+def test_every_seed_is_a_seed(run):
+    run("base", f"{RUN} --epochs 1 --seed {2**63 - 1}")
+
+
+def test_a_run_needs_no_output_and_prints_any_character(monkeypatch, tmp_path, capsys):
+    path = tmp_path / "ascii.txt"
+    with open(path, "w", encoding="ascii") as file:
+        monkeypatch.setattr("sys.stdout", file)
+        monkeypatch.setattr("sys.stderr", None)  # closed by the shell
+        errors.prepare_output()
+        print("ünïcode")
+        assert errors.report_failure(KeyboardInterrupt(), "base_xcnn.py") == 130
+    assert path.read_text() == "\\xfcn\\xefcode\n"
+
+
+def test_processes_that_cannot_be_joined_are_refused(refused, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "RANK" in refused("base", RUN)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        variables = {"RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1])}
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        assert "start them with torchrun" in refused("base", RUN)
+
+
+# ---- length and time left -----------------------------------------------------------------------------------------
+
+
+def test_length_folder_and_time_left_are_printed(run, capsys, monkeypatch):
+    monkeypatch.setattr("training.progress.FIRST_ESTIMATE", 2)
+    monkeypatch.setattr("training.progress.SILENCE", 0)
+    folder = run("base", RUN)
+    lines = capsys.readouterr().out.splitlines()
+    assert f"3 epochs of 4 steps; output folder: {folder}" in lines
+    assert sum(line.startswith("about 0 s per epoch, ") and line.endswith(" left") for line in lines) == 1
+    assert sum(line.startswith("epoch 2/3, batch ") and line.endswith(" left") for line in lines) == 4
+    assert [line.endswith(" left") for line in lines if line.startswith("epoch   ")] == [True, True, False]
