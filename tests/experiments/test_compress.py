@@ -14,6 +14,7 @@ from experiments.compress.table import losses, markdown
 from experiments.compress.ways import WAYS, Spatial, SVDPair, Tucker, build, product, refresh_batch_norm
 from linearconv_convert.weights import root_of_layer
 from models.base_xcnn import Base
+from tests.helpers.entries import entry
 from training.counting import count_parameters
 from training.report import ROOT
 
@@ -88,19 +89,15 @@ def test_scratch_networks_have_the_parameters_and_dense_ones_come_first(tmp_path
         assert share == pytest.approx(0.5, abs=0.03), run.setting
 
 
-def entry(setting, accuracy, seed=0, **more):
-    report = {"seed": seed, "test_accuracy": accuracy, "type": "dense", "parameters": 1000, "epochs": 3, **more}
-    return {"setting": setting, "report": report}
-
-
 def test_the_table_shows_the_points_lost_and_marks_the_least():
     unit = {"budget": 0.5, "parameters": 500, "macs_inference": 9, "teacher": False}
-    runs = [entry("-t dense", 90), entry("-t dense", 92, seed=1)]
+    runs = [entry(accuracy=90), entry(accuracy=92, seed=1)]
     for seed, at_once, tuned in ((0, 89, 89.5), (1, 90, 92.5)):
         for way, less in (("linearconv", 0), ("svd", 1)):
-            runs.append(entry("", at_once - 4 * less, seed, way=way, speed={"torch": 1.5}, **unit | {"epochs": 0}))
-            runs.append(entry("", tuned - less, seed, way=way, **unit | {"epochs": 2}))
-        runs.append(entry("", 88, seed, type="rank", parameters=495))
+            lost = at_once - 4 * less
+            runs.append(entry("--way x", lost, seed=seed, epochs=0, way=way, speed={"torch": 1.5}, **unit))
+            runs.append(entry("--way x", tuned - less, seed=seed, epochs=2, way=way, **unit))
+        runs.append(entry("-t rank", 88, seed=seed, epochs=3, parameters=495))
     found, accuracy = losses(runs)
     assert accuracy == 91 and found["LinearConv, at once"] == {0.5: [1, 2]}
     assert found["SVD pair, 2 epochs"] == {0.5: [1.5, 0.5]}

@@ -12,29 +12,13 @@ from experiments.figures import __main__ as figures
 from experiments.results import by_method, comparable, describe, every_run, method
 from linearconv import LinearConv
 from models.base_xcnn import Base
+from tests.helpers.entries import entry, write
 from training.checkpoints import load_newest
 from training.report import ROOT
 
 has_matplotlib = importlib.util.find_spec("matplotlib")
 needs_matplotlib = pytest.mark.skipif(not has_matplotlib, reason="figures need matplotlib: pip install matplotlib")
-PARAMETERS = {"dense": 399_626, "rank": 227_418, "lowrank": 210_458, "sparse": 227_418}
-
-
-def made_up(kind, seed=0, epochs=20, setting=None, **values):
-    """A run as result files hold it, its accuracies made up."""
-    report = {"architecture": "Base", "type": kind, "rank": None, "sparsity": None, "alpha": 0.5, "width": 1.0}
-    report |= {"dataset": "cifar10", "seed": seed, "epochs": epochs, "reg_weight": 0.01, "parameters": PARAMETERS[kind]}
-    report |= {"flops_paper": 2, "macs_inference": 1, "num_classes": 10}
-    report |= {"nonzero_parameters": PARAMETERS[kind], "rank": {"rank": 1, "lowrank": 10}.get(kind)} | values
-    height = 84 + len(kind) / 4 + seed / 10 + report["alpha"] + report["width"]
-    log = [{"epoch": epoch, "test_accuracy": height - 20 / epoch} for epoch in range(1, epochs + 1)]
-    report |= {"test_accuracy": log[-1]["test_accuracy"], "best_test_accuracy": height, "best_epoch": epochs}
-    name = f"Base-{kind}-seed{seed}"
-    return {"run": name, "setting": setting or f"-t {kind}", "report": report, "log": log}
-
-
-def write(folder, name, runs):
-    (folder / f"{name}.json").write_text(json.dumps({"note": "made up", "runs": runs}))
+THE_PAPERS = [entry(), entry("-t rank -r 1", reg_weight=0), entry("-t rank -r 1"), entry("-t lowrank -r 10")]
 
 
 @pytest.fixture
@@ -43,31 +27,24 @@ def results(tmp_path):
     folder = tmp_path / "results"
     folder.mkdir()
     (folder / "table1_counts.json").write_text((ROOT / "results" / "table1_counts.json").read_text())
-    four = [("dense", {}), ("rank", {"reg_weight": 0}), ("rank", {}), ("lowrank", {})]
-    write(folder, "base_paper_cifar10", [made_up(kind, **values) for kind, values in four])
-    thin = [made_up("dense", width=width, parameters=int(4e5 * width**2)) for width in (0.5, 0.75)]
-    write(folder, "table1_base_fast", thin + [made_up(kind, seed, **more) for kind, more in four for seed in (0, 1)])
-    dense = [made_up("dense")]
+    write(folder, "base_paper_cifar10", THE_PAPERS)
+    write(folder, "table1_base_fast", [entry(width=0.5, nonzero_parameters=300), *THE_PAPERS, entry(seed=1)])
     varied = {
-        "alpha": [made_up("rank", alpha=value, nonzero_parameters=int(1e6 * value)) for value in (0.25, 0.5)],
-        "rank": [made_up("rank", rank=0.5), made_up("rank"), made_up("lowrank", rank=4)],
-        "reg": [made_up("rank", reg_weight=value) for value in (0, 0.01)],
-        "sparsity": [made_up("sparse", sparsity=value) for value in (0.25, 0.5)],
+        "alpha": [entry("-t rank", alpha=value) for value in (0.25, 0.5)],
+        "rank": [entry("-t rank", rank=0.5), entry("-t rank"), entry("-t lowrank", rank=4)],
+        "reg": [entry("-t rank", reg_weight=value) for value in (0, 0.01)],
+        "sparsity": [entry("-t sparse", sparsity=value) for value in (0.25, 0.5)],
     }
-    for run in varied["reg"]:
-        run["log"][-1]["correlation"] = 0.3
     for name, runs in varied.items():
-        write(folder, f"ablation_{name}", dense + runs)
+        write(folder, f"ablation_{name}", [entry(), *runs])
     layers = [{"layer": 1, "name": "feat.0.0", "elements": 27, "filters": 4, "primary": None}] * 2
     packed = {"hundredths": ["50 -25 0", "0 0", "100"], "mean_absolute": {"all": 0.3}}
     blocks = {"primary": 2, "mean_absolute": {"all": 0.3, "primary": 0.5, "secondary": 1.0}}
     runs = [{"name": "dense", "layers": [layer | packed for layer in layers]}]
     runs += [{"name": name, "layers": [layer | packed | blocks for layer in layers]} for name in ("L", "Lr")]
     (folder / "correlation_base.json").write_text(json.dumps({"runs": runs}))
-    unit = {"way": "svd", "budget": 0.5, "teacher": True, "setting": "--way svd"}
-    units = [made_up("dense", **unit), made_up("dense", **unit)]
-    units[0]["report"]["epochs"] = 0
-    write(folder, "compression_base", [made_up("dense"), *units])
+    unit = {"way": "svd", "budget": 0.5, "teacher": True}
+    write(folder, "compression_base", [entry(), *(entry("--way svd", epochs=epochs, **unit) for epochs in (0, 2))])
     return folder
 
 
@@ -88,7 +65,7 @@ def test_a_figure_without_results_is_left_out_in_a_line(results, capsys):
     for path in results.glob("ablation_*.json"):
         path.unlink()
     (results / "correlation_base.json").unlink()
-    write(results, "base_paper_cifar10", [made_up("rank")])
+    write(results, "base_paper_cifar10", [entry("-t rank")])
     names = ["ablations", "correlation", "training_curves", "table1"]
     assert figures.main([*names, "--results-folder", str(results)]) == 0
     assert figures.main(["accuracy_parameters", "--results-folder", str(results), "--results", "none"]) == 0
@@ -148,7 +125,7 @@ def test_the_papers_accuracies_are_beside_runs_with_its_recipe_alone(results):
 def test_a_sweep_has_a_row_for_each_group_and_a_legend_of_all_methods():
     from experiments.figures.accuracy_parameters import figure_of
 
-    many = [made_up("lowrank", rank=rank) | {"method": f"rank {rank}"} for rank in range(20)]
+    many = [entry("-t lowrank", rank=rank) | {"method": f"rank {rank}"} for rank in range(20)]
     groups = {("Base", "cifar10", "fast", 20): many, ("VGG11", "svhn", "paper", 9): many[:1]}
     base, vgg = (axes for axes in figure_of(groups).axes if axes.get_legend())
     assert [len(axes.get_legend().get_texts()) for axes in (base, vgg)] == [20, 1]
@@ -158,23 +135,24 @@ def test_a_sweep_has_a_row_for_each_group_and_a_legend_of_all_methods():
 
 
 @pytest.mark.parametrize(
-    "values, name",
+    "run, name",
     (
-        ({"kind": "dense", "width": 0.5}, "Conv, width 0.5"),
-        ({"kind": "rank", "reg_weight": 0}, "-L"),
-        ({"kind": "rank", "setting": "-t rank -r 1 --no-amp --alpha 0.5"}, "-Lr, --no-amp"),
-        ({"kind": "dense", "type": "ghost", "alpha": 0.25}, "Ghost module, alpha 0.25"),
-        ({"kind": "rank", "rank": 0.5}, "rank 0.5 P"),
-        ({"kind": "lowrank", "reg_weight": 0}, "rank 10, no regulariser"),
+        (entry(width=0.5), "Conv, width 0.5"),
+        (entry("-t rank -r 1", reg_weight=0), "-L"),
+        (entry("-t rank -r 1 --no-amp --alpha 0.5"), "-Lr, --no-amp"),
+        (entry("-t ghost", alpha=0.25), "Ghost module, alpha 0.25"),
+        (entry("-t rank -r 0.5", rank=0.5), "rank 0.5 P"),
+        (entry("-t lowrank -r 10", reg_weight=0), "rank 10, no regulariser"),
     ),
 )
-def test_settings_are_called_as_in_the_paper(values, name):
-    assert method(made_up(**values)) == name
+def test_settings_are_called_as_in_the_paper(run, name):
+    assert method(run) == name
 
 
 def test_runs_compare_that_share_network_data_recipe_and_epochs(tmp_path):
-    write(tmp_path, "one_cifar100", [made_up("dense", dataset="imagefolder"), made_up("dense", 1, recipe="fast")])
-    write(tmp_path, "two", [made_up("rank"), made_up("rank", 1), made_up("rank", 1), made_up("dense", epochs=9)])
+    write(tmp_path, "one_cifar100", [entry(dataset="imagefolder"), entry(seed=1, recipe="fast")])
+    twice = entry("-t rank", seed=1)
+    write(tmp_path, "two", [entry("-t rank"), twice, twice, entry(epochs=9)])
     (tmp_path / "other.json").write_text(json.dumps({"rows": []}))
     groups = comparable(every_run(tmp_path))
     assert set(groups) == {
@@ -191,8 +169,8 @@ def test_runs_compare_that_share_network_data_recipe_and_epochs(tmp_path):
 
 def test_the_data_set_of_an_imagefolder_is_the_one_that_the_run_or_its_file_names(tmp_path):
     folder = {"dataset": "imagefolder"}
-    write(tmp_path, "base_cifar10", [made_up("dense", **folder) | {"dataset": "pets"}, made_up("rank", **folder)])
-    write(tmp_path, "other", [made_up("dense", **folder) | {"run": "base-dense-svhn-seed0"}])
+    write(tmp_path, "base_cifar10", [entry(**folder) | {"dataset": "pets"}, entry("-t rank", **folder)])
+    write(tmp_path, "other", [entry(**folder) | {"run": "base-dense-svhn-seed0"}])
     assert [run["report"]["dataset"] for run in every_run(tmp_path)] == ["pets", "cifar10", "svhn"]
 
 
@@ -206,7 +184,7 @@ def test_correlations_are_those_of_the_filters_in_the_checkpoint(run, tmp_path, 
     runs = [f"dense={dense}", f"Lr={ours}"]
     assert correlation.main(["--runs", *runs, "--output", str(output)]) == 0
     assert "Lr, layer 3, 32 filters" in capsys.readouterr().out
-    found = {entry["name"]: entry for entry in json.loads(output.read_text())["runs"]}
+    found = {found["name"]: found for found in json.loads(output.read_text())["runs"]}
     assert found["Lr"]["settings"]["type"] == "rank" and found["Lr"]["epoch"] == 1 and "folder" in found["Lr"]
     assert str(tmp_path) not in output.read_text()
     for name, folder, conv in (("dense", dense, torch.nn.Conv2d), ("Lr", ours, LinearConv)):

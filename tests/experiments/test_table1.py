@@ -10,6 +10,7 @@ from experiments.table1 import __main__ as table1
 from experiments.table1.accuracy import ROWS, compare, setting
 from experiments.table1.counts import count_rows, markdown
 from models.base_xcnn import Base
+from tests.helpers.entries import entry, write
 from training.counting import count_parameters
 from training.report import ROOT
 
@@ -20,22 +21,10 @@ def planned(folder, options, extra=""):
     return table1.plan(*table1.parse(words))
 
 
-def entry(name, row, accuracy, seed=0, dataset="cifar10", epochs=30):
-    """What a result file keeps of a run, as far as the table needs it."""
+def run_of(name, row, accuracy, seed=0, dataset="cifar10"):
+    """A finished run of a row."""
     words = setting(name, row, dataset)
-    report = {"architecture": NETWORKS[name].__name__, "dataset": "imagefolder", "num_classes": 10, "epochs": epochs}
-    report |= {"type": words.split()[1], "rank": None, "sparsity": None, "alpha": 0.5, "width": 1, "reg_weight": 0.01}
-    report |= dict.fromkeys(("parameters", "nonzero_parameters", "flops_paper", "macs_inference"), 1000)
-    report |= {"test_accuracy": accuracy, "best_test_accuracy": accuracy + 1, "best_epoch": 7, "seed": seed}
-    varied = " ".join(words.split()[2:]) if row.startswith("thinner") else ""
-    return {
-        "run": f"{words}-{seed}",
-        "setting": words,
-        "varied": varied,
-        "dataset": dataset,
-        "report": report,
-        "log": [],
-    }
+    return entry(words, accuracy, NETWORKS[name].__name__, seed, dataset="imagefolder") | {"dataset": dataset}
 
 
 # ---- which runs -----------------------------------------------------------------------------------------------------
@@ -91,8 +80,8 @@ def test_bad_input_is_refused_in_one_line(tmp_path, options, named, capsys):
 
 
 def test_ours_stand_beside_the_papers_with_both_differences():
-    runs = [entry("Base", "dense", accuracy, seed) for seed, accuracy in enumerate((90.0, 91.0, 92.0))]
-    runs += [entry("Base", "Lr", 90.6), entry("Base", "L", 89.0), entry("VGG11", "LRr", 80.0)]
+    runs = [run_of("Base", "dense", accuracy, seed) for seed, accuracy in enumerate((90.0, 91.0, 92.0))]
+    runs += [run_of("Base", "Lr", 90.6), run_of("Base", "L", 89.0), run_of("VGG11", "LRr", 80.0)]
     dense, without, full, other = compare(runs)
     printed = paper.accuracies("Base", "cifar10")
     assert [row["row"] for row in (dense, without, full, other)] == ["Base", "Base-L", "Base-Lr", "VGG11-LRr"]
@@ -108,15 +97,15 @@ def test_ours_stand_beside_the_papers_with_both_differences():
 
 
 def test_data_sets_networks_and_rows_are_chosen_for_the_table(tmp_path, capsys):
-    runs = [entry("Base", row, 80, dataset=dataset) for row in ("dense", "Lr") for dataset in ("cifar10", "svhn")]
-    runs.append(entry("VGG11", "Lr", 70))
-    (tmp_path / "t.json").write_text(json.dumps({"note": "", "runs": runs}))
+    runs = [run_of("Base", row, 80, dataset=dataset) for row in ("dense", "Lr") for dataset in ("cifar10", "svhn")]
+    runs.append(run_of("VGG11", "Lr", 70))
+    write(tmp_path, "t", runs)
     places = ["--table", "--name", "t", "--results", str(tmp_path), "--ckpt", str(tmp_path)]
 
     def shown(*options):
         assert table1.main([*places, *options]) == 0
         *lines, _, conditions = capsys.readouterr().out.splitlines()
-        assert conditions.startswith("Ours: paper recipe, after 30 epochs;")
+        assert conditions.startswith("Ours: paper recipe, after 20 epochs;")
         return [line.split(" | ")[:2] for line in lines[2:]]
 
     every = shown()
@@ -124,18 +113,6 @@ def test_data_sets_networks_and_rows_are_chosen_for_the_table(tmp_path, capsys):
     assert [dataset for _, dataset in every] == ["cifar10"] * 3 + ["svhn"] * 2
     assert shown("--datasets", "svhn", "--rows", "Lr") == every[4:]
     assert shown("--networks", "VGG11") == every[2:3]
-
-
-@pytest.mark.slow
-def test_a_small_table_is_trained_once(tmp_path, data, capfd):
-    command = ["--train", "--name", "t", "--networks", "Base", "--rows", "dense", "Lr", "--epochs", "1", "--jobs", "1"]
-    command += ["--ckpt", str(tmp_path / "ckpt"), "--results", str(tmp_path)]
-    command += ["--", "--dataset", "imagefolder", "--data-root", str(data), "--batch-size", "9", "--device", "cpu"]
-    assert table1.main(command) == 0
-    out = capfd.readouterr().out
-    assert f"| Base-Lr | {data.name} | " in out and "| Base-L |" not in out
-    assert table1.main(command) == 0
-    assert "2 runs, 2 done" in capfd.readouterr().out
 
 
 def test_table_1_comes_out_as_printed_but_for_five_explained_figures():

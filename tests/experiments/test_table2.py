@@ -1,6 +1,7 @@
 """Table 2 of the paper: counted, and filled with the accuracies of sweeps."""
 
 import json
+from functools import partial
 
 import pytest
 
@@ -10,6 +11,7 @@ from experiments.table1.counts import markdown as counts_markdown
 from experiments.table2 import __main__ as table2
 from experiments.table2 import accuracy
 from experiments.table2.counts import count_rows, table
+from tests.helpers.entries import entry, write
 
 
 @pytest.fixture(scope="module")
@@ -39,22 +41,13 @@ def test_table_2_comes_out_as_printed_but_for_two_explained_figures(counted):
 # ---- accuracy -------------------------------------------------------------------------------------------------------
 
 
-def entry(accuracy, network="VGG11", type="dense", rank=None, epochs=4, seed=0, **more):
-    report = {"architecture": network, "type": type, "rank": rank, "sparsity": None, "alpha": 0.5, "width": 1.0}
-    report |= {"dataset": "cifar10", "epochs": epochs, "seed": seed, "reg_weight": 0.01, "test_accuracy": accuracy}
-    counts = ("parameters", "nonzero_parameters", "flops_paper", "macs_inference")
-    report |= dict.fromkeys(counts, 1000) | {"best_test_accuracy": accuracy, "best_epoch": 1}
-    setting = f"-t {type}" + (f" -r {rank}" if rank else "")
-    return {"run": f"{network}-{type}-seed{seed}", "setting": setting, "report": report | more, "log": []}
-
-
 @pytest.fixture
 def lines_of(tmp_path):
     """Write entries to result files; returns the lines of the table."""
 
     def lines_of(*files):
         for number, entries in enumerate(files):
-            (tmp_path / f"sweep{number}.json").write_text(json.dumps({"note": "", "runs": entries}))
+            write(tmp_path, f"sweep{number}", entries)
         return accuracy.markdown(list(every_run(tmp_path)))
 
     return lines_of
@@ -67,10 +60,10 @@ def cells(lines):
 
 
 def test_accuracies_are_read_from_all_sweeps(lines_of):
-    width = table()[-1].width
-    first = [entry(90.0), entry(91.0, seed=1), entry(89.0, type="lowrank", rank=10), entry(99.0, dataset="svhn")]
-    first += [entry(98.0, type="rank", rank=1, alpha=0.25), entry(95.0, width=0.5)]  # no rows of the table
-    second = [entry(88.0, type="octave"), entry(87.5, type="svd"), entry(87.0, width=width)]
+    vgg, width = partial(entry, network="VGG11"), table()[-1].width
+    first = [vgg(accuracy=90.0), vgg(accuracy=91.0, seed=1), vgg("-t lowrank -r 10", 89.0)]
+    first += [vgg(accuracy=99.0, dataset="svhn"), vgg("-t rank -r 1", alpha=0.25), vgg(width=0.5)]  # no rows
+    second = [vgg("-t octave", 88.0), vgg("-t svd", 87.5), vgg(accuracy=87.0, width=width)]
     lines = lines_of(first, second)
     shown = cells(lines)
     assert shown["VGG11"] == ("90.50 ± 0.71", "")
@@ -83,14 +76,15 @@ def test_accuracies_are_read_from_all_sweeps(lines_of):
 
 
 def test_rows_of_a_network_are_of_one_recipe_and_length_those_with_most_rows(lines_of):
-    long = [entry(93.0, epochs=250)]
-    fast = [entry(90.0, recipe="fast"), entry(89.5, type="rank", rank=1, recipe="fast")]
-    squeezed = [entry(80.0, "SqueezeNet", epochs=9), entry(79.0, "SqueezeNet", "lowrank", 10, epochs=9)]
+    vgg, squeeze = partial(entry, network="VGG11"), partial(entry, network="SqueezeNet", epochs=9)
+    long = [vgg(accuracy=93.0, epochs=250)]
+    fast = [vgg(accuracy=90.0, recipe="fast"), vgg("-t rank -r 1", 89.5, recipe="fast")]
+    squeezed = [squeeze(accuracy=80.0), squeeze("-t lowrank -r 10", 79.0)]
     lines = lines_of(long, fast, squeezed)
     shown = cells(lines)
     assert shown["VGG11"] == ("90.00", "") and shown["VGG11-Lr"] == ("89.50", "-0.50")
     assert shown["SqueezeNet-LRr"] == ("79.00", "-1.00")
-    assert "VGG11, CIFAR-10, fast recipe, 4 epochs" in " ".join(lines)
+    assert "VGG11, CIFAR-10, fast recipe, 20 epochs" in " ".join(lines)
 
 
 # ---- speed and the command ------------------------------------------------------------------------------------------
