@@ -89,34 +89,27 @@ def benchmark(task: str, key: tuple, options: Namespace) -> dict[str, float]:
     return {name: 1e6 * statistics.median(values) for name, values in seconds.items()}
 
 
-def judge(rows: Sequence[dict], map_cost: float = linearconv.MAP_COST) -> list[dict]:
-    """Compare the time of all layers with the rule's choices to the dense layers and to the faster choices.
+def shares_of_the_best(rows: Sequence[dict], map_cost: float) -> dict[tuple[str, str, str], float]:
+    """Return the time of all layers with the faster choices, divided by their time with the choices of the rule.
 
     Args:
         rows: rows of the result file.
         map_cost: value of the rule's constant.
 
     Returns:
-        One verdict for each network, task and variant: `speed_against_dense` and `of_the_best_choice`, at most 1.
+        One share, at most 1, for each network, task and variant.
     """
-    groups = {}
-    for row in rows:
-        groups.setdefault((row["network"], row["task"]), []).append(row)
-    verdicts = []
-    for ((network, task), group), (variant, conv) in itertools.product(groups.items(), VARIANTS.items()):
-        dense = rule = best = 0.0
-        for row in group:
-            *arguments, bias, _ = row["layer"]
-            layer = conv(*arguments, bias=bias, device="meta")
-            saved = layer.secondary_channels * layer.filter_size - layer.coefficients  # multiply-adds of a position
-            chosen = "features" if saved > map_cost * layer.out_channels else "filters"
-            taken, count = row["microseconds"], row["count"]
-            dense += count * taken["dense"]
-            rule += count * taken[f"{variant}, {chosen}"]
-            best += count * min(taken[f"{variant}, {way}"] for way in WAYS)
-        verdict = {"speed_against_dense": dense / rule, "of_the_best_choice": best / rule}
-        verdicts.append({"network": network, "task": task, "variant": variant} | verdict)
-    return verdicts
+    best, rule = {}, {}
+    for row, (variant, conv) in itertools.product(rows, VARIANTS.items()):
+        *arguments, bias, _ = row["layer"]
+        layer = conv(*arguments, bias=bias, device="meta")
+        saved = layer.secondary_channels * layer.filter_size - layer.coefficients  # multiply-adds of a position
+        chosen = "features" if saved > map_cost * layer.out_channels else "filters"
+        taken = {way: row["count"] * row["microseconds"][f"{variant}, {way}"] for way in WAYS}
+        key = row["network"], row["task"], variant
+        best[key] = best.get(key, 0) + min(taken.values())
+        rule[key] = rule.get(key, 0) + taken[chosen]
+    return {key: best[key] / rule[key] for key in best}
 
 
 def main() -> None:
@@ -133,15 +126,14 @@ def main() -> None:
             row = {"network": network, "task": task, "layer": list(key), "count": count}
             rows.append(row | {"microseconds": measured[task, key]})
         print(f"{network}, {task}: measured", flush=True)
-    verdicts, means = judge(rows), {}
-    for verdict in verdicts:
-        shown = "{network}, {task}, {variant}: {speed_against_dense:.2f} of dense, {of_the_best_choice:.3f} of the best"
-        print(shown.format(**verdict))
+    for key, share in shares_of_the_best(rows, linearconv.MAP_COST).items():
+        print(f"{', '.join(key)}: {share:.3f} of the best choice")
+    map_costs = {}
     for map_cost in MAP_COSTS:
-        shares = [verdict["of_the_best_choice"] for verdict in judge(rows, map_cost)]
-        means[map_cost] = {"mean": statistics.mean(shares), "least": min(shares)}
-        print(f"MAP_COST {map_cost}: {means[map_cost]['mean']:.4f} of the best choice, at least {min(shares):.3f}")
-    record = {"origin": origin(options.device), "map_costs": means, "judged": verdicts, "rows": rows}
+        shares = shares_of_the_best(rows, map_cost).values()
+        map_costs[map_cost] = {"mean": statistics.mean(shares), "least": min(shares)}
+        print(f"MAP_COST {map_cost}: {statistics.mean(shares):.4f} of the best choice, at least {min(shares):.3f}")
+    record = {"origin": origin(options.device), "map_costs": map_costs, "rows": rows}
     write_json(options.output or ROOT / "results" / f"layers_{options.device}_{options.precision}.json", record)
 
 
