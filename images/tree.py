@@ -82,23 +82,24 @@ def read_tree(root: Path, size: int) -> tuple[Split, Split]:
 
 def read_images(paths: np.ndarray, size: int) -> Tensor:
     """Return the images of a listing, uint8 (N, 3, size, size); a DataError names an image that cannot be decoded."""
-    chunks = np.split(paths, range(CHUNK, len(paths), CHUNK))
-    images, done = torch.empty(len(paths), 3, size, size, dtype=torch.uint8), 0
+    images = np.empty((len(paths), 3, size, size), np.uint8)
     bar = tqdm(total=len(paths), desc="reading images", unit="image", disable=None)
     with bar, ThreadPoolExecutor(THREADS) as pool:
-        for chunk in pool.map(partial(_read_chunk, size=size), chunks):
-            images[done : done + len(chunk)] = chunk
-            done += len(chunk)
-            bar.update(len(chunk))
-    return images
+        for done in pool.map(partial(_read_chunk, images, paths), range(0, len(paths), CHUNK)):
+            bar.update(done)
+    return torch.from_numpy(images)
 
 
-def _read_chunk(paths, size):
-    images = np.stack([decode(path, partial(_resized, size=size)) for path in paths])
-    return torch.from_numpy(images).permute(0, 3, 1, 2)  # (N, 3, size, size)
+def _read_chunk(images, paths, start):
+    """Decode up to CHUNK files into their places in `images`, and return their number."""
+    chunk = paths[start : start + CHUNK]
+    for i, path in enumerate(chunk, start):
+        images[i] = decode(path, partial(_resized, size=images.shape[-1])).transpose(2, 0, 1)
+    return len(chunk)
 
 
 def _resized(image, size):
+    """An RGB image as uint8 (size, size, 3)."""
     from PIL.Image import Resampling
 
     return np.asarray(image.resize((size, size), Resampling.BILINEAR))
