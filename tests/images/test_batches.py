@@ -9,7 +9,7 @@ import torch
 from torchvision import transforms
 
 from images import batches
-from images.batches import BatchLoader, crop, horizontal_flip
+from images.batches import BatchLoader, crop
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
@@ -53,7 +53,7 @@ def chi_square(counts, expected):
     return sum((count - expected) ** 2 / expected for count in counts)
 
 
-# ---- crop and horizontal flip ------------------------------------------------------------------------------
+# ---- crop ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("shape", "padding"), [((3, 8, 8), 1), ((1, 5, 7), 3), ((2, 7, 4), 2)])
@@ -71,13 +71,6 @@ def test_crop_does_not_depend_on_the_memory_format():
     top, left = torch.arange(20) % 5, torch.arange(20) // 5
     expected = crop(images, 2, top, left)
     assert torch.equal(crop(images.contiguous(memory_format=torch.channels_last), 2, top, left), expected)
-
-
-def test_horizontal_flip_flips_the_selected_images_only():
-    images = random_images(6, 2, 3, 5)
-    flipped = torch.tensor([True, False, False, True, True, False])
-    for result, image, turned in zip(horizontal_flip(images, flipped), images, flipped, strict=True):
-        assert (result.numpy() == (image.numpy()[:, :, ::-1] if turned else image.numpy())).all()
 
 
 # ---- distribution of the augmentation ------------------------------------------------------------------
