@@ -143,7 +143,7 @@ def test_a_classifier_of_other_classes_is_named_and_starts_at_random(trainer, ca
 
 
 def test_count_only_reads_no_data(run):
-    options = f"{QUICK} -t rank --budget 0.6 --count-only --num-classes 5 --image-size 64"
+    options = f"{QUICK} -t rank --budget 0.6 --count-only --num-classes 5 --dataset imagefolder --image-size 64"
     report = report_of(run("zoo", options, dataset=False))
     assert report["num_classes"] == 5 and report["parameters"] <= 0.6 * report["dense_parameters"]
 
