@@ -158,7 +158,7 @@ def test_batches_are_on_the_device_of_the_labels(photographs):
 # ---- errors and signals -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_image_is_named(photographs, tmp_path, workers):
     paths, labels = (part[:20] for part in photographs)
     damaged = tmp_path / "damaged.png"
