@@ -47,12 +47,10 @@ SAMPLE = 1024  # evenly spaced training images, to estimate mean and std of a st
 
 
 def describe(name: str, root: str | os.PathLike = "dataset", image_size: int = 32) -> DataSet:
-    """Return the description of a data set without reading images.
+    """Return the description of a data set without reading images. The classes of an imagefolder are its folders.
 
     Args:
-        name: one of `DATASETS`.
-        root: folder of an `imagefolder`, whose classes are the folders in `root/train`; ignored for other sets.
-        image_size: height and width of the images of an `imagefolder`; ignored for other sets.
+        name, root, image_size: see `dataloaders`.
 
     Raises:
         DataError: for an unknown name, and for an imagefolder without classes.
@@ -82,7 +80,7 @@ def kept_in_memory(
     Args:
         name, root, image_size, device: see `dataloaders`.
         in_memory: one of `IN_MEMORY`. `"auto"` streams an imagefolder if its decoded images would need more than half
-            of the free memory; other sets are kept in memory.
+            of the free memory. Other sets are always kept in memory.
         copies: number of processes on this machine that each keep all images.
 
     Raises:
@@ -121,15 +119,14 @@ def dataloaders(
     Args:
         name: one of `DATASETS`.
         root: the folder with the data, or for the download; ignored for `digits`.
-        image_size: height and width for `imagefolder`; ignored for other sets.
+        image_size: height and width of the images of an `imagefolder`; ignored for other sets.
         download: download missing data. With False, archives in `root` are still unpacked.
-        device: device of the images and batches.
         validation: number of training images, evenly spaced, to hold out and return as `test` instead of the test
             images, for choices that must not depend on the test images.
         flip: `"random"` or `"alternating"`, for sets whose images are flipped; see `Loader`.
-        in_memory: `"auto"`, `"yes"` or `"no"`, see `kept_in_memory`.
+        in_memory: see `kept_in_memory`.
         batch_size, seed, channels_last, shard: see `Loader`.
-        workers: number of processes that decode a streamed set, see `StreamLoader`.
+        workers: see `StreamLoader`.
 
     Returns:
         `(info, train, test)`: `train` is shuffled and augmented as defined in `DATASETS`; `test` yields every image
@@ -147,8 +144,7 @@ def dataloaders(
     else:
         train, test = _load(name, root, download)
     if info.mean is None:
-        images, _ = train
-        some = images if kept else read_images(images[evenly_spaced(len(images), SAMPLE)], image_size)
+        some = train[0] if kept else read_images(train[0][evenly_spaced(len(train[0]), SAMPLE)], image_size)
         mean, std = channel_statistics(some)
         info = replace(info, mean=mean, std=std)
     if validation:
