@@ -8,6 +8,7 @@ These are the published methods in the setting of the paper's Table 2, trained f
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch.nn as nn
 
@@ -22,21 +23,6 @@ from linearconv_variants import Variant
 def build_octave(network: Callable[..., nn.Module], alpha: float, **arguments: object) -> nn.Module:
     """Return a network of octave convolutions."""
     return to_octave(network(**arguments), alpha)
-
-
-def build_basis(network: Callable[..., nn.Module], alpha: float, **arguments: object) -> nn.Module:
-    """Return a network of filter bases; `alpha` is ignored."""
-    return build_with_layers(network, "basis", BasisConv, to_basis, **arguments)
-
-
-def build_ghost(network: Callable[..., nn.Module], alpha: float, **arguments: object) -> nn.Module:
-    """Return a network of Ghost modules."""
-    return build_with_layers(network, "ghost", GhostConv, lambda plain: to_ghost(plain, alpha), **arguments)
-
-
-def build_svd(network: Callable[..., nn.Module], alpha: float, **arguments: object) -> nn.Module:
-    """Return a network of factorised convolutions."""
-    return build_with_layers(network, "svd", FactorisedConv, lambda plain: FactorisedConv(plain, alpha), **arguments)
 
 
 @dataclass(frozen=True)
@@ -55,17 +41,17 @@ BASELINES = {
         "octave convolution, {alpha:.0%} of the channels at half resolution",
     ),
     "basis": Method(
-        build_basis,
+        partial(build_with_layers, BasisConv, to_basis),
         "128 filters shared by groups of 128 channels, combined by 1x1 (learned filter basis)",
         "learned filter basis, 128 filters for groups of 128 channels",
     ),
     "ghost": Method(
-        build_ghost,
+        partial(build_with_layers, GhostConv, to_ghost),
         "a share --alpha of the maps, the others by a depthwise 3x3 of these (Ghost module)",
         "Ghost modules, {alpha:.0%} of the maps intrinsic",
     ),
     "svd": Method(
-        build_svd,
+        partial(build_with_layers, FactorisedConv, FactorisedConv),
         "two convolutions, by 1x1 the second, with the parameters of full-rank LinearConv",
         "two factors, parameters as of LinearConv, full rank, alpha {alpha:g}",
     ),

@@ -46,6 +46,9 @@ class BasisConv(nn.Module):
         return self.combine(self.relu(self.norm(maps)))
 
 
-def to_basis(plain: nn.Conv2d) -> nn.Module:
-    """Return a :class:`BasisConv`, or the convolution itself if its input channels are not a multiple of 128."""
+def to_basis(plain: nn.Conv2d, alpha: float | None = None) -> nn.Module:
+    """Return a :class:`BasisConv`, or the convolution itself if its input channels are not a multiple of 128.
+
+    The method has no share: `alpha` is ignored.
+    """
     return plain if plain.in_channels % BASIS_SIZE else BasisConv(plain)

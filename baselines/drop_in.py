@@ -9,39 +9,39 @@ from functools import partial
 import torch.nn as nn
 
 
-def drop_in(make: Callable[[nn.Conv2d], nn.Module], *arguments: object, **keywords: object) -> nn.Module:
-    """Return `make(plain)` for the nn.Conv2d `plain` with these arguments, or `plain` itself.
+def drop_in(replace: Callable[[nn.Conv2d], nn.Module], *arguments: object, **keywords: object) -> nn.Module:
+    """Return `replace(plain)` for the nn.Conv2d `plain` with these arguments, or `plain` itself.
 
     A convolution stays plain if it has groups, which no method here divides further, or if the method would not reduce
     its weights. The latter holds for thin layers, and with some methods for 1x1 convolutions.
     """
     plain = nn.Conv2d(*arguments, **keywords)
-    made = make(plain) if plain.groups == 1 else plain
+    made = replace(plain) if plain.groups == 1 else plain
     return made if _weights(made) < _weights(plain) else plain
 
 
 def build_with_layers(
+    layer: type[nn.Module],
+    replace: Callable[[nn.Conv2d, float], nn.Module],
     network: Callable[..., nn.Module],
-    name: str,
-    layer_type: type[nn.Module],
-    make: Callable[[nn.Conv2d], nn.Module],
+    alpha: float,
     **arguments: object,
 ) -> nn.Module:
     """Return `network(conv=..., **arguments)`, for which :func:`drop_in` builds the convolutions.
 
     Args:
+        layer: class of the method's layers.
+        replace: a function of a plain convolution and alpha that returns a layer, or the plain convolution itself.
         network: constructor with the argument `conv`.
-        name: name of the method, for error messages.
-        layer_type: class of the method's layers.
-        make: the method, a function of an nn.Conv2d that may return its argument.
+        alpha: share of the method.
 
     Raises:
         ValueError: if every convolution stays plain.
     """
-    model = network(conv=partial(drop_in, make), **arguments)
-    if not any(isinstance(layer, layer_type) for layer in model.modules()):
+    model = network(conv=partial(drop_in, partial(replace, alpha=alpha)), **arguments)
+    if not any(isinstance(module, layer) for module in model.modules()):
         reason = "all are grouped, or too thin or too small"
-        raise ValueError(f"{name} applies to no convolution of this {type(model).__name__}: {reason}")
+        raise ValueError(f"{layer.__name__} replaces no convolution of this {type(model).__name__}: {reason}")
     return model
 
 

@@ -81,9 +81,9 @@ def test_wrong_settings_are_refused(setting, message):
 
 
 def test_unsuitable_networks_are_refused():
-    with pytest.raises(ValueError, match="^basis applies to no convolution of this VGG11: "):
+    with pytest.raises(ValueError, match="^BasisConv replaces no convolution of this VGG11: "):
         Baseline("basis").build(VGG11, width=0.125)
-    with pytest.raises(ValueError, match="^basis applies to no convolution of this MobileNetV2: "):
+    with pytest.raises(ValueError, match="^BasisConv replaces no convolution of this MobileNetV2: "):
         Baseline("basis").build(MobileNetV2)
     with pytest.raises(ValueError, match="^octave needs a network of .*, not ResNet18$"):
         Baseline("octave").build(ResNet18, width=0.125)
