@@ -1,14 +1,10 @@
 """Convert any network to LinearConv with its trained weights; deploy, export or fold the result.
 
-    from linearconv_convert import convert, deploy, export, fold
-
-    small = convert(model, "rank", budget=0.5, calibration=images)
-    fast = deploy(small)                                        # plain modules for inference, with BatchNorm folded
-    plain = fold(small)                                         # nn.Conv2d for every LinearConv
-    export(small, "small.onnx", example_input)                  # the deployed network as a file
-    initialise(network, "spectral")                             # LinearConv layers for training from scratch
-
-The command line is `python -m linearconv_convert --help`.
+small = convert(model, "rank", budget=0.5, calibration=images)
+fast = deploy(small)                                        # plain modules for inference, with BatchNorm folded
+plain = fold(small)                                         # nn.Conv2d for every LinearConv
+export(small, "small.onnx", example_input)                  # the deployed network as a file
+initialise(network, "spectral")                             # LinearConv layers for training from scratch
 """
 
 from linearconv_convert.convert import convert

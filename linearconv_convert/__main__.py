@@ -5,15 +5,15 @@
     python -m linearconv_convert CHECKPOINT.pt --export small.onnx
 
 MODEL is `FILE.py:NAME` (for example `models/vgg_xcnn.py:VGG11`; the file is executed), `torchvision:NAME`,
-`timm:NAME`, or a checkpoint of models/zoo_xcnn.py. The network of a checkpoint is already converted and trained; it is
-only exported. The type `lowrank` has no default rank: give -r, --budget or --error. The installed command is
-`linearconv-convert`.
+`timm:NAME`, or a checkpoint of models/zoo_xcnn.py, whose network is already converted and trained, and only exported.
+The type `lowrank` has no default rank: give -r, --budget or --error. The installed command is `linearconv-convert`.
 """
 
 import argparse
+import importlib.util
 import io
 import json
-import tempfile
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,21 +22,18 @@ import torch
 from linearconv_convert.adapters import KINDS
 from linearconv_convert.budget import UNITS
 from linearconv_convert.convert import convert
-from linearconv_convert.exporting import FORMS, atomic_file, check_path, export, milliseconds, runner
+from linearconv_convert.exporting import FORMS, atomic_file, check_path, export
 from linearconv_convert.networks import load_converted, load_network, load_tensors, load_weights, read_record
-from linearconv_convert.report import count_parameters, draw_curve, new_figure, warnings_as_lines
+from linearconv_convert.report import count_parameters, draw_curve, warnings_as_lines
 from linearconv_convert.surgery import ConversionError
 from linearconv_variants import LINEARCONV_TYPES, OneLineParser, add_options, positive_int
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line.
-
-    Raises:
-        SystemExit: with code 2, after one line on stderr, for bad input.
-    """
+    """Run the command line; SystemExit has code 2, after one line on stderr, for bad input, and 143 for SIGTERM."""
     parser = _parser()
     options = parser.parse_args(argv)
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
         if options.export:
             check_path(options.export)
@@ -47,6 +44,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                 _convert(options)
     except (ValueError, OSError) as error:
         parser.error(error)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(number, _):
+    raise SystemExit(128 + number)  # which removes unfinished files
 
 
 def _parser():
@@ -85,7 +88,8 @@ def _convert(options):
     output = options.output or Path("ckpt") / f"{options.model.rpartition(':')[2]}-{options.type}.pt"
     if output.suffix == ".json":
         raise ConversionError(f"--output {output}: .json is the ending of the choices of --budget; use .pt")
-    figure = new_figure() if options.curve else None
+    if options.curve and importlib.util.find_spec("matplotlib") is None:
+        raise ConversionError("a picture of the curve needs the package matplotlib: pip install matplotlib")
     model = load_network(options.model, in_channels=options.in_channels, num_classes=options.num_classes)
     if options.weights:
         load_weights(model, options.weights)
@@ -97,16 +101,17 @@ def _convert(options):
     setting = {name: getattr(options, name) for name in names}
     if options.type == "lowrank" and options.rank and options.rank.is_integer():
         setting["rank"] = int(options.rank)
-    images = options.calibration and _load_images(options.calibration)
-    small, report = convert(
-        model, options.type, **setting, calibration=images, example_input=example, return_report=True
-    )
+    images = options.calibration and load_tensors(options.calibration)
+    if images is not None and not (isinstance(images, torch.Tensor) and images.ndim == 4):
+        raise ConversionError(f"{options.calibration} has no images: a tensor (N, C, H, W)")
+    inputs = {"calibration": images, "example_input": example}
+    small, report = convert(model, options.type, **setting, **inputs, return_report=True)
     print(report)
     if options.curve:
-        draw_curve(figure, report, options.of, options.curve)
+        draw_curve(report, options.of, options.curve)
     _save(small, report, output, options.type, setting)
     if options.export:
-        _export(model, small, options, example)
+        _export(small, options, example)
 
 
 def _export_trained(options):
@@ -117,22 +122,13 @@ def _export_trained(options):
             raise ConversionError(f"--{name}: the network of {options.model} is converted and trained already")
     if not options.export:
         raise ConversionError(f"the network of {options.model} is trained already: --export writes it to a file")
-    small = load_converted(options.model).eval()
-    dense = load_network(record["name"], in_channels=record["in_channels"], num_classes=record["num_classes"]).eval()
-    print(f"{record['name']}: {count_parameters(small):,} parameters (dense {count_parameters(dense):,})")
-    example = _random_images(record["in_channels"], options.image_size or record["image_size"])
-    _export(dense, small, options, example)
+    small = load_converted(options.model)
+    print(f"{record['name']}: {count_parameters(small):,} parameters")
+    _export(small, options, _random_images(record["in_channels"], options.image_size or record["image_size"]))
 
 
 def _random_images(channels, side):
     return torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(0))
-
-
-def _load_images(path):
-    images = load_tensors(path)
-    if not isinstance(images, torch.Tensor) or images.ndim != 4:
-        raise ConversionError(f"{path} has no images: a tensor (N, C, H, W)")
-    return images
 
 
 def _save(small, report, output, type, setting):
@@ -155,24 +151,13 @@ def _save(small, report, output, type, setting):
     print(f"written: {output} (load it into convert(model, {', '.join([repr(type), *given])}, init='scratch'))")
 
 
-def _export(dense, small, options, example):
-    """Write the files, and print their sizes and speeds and the size and speed of the dense network."""
+def _export(small, options, example):
+    """Write the files, and print their sizes and errors."""
     path = options.export
-    files = {options.form: path}
-    if options.form == "both":
-        files = {form: path.with_name(f"{path.stem}-{form}{path.suffix}") for form in FORMS}
-    with tempfile.TemporaryDirectory() as folder:
-        temporary = Path(folder) / f"dense{path.suffix}"
-        print(_exported_line("dense", dense, temporary, "folded", options.dynamic, example))
-        for form, file in files.items():
-            print(f"{_exported_line(form, small, file, form, options.dynamic, example)}  {file}")
-
-
-def _exported_line(label, network, path, form, dynamic, example):
-    exported = export(network, path, example, form, dynamic)
-    with torch.no_grad():
-        taken = milliseconds(runner(path), example[:1])
-    return f"{label:8}  {exported.bytes / 1e6:8.2f} MB  {taken:8.2f} ms an image  error {exported.error:.0e}"
+    for form in FORMS if options.form == "both" else [options.form]:
+        file = path.with_name(f"{path.stem}-{form}{path.suffix}") if options.form == "both" else path
+        exported = export(small, file, example, form, options.dynamic)
+        print(f"{form:8}  {exported.bytes / 1e6:8.2f} MB  error {exported.error:.0e}  {file}")
 
 
 if __name__ == "__main__":

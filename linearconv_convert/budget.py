@@ -8,19 +8,15 @@ the budget is spent. The plain convolution is one of the points, so layers witho
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch.nn as nn
 
 from linearconv_convert.calibration import CalibrationStats
-from linearconv_convert.losses import (
-    LossCurve,
-    expected_error,
-    full_rank_spectrum,
-    low_rank_spectrum,
-    measure_losses,
-)
+from linearconv_convert.inputs import Call
+from linearconv_convert.losses import LossCurve, expected_error, full_rank_spectrum, low_rank_spectrum, measure_losses
 from linearconv_convert.report import count_macs, count_parameters
 from linearconv_convert.surgery import ConversionError
 from linearconv_convert.weights import linearconv_like, root_of_layer
@@ -31,22 +27,17 @@ UNITS = ("parameters", "macs")
 
 @dataclass(frozen=True)
 class CompressionTarget:
-    """The target size or the target error of a conversion; false if neither is set.
-
-    Raises:
-        ValueError: for a value out of range.
-        ConversionError: for both at once.
-    """
+    """The target size or the target error of a conversion; false if neither is set."""
 
     budget: float | None = None  # target size, as a share of the size of the whole model
     of: str = "parameters"  # unit of the size, one of `UNITS`
     error: float | None = None  # relative error of each layer
+    evaluate: Callable[[nn.Module], float] | None = None  # a metric of the model, higher is better
 
     def __post_init__(self) -> None:
         if self.of not in UNITS:
             raise ValueError(f"of must be one of {', '.join(UNITS)}, got {self.of!r}")
-        for name in ("budget", "error"):
-            value = getattr(self, name)
+        for name, value in (("budget", self.budget), ("error", self.error)):
             if value is not None and not 0 < value <= 1:
                 raise ValueError(f"{name} must be in (0, 1], got {value}")
         if self.budget is not None and self.error is not None:
@@ -56,12 +47,10 @@ class CompressionTarget:
         return self.budget is not None or self.error is not None
 
     def check(self, type: str, rank: object, alpha: object, grow: bool) -> None:
-        """Check that the settings do not contradict the target.
-
-        Raises:
-            ConversionError: for a contradicting setting; the message names the setting.
-        """
+        """Raise a ConversionError for settings that contradict the target."""
         if not self:
+            if self.evaluate is not None:
+                raise ConversionError("evaluate measures the layers for a budget: give budget=")
             if type == "lowrank" and rank is None:
                 raise ConversionError("lowrank needs a rank, as rank=64, or a budget for all ranks, as budget=0.5")
             return
@@ -74,13 +63,13 @@ class CompressionTarget:
             raise ConversionError("budget and error leave layers alone that would not get smaller: leave grow out")
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(NamedTuple):
     """A possible setting of a layer."""
 
     setting: dict[str, float]  # alpha or rank; empty for the plain convolution
     size: int  # parameters or multiply-adds
     loss: float = 0.0  # loss d
+    error: float = 0.0  # relative error of the layer
 
 
 @dataclass(frozen=True)
@@ -96,22 +85,15 @@ class Allocation:
 def allocate(
     model: nn.Module,
     layers: dict[str, nn.Conv2d],
-    variants: dict[str, Variant],
+    variants: dict[str, Any],
     stats: CalibrationStats,
+    call: Call | None,
     target: CompressionTarget,
 ) -> Allocation:
-    """Choose alpha, or the rank, for the layers of a model.
-
-    Args:
-        model: the model with plain convolutions.
-        layers: {name: convolution} of the layers that get a setting.
-        variants: the variants of these layers; the value of the chosen setting is ignored.
-        stats: statistics of the calibration and example inputs.
-        target: the target size or the target error.
+    """Choose alpha, or the rank, for the layers of a model; `layers` are {name: equivalent convolution}.
 
     Raises:
-        ConversionError: for multiply-adds without inputs, or for a budget that cannot be reached. The message reports
-            the smallest budget that can be reached.
+        ConversionError: for multiply-adds without inputs, or for a budget that cannot be reached.
     """
     in_macs = target.of == "macs"
     if in_macs and stats.macs is None:
@@ -124,45 +106,41 @@ def allocate(
             is_low_rank = variants[name].type == "lowrank"
             spectra[name] = low_rank_spectrum(root, new.primary_channels) if is_low_rank else full_rank_spectrum(root)
     losses = dict.fromkeys(spectra, LossCurve())
-    if stats.call is not None:
-        losses = measure_losses(model, layers, spectra, stats.moments, stats.call)
+    if target.evaluate is not None or call is not None:
+        losses = measure_losses(model, spectra, stats.moments, call, target.evaluate)
+    expected_of = float if target.evaluate else expected_error
 
     options, chosen = {}, {}
     for name, spectrum in spectra.items():
-        layer, variant, positions = layers[name], variants[name], stats.positions.get(name, 0)
-        sized = {}  # {value: option}
-        for value in {*spectrum.values(), spectrum.smallest_within(target.error or 1.0)}:
-            setting = spectrum.setting(value)
-            new = linearconv_like(layer, replace(variant, **setting).conv, device="meta")
+        layer, positions = layers[name], stats.positions.get(name, 0)
+        options[name] = [Option({}, count_macs(layer, positions) if in_macs else count_parameters(layer))]
+        for value in sorted({*spectrum.values(), spectrum.smallest_within(target.error or 1.0)}):
+            setting, error = spectrum.setting(value), spectrum.errors[value].item()
+            new = linearconv_like(layer, replace(variants[name], **setting).conv, device="meta")
             size = count_macs(new, positions) if in_macs else count_parameters(new)
-            sized[value] = Option(setting, size, losses[name].at(spectrum.errors[value].item()))
-        plain = Option({}, count_macs(layer, positions) if in_macs else count_parameters(layer))
-        options[name] = [plain, *(sized[value] for value in spectrum.values() if sized[value].size < plain.size)]
-        chosen[name] = plain
-        if target.error is not None:
-            value = spectrum.smallest_within(target.error)
-            if spectrum.errors[value] <= target.error and sized[value].size < plain.size:
-                chosen[name] = sized[value]
-    whole = stats.macs if in_macs else count_parameters(model)
+            if size < options[name][0].size:
+                options[name].append(Option(setting, size, losses[name].at(error), error))
+        within = [option for option in options[name] if option.error <= (target.error or 0)]
+        chosen[name] = min(within, key=lambda option: option.size)
+    whole = stats.macs if in_macs and stats.macs else count_parameters(model)
     others = whole - sum(plain.size for plain, *_ in options.values())
     if target.budget is not None:
         smallest = others + sum(min(option.size for option in each) for each in options.values())
         if smallest > target.budget * whole:
-            least = math.ceil(1e4 * smallest / whole) / 1e4
-            what = f"budget={target.budget:g} cannot be reached"
-            raise ConversionError(f"{what}: the smallest size is {least:g} of the model's")
+            least = f"the smallest size is {math.ceil(1e4 * smallest / whole) / 1e4:g} of the model's"
+            raise ConversionError(f"budget={target.budget:g} cannot be reached: {least}")
         chosen = share_out(options, target.budget * whole - others)
     settings = {name: option.setting for name, option in chosen.items()}
     return Allocation(
         {name: replace(variants[name], **setting) if setting else None for name, setting in settings.items()},
-        {name: expected_error(option.loss) for name, option in chosen.items()},
-        expected_error(sum(option.loss for option in chosen.values())),
-        [((others + size) / whole, expected_error(loss)) for size, loss in curve_of(options)],
+        {name: expected_of(option.loss) for name, option in chosen.items()},
+        expected_of(sum(option.loss for option in chosen.values())),
+        [((others + size) / whole, expected_of(loss)) for size, loss in curve_of(options)],
     )
 
 
 def share_out(options: dict[str, list[Option]], budget: float) -> dict[str, Option]:
-    """Choose an option for each layer, so that the sum of losses is small and the sum of sizes is within a budget."""
+    """Choose an option for each layer, with a small sum of losses and the sum of sizes within a budget."""
     chosen = {name: _hull(each)[0] for name, each in options.items()}
     room = budget - sum(option.size for option in chosen.values())
     full = set()
@@ -200,7 +178,7 @@ def _edges(options):
 
 def _hull(options: Iterable[Option]) -> list[Option]:
     """The options on the lower convex hull of (size, loss), sorted by increasing size."""
-    hull = []
+    hull: list[Option] = []
     for option in sorted(options, key=lambda option: (option.size, option.loss)):
         if hull and option.loss >= hull[-1].loss:
             continue

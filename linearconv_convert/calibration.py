@@ -1,15 +1,17 @@
 """Statistics of a model on calibration and example inputs: moments of outputs, output positions, multiply-adds."""
 
+import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from linearconv_convert.inputs import Call, calibration_calls, example_call
+from linearconv_convert.inputs import Call, calibration_calls
 from linearconv_convert.surgery import ConversionError, ConversionWarning, eval_with_hooks
 
 MIN_POSITIONS = 4  # least calibration positions for each output channel
@@ -33,9 +35,9 @@ class Moments:
         """Covariance of y, (F, F)."""
         return self.second / self.count - torch.outer(self.mean, self.mean)
 
-    def add(self, output: torch.Tensor, bias: torch.Tensor | None) -> None:
-        """Add the positions of an output (N, F, H, W) or (F, H, W), after subtraction of the bias (F,)."""
-        rows = output.detach().movedim(-3, -1).flatten(0, -2).double()  # (positions, F)
+    def add(self, output: torch.Tensor, axis: int, bias: torch.Tensor | None) -> None:
+        """Add an output with channels at `axis`, after subtraction of the bias (F,)."""
+        rows = output.detach().movedim(axis, -1).reshape(-1, len(self.first)).double()  # (positions, F)
         if bias is not None:
             rows = rows - bias.detach().double()
         self.second += rows.T @ rows
@@ -43,68 +45,41 @@ class Moments:
         self.count += len(rows)
 
 
-@dataclass(frozen=True)
-class CalibrationStats:
+class CalibrationStats(NamedTuple):
     """Calibration statistics of a model; empty without inputs."""
 
-    positions: dict[str, float] = field(default_factory=dict)  # {layer: output positions per image}
-    macs: int | None = None  # multiply-adds of one image, in the whole model
-    moments: dict[str, Moments] = field(default_factory=dict)  # of the outputs of layers with one group
-    call: Call | None = None  # the first batch of calibration
+    positions: dict[str, float]  # {layer: output positions per image}
+    macs: int | None  # multiply-adds of one image, in the whole model
+    moments: dict[str, Moments]  # of the outputs of layers with one group
 
 
 def collect_stats(
-    model: nn.Module, layers: dict[str, nn.Module], chosen: dict[str, nn.Module], calibration: object, example: object
+    model: nn.Module, layers: dict[str, nn.Module], chosen: Iterable[str], calibration: object, counted: Call | None
 ) -> CalibrationStats:
-    """Run a model on its calibration and example inputs.
-
-    Args:
-        model: the model; it is unchanged afterwards.
-        layers: {name: layer} whose output positions are counted.
-        chosen: {name: layer} whose output moments are collected.
-        calibration: calibration batches, or None.
-        example: an example input, or None for the first batch of calibration.
-
-    Raises:
-        ConversionError: if the model does not run on the inputs.
-    """
-    calibration = list(calibration) if isinstance(calibration, Iterator) else calibration  # the batches are read twice
-    call = None if calibration is None else next(calibration_calls(model, calibration))
-    counted = call if example is None else example_call(model, example)
+    """Run a model on its calibration, for moments of the layers `chosen`, and count the multiply-adds of `counted`."""
     positions, macs = ({}, None) if counted is None else trace_macs(model, layers, counted)
-    of_one_group = {name: layer for name, layer in chosen.items() if layer.groups == 1}
+    of_one_group = {name: layers[name] for name in chosen if getattr(layers[name], "groups", 1) == 1}
     moments = {} if calibration is None else output_moments(model, of_one_group, calibration)
     few = {name: each.count for name, each in moments.items() if each.count < MIN_POSITIONS * len(each.first)}
     if few:
-        name = min(few, key=few.get)
-        found = f"{few[name]} positions of {len(moments[name].first)} channels in layer {name!r}"
-        text = f"calibration gives only {found}, too few for its statistics: give more images"
-        warnings.warn(text, ConversionWarning, stacklevel=3)
-    return CalibrationStats(positions, macs, moments, call)
+        name = max(few, key=lambda name: len(moments[name].first) / few[name])
+        channels = len(moments[name].first)
+        images = math.ceil(MIN_POSITIONS * channels / max(positions.get(name, 1), 1))
+        text = f"calibration gives only {few[name]} positions of {channels} channels in layer {name!r}"
+        warnings.warn(f"{text}, too few for its statistics: give {images} images", ConversionWarning, stacklevel=3)
+    return CalibrationStats(positions, macs, moments)
 
 
 @torch.no_grad()
 def output_moments(model: nn.Module, layers: dict[str, nn.Module], batches: object) -> dict[str, Moments]:
-    """Run batches through a model in eval mode and return the moments of its layers' outputs.
-
-    Args:
-        model: the model; it is unchanged afterwards and keeps its mode.
-        layers: {name: layer} whose outputs are observed.
-        batches: one batch or several, see :func:`linearconv_convert.inputs.calibration_calls`.
-
-    Returns:
-        {name: moments} of the layers that were called.
-
-    Raises:
-        ConversionError: if there is no batch, if the model does not run on a batch, or if an output is not finite.
-    """
-    moments = {}
+    """Run calibration batches through a model in eval mode and return the moments of its layers' outputs."""
+    moments: dict[str, Moments] = {}
 
     def add_output(name, layer, output):
         if name not in moments:
-            zeros = output.new_zeros(layer.out_channels, layer.out_channels, dtype=torch.float64)
+            zeros = output.new_zeros(len(layer.weight), len(layer.weight), dtype=torch.float64)
             moments[name] = Moments(zeros, zeros[0].clone())
-        moments[name].add(output, layer.bias)
+        moments[name].add(output, 1 - layer.weight.ndim, layer.bias)  # (..., F, H, W), (..., F, L) or (..., F)
 
     with eval_with_hooks(model, layers, add_output):
         for call in calibration_calls(model, batches):
@@ -117,19 +92,13 @@ def output_moments(model: nn.Module, layers: dict[str, nn.Module], batches: obje
 
 @torch.no_grad()
 def trace_macs(model: nn.Module, layers: dict[str, nn.Module], call: Call) -> tuple[dict[str, float], int]:
-    """Run a model once and count the multiply-adds of one image.
-
-    Returns:
-        {name: output positions} of the layers that were called, summed over the calls, and the multiply-adds of the
-        whole model. Both are divided by the batch size.
-    """
+    """Run a model once; return the output positions of layers, and the multiply-adds of the model, for one image."""
     from torch.utils.flop_counter import FlopCounterMode  # this import loads triton, which only counting needs
 
-    positions, ranks = Counter(), {4}
+    positions: Counter[str] = Counter()
 
     def add_positions(name, layer, output):
-        positions[name] += output.numel() // layer.out_channels
-        ranks.add(output.ndim)
+        positions[name] += output.numel() // len(layer.weight)
 
     counter, is_fast = FlopCounterMode(display=False), torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # FlopCounterMode counts matrix products, but not fused attention
@@ -138,5 +107,5 @@ def trace_macs(model: nn.Module, layers: dict[str, nn.Module], call: Call) -> tu
             call.run(model)
     finally:
         torch.backends.mha.set_fastpath_enabled(is_fast)
-    batch = call.batch if min(ranks) == 4 else 1  # otherwise the input is one image without a batch dimension
-    return {name: count / batch for name, count in positions.items()}, counter.get_total_flops() // 2 // batch
+    per_image = {name: count / call.batch for name, count in positions.items()}
+    return per_image, counter.get_total_flops() // 2 // call.batch

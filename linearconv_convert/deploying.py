@@ -11,7 +11,7 @@ from linearconv import GEOMETRY, MAP_COST
 from linearconv_convert import surgery
 from linearconv_convert.adapters import Conv2dAdapter, SamePad2d
 from linearconv_convert.folding import fuse, replace_layers
-from linearconv_convert.inputs import TOLERANCE, example_call, largest_error, outputs
+from linearconv_convert.inputs import Verification, known_call
 from linearconv_convert.surgery import ConversionError, ConversionWarning
 
 MAX_COEFFICIENT = 1e2  # in A after folding; larger coefficients amplify rounding errors
@@ -22,45 +22,46 @@ def deploy(model: nn.Module, *, example_input: object = None, channels_last: boo
 
     Every LinearConv becomes the cheaper of two forms. One is an nn.Conv2d with all filters. The other is a
     torch.fx.GraphModule that convolves with the primary filters, combines their feature maps by 1x1 convolutions, and
-    concatenates all feature maps. An nn.BatchNorm2d that is the only user of a convolution's output is folded into the
-    convolution, except if coefficients would exceed 100 because the scale of a primary channel is almost zero. The new
-    model is in eval mode, its parameters have no gradients, and it runs, pickles and loads without this package. On a
-    CUDA device all layers become nn.Conv2d, as the other form has no speed-up on GPUs. For bfloat16, deploy the float32
-    model and convert the result by `.to(torch.bfloat16)`.
+    concatenates all feature maps. BatchNorm is folded as by :func:`fold`, except if coefficients would exceed 100
+    because the scale of a primary channel is almost zero. The new model is in eval mode, its parameters have no
+    gradients, and it runs, pickles and loads without this package. On a CUDA device all layers become nn.Conv2d, as the
+    other form has no speed-up on GPUs. If the new model fails the verification, BatchNorm is not folded, or all layers
+    become nn.Conv2d, and a ConversionWarning gives the reason.
 
     Args:
         model: any model; it is not changed.
         example_input: an input to verify the new model: images (N, C, H, W), a tuple of all arguments, or a dict of
-            them by name. Without an input the new model is not verified.
+            them by name. Default: random images, if the model takes them; if not, a ConversionWarning says so
         channels_last: keep the filters in the channels_last memory format. The feature maps then have this format too,
             for inputs of any format, which is faster on CPUs. Use False if a forward pass flattens feature maps by
             `view`, which needs the contiguous format.
 
     Raises:
-        ConversionError: for a model that is scripted, compiled, wrapped or lazy, or if the outputs for the example
-            input differ by more than 1e-4 relative to the largest output.
+        ConversionError: for a model that is scripted, compiled, wrapped or lazy, or if the outputs differ by more than
+            1e-4 (8 epsilons of a data type of low precision) relative to the largest output.
     """
     surgery.check_model(model)
-    target = surgery.copy_of(model).eval()
-    if example_input is not None:
-        call = example_call(target, example_input)
-        expected = outputs(target, call)
-    try:
-        deployed = replace_layers(target, _deployed_layer, batch_norm=True)
-    except ConversionError as error:
-        warnings.warn(f"no BatchNorm was folded: {error}", ConversionWarning, stacklevel=2)
-        deployed = replace_layers(target, _deployed_layer, batch_norm=False)
-    own_modules = surgery.layers_of(deployed, (SamePad2d, Conv2dAdapter)).values()
-    deployed = surgery.replace(deployed, {module: fx.symbolic_trace(module) for module in own_modules})
-    deployed = deployed.eval().requires_grad_(False)
-    if channels_last:
-        for conv in surgery.layers_of(deployed, nn.Conv2d).values():
-            conv.to(memory_format=torch.channels_last)
-    if example_input is not None:
-        error = largest_error(outputs(deployed, call), expected)
-        if not error <= TOLERANCE:
-            raise ConversionError(f"the deployed model differs from the model by {error:.1e} relative to its outputs")
-    return deployed
+    verification = Verification(model, known_call(model, example_input))
+    verification.warn_if_unknown()
+    difference = ""
+    for new_layer, batch_norm in ((_deployed_layer, True), (_deployed_layer, False), (fuse, False)):
+        before = difference
+        try:
+            deployed = replace_layers(surgery.copy_of(model).eval(), new_layer, batch_norm)
+            own_modules = surgery.layers_of(deployed, (SamePad2d, Conv2dAdapter)).values()
+            deployed = surgery.replace(deployed, {module: fx.symbolic_trace(module) for module in own_modules})
+            if channels_last:
+                for conv in surgery.layers_of(deployed, nn.Conv2d).values():
+                    conv.to(memory_format=torch.channels_last)
+            difference = verification.difference(deployed)
+        except ConversionError as error:
+            difference = str(error)
+        if not difference:
+            if before:
+                what = "no BatchNorm was folded" if new_layer is _deployed_layer else "all layers became nn.Conv2d"
+                warnings.warn(f"{what}: {before}", ConversionWarning, stacklevel=2)
+            return deployed.eval().requires_grad_(False)
+    raise ConversionError(f"the deployed model is not equal to the model: {difference}")
 
 
 class _Pair(nn.Module):
@@ -77,8 +78,12 @@ class _Pair(nn.Module):
 
 @torch.no_grad()
 def _deployed_layer(layer, norm=None):
-    """The cheaper form of a LinearConv and the BatchNorm after it; None if the BatchNorm cannot be folded into it."""
-    factors = [factor.to(_precise(layer)) for factor in layer.factors()]
+    """The cheaper form of a LinearConv and the BatchNorm after it; None if the BatchNorm cannot be folded into it.
+
+    [y_p ; A y_p + b_s - A b_p], where a BatchNorm scales the rows of W_p by s_p, and A to s_s A / s_p.
+    """
+    precise = torch.promote_types(layer.conv_weights.dtype, torch.float64)
+    factors = [factor.to(precise) for factor in layer.factors()]
     product = reduce(torch.matmul, factors)
     if product.numel() <= sum(factor.numel() for factor in factors):
         factors = [product]
@@ -86,15 +91,13 @@ def _deployed_layer(layer, norm=None):
     saved = layer.secondary_channels * layer.filter_size - coefficients - MAP_COST * layer.out_channels
     if saved <= 0 or layer.groups > 1 or layer.conv_weights.is_cuda:
         return fuse(layer, norm)
-    return _pair(layer, factors, norm)
-
-
-def _pair(layer, factors, norm):
-    """[y_p ; A y_p + b_s - A b_p], where a BatchNorm scales the rows of W_p by s_p, and A to s_s A / s_p."""
-    scale, bias = _scale_and_bias(layer, norm)
+    scale = torch.ones(layer.out_channels, dtype=precise, device=layer.conv_weights.device)
+    bias = torch.zeros_like(scale) if layer.bias is None else layer.bias.to(scale)
+    if norm is not None:
+        scale = (norm.running_var.to(scale) + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
+        bias = (bias - norm.running_mean) * scale + (0 if norm.bias is None else norm.bias)
     sizes = layer.primary_channels, layer.secondary_channels
     (scale_primary, scale_secondary), (bias_primary, bias_secondary) = scale.split(sizes), bias.split(sizes)
-    factors = [*factors]
     factors[0] = scale_secondary[:, None] * factors[0]
     factors[-1] = factors[-1] / scale_primary
     product = reduce(torch.matmul, factors)
@@ -106,23 +109,9 @@ def _pair(layer, factors, norm):
     shifts = [None] * (len(factors) - 1) + [bias_secondary - product @ bias_primary]
     combinations = []
     for factor, shift in zip(reversed(factors), shifts, strict=True):
-        sizes = {"in_channels": factor.shape[1], "out_channels": factor.shape[0], "kernel_size": 1}
-        combinations.append(_convolution(factor[:, :, None, None], shift, layer.conv_weights, sizes))
+        shape = {"in_channels": factor.shape[1], "out_channels": factor.shape[0], "kernel_size": 1}
+        combinations.append(_convolution(factor[:, :, None, None], shift, layer.conv_weights, shape))
     return fx.symbolic_trace(_Pair(primary, combinations))
-
-
-def _scale_and_bias(layer, norm):
-    """The scale (F,) of a BatchNorm, or ones, and the bias (F,) of the layer followed by the BatchNorm."""
-    scale = torch.ones(layer.out_channels, dtype=_precise(layer), device=layer.conv_weights.device)
-    bias = torch.zeros_like(scale) if layer.bias is None else layer.bias.to(scale)
-    if norm is not None:
-        scale = (norm.running_var.to(scale) + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
-        bias = (bias - norm.running_mean) * scale + (0 if norm.bias is None else norm.bias)
-    return scale, bias
-
-
-def _precise(layer):
-    return torch.promote_types(layer.conv_weights.dtype, torch.float64)
 
 
 def _convolution(weight, bias, like, geometry):

@@ -1,26 +1,30 @@
 """Export of a model to a file, in ONNX or in torch.export's own format."""
 
 import importlib
+import io
 import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn as nn
-from torch.utils._pytree import tree_map
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from linearconv_convert.deploying import deploy
 from linearconv_convert.folding import fold
-from linearconv_convert.inputs import TOLERANCE, Call, example_call, largest_error, outputs, tensors_of
-from linearconv_convert.surgery import ConversionError, ConversionWarning, copy_of, first_line
+from linearconv_convert.inputs import Call, known_call, largest_error, outputs, tensors_of, tolerance_of
+from linearconv_convert.surgery import ConversionError, ConversionWarning, check_model, copy_of, first_line
 
 FORMS = ("deployed", "folded")
-EXTRA_SIZE = (32, 64)  # additional rows and columns of the images that check dynamic files
-MAX_ONNX_BYTES = 2**31 - 2**20  # limit for the weights in one ONNX file
+EXTRA_SIZE = (0, 64, 0, 32)  # additional columns and rows of the images that check dynamic files
 
 
 @dataclass(frozen=True)
@@ -36,53 +40,48 @@ class Exported:
 def export(
     model: nn.Module, path: str | Path, example_input: object, form: str = "deployed", dynamic: bool = False
 ) -> Exported:
-    """Write a model to a file that accepts batches of any size, and compare the outputs of both.
+    """Write a model in eval mode to a file that accepts batches of any size, and compare the outputs of both.
 
-    The model is exported in eval mode. If the model can be traced, BatchNorm is folded into the preceding convolution.
+    BatchNorm is folded into the preceding convolution, except if the model cannot be traced or has other outputs then.
 
     Args:
         model: any model, with or without LinearConv layers.
         path: a path that ends in `.onnx` for ONNX, checked by onnxruntime, or in `.pt2` for torch.export's own format.
             An existing file is replaced after the check of the new file.
         example_input: the model's input: images (N, C, H, W), a tuple of all arguments, or a dict of them by name. The
-            example fixes all sizes except N.
+            example fixes all sizes except N, and N too if running the model shows that N is no batch size.
         form: `"deployed"` writes the result of :func:`deploy`, which is small and fast; `"folded"` writes one
             convolution per layer.
         dynamic: accept images of any height and width too.
 
-    Returns:
-        The file, its bytes, and its largest relative error for batches of 1 and 7, with `dynamic` for larger images
-        too.
+    The error is the largest one for batches of 1 and 7, and for larger images if `dynamic`.
 
     Raises:
-        ConversionError: for another ending or form, for missing packages, for a model that cannot be exported, or for
-            outputs that differ by more than 1e-4.
+        ConversionError: for another ending or form, for missing packages, for a model that torch cannot export or the
+            runtime cannot run, or for outputs that differ by more than 1e-4, or by 8 epsilons of the model's data type.
     """
     path = Path(path)
     if form not in FORMS:
         raise ConversionError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
     check_path(path)
+    check_model(model)
     model = copy_of(model).eval()
-    prepared = _prepared(model, form)
-    call = example_call(model, example_input)
+    call = known_call(model, example_input)
     calls = [_batch(call, 1), _batch(call, 7)] + ([_larger(_batch(call, 1))] if dynamic else [])
     expected = [outputs(model, each) for each in calls]
+    if not all(expected):
+        raise ConversionError("only models whose outputs are tensors, in tuples, lists or dicts, can be verified")
+    prepared = _prepared(model, form, example_input)
     with atomic_file(path) as part:
         _write(prepared, part, _batch(call, 2), dynamic)
-        run = runner(part)
-        errors = [_error(run, each, theirs) for each, theirs in zip(calls, expected, strict=True)]
-        error = torch.tensor(errors).max().item()  # NaN too
-        if not error <= TOLERANCE:
+        error = _largest_error(part, calls, expected)
+        if not error <= tolerance_of(model):
             raise ConversionError(f"the exported file differs from the model by {error:.1e} relative to its outputs")
     return Exported(path, form, path.stat().st_size, error)
 
 
 def check_path(path: Path) -> None:
-    """Check that a model can be exported to a path.
-
-    Raises:
-        ConversionError: for an unknown ending or a missing folder.
-    """
+    """Raise a ConversionError for a path with an unknown ending, or in a missing folder."""
     if path.suffix not in (".onnx", ".pt2"):
         raise ConversionError(f"{path}: the ending decides the format and must be .onnx or .pt2")
     if not path.parent.is_dir():
@@ -109,12 +108,9 @@ def runner(path: Path) -> Callable[..., object]:
 
 
 def onnx_runner(path: str | Path, threads: int | None = None) -> Callable[..., object]:
-    """Return a function that runs an ONNX file on the CPU, with torch's or the given number of threads.
+    """Return a function of the model's arguments that runs an ONNX file on the CPU, by default with torch's threads.
 
-    The function takes the model's arguments. It returns the output tensor, or a list if there are several.
-
-    Raises:
-        ConversionError: if onnxruntime is not installed.
+    The function returns the output tensor, or a list if there are several.
     """
     onnxruntime = _import_onnx("onnxruntime")
     options = onnxruntime.SessionOptions()
@@ -132,94 +128,100 @@ def onnx_runner(path: str | Path, threads: int | None = None) -> Callable[..., o
     return run
 
 
-def milliseconds(run: Callable[[torch.Tensor], object], images: torch.Tensor, seconds: float = 1.0) -> float:
-    """Return the median time of `run(images)` over about `seconds` of calls."""
-    from torch.utils.benchmark import Timer  # slow import, which only measurements need
-
-    timer = Timer("run(images)", globals={"run": run, "images": images}, num_threads=torch.get_num_threads())
-    return 1e3 * timer.blocked_autorange(min_run_time=seconds).median
-
-
-def _prepared(model, form):
+def _prepared(model, form, example_input):
+    """The model in a form; if its outputs differ, the model with nn.Conv2d for LinearConv, or the model itself."""
+    prepare = partial(deploy, channels_last=False) if form == "deployed" else partial(fold, batch_norm=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConversionWarning)  # the file is correct with BatchNorm too
-        if form == "deployed":
-            return deploy(model, channels_last=False)  # a file has no memory format
-        try:
-            return fold(model, batch_norm=True)
-        except ConversionError:  # the model cannot be traced; fold raises other errors again
-            return fold(model)
+        for attempt in (prepare, fold):
+            try:
+                return attempt(model, example_input=example_input)
+            except ConversionError:
+                pass
+    return model
 
 
 def _write(model, path, call, dynamic):
-    is_onnx = path.suffix == ".onnx"
-    if is_onnx:
+    if path.suffix == ".onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):
             _import_onnx(package)
-        if sum(tensor.nbytes for tensor in model.state_dict().values()) > MAX_ONNX_BYTES:
-            raise ConversionError("the model is larger than the 2 GiB that one ONNX file can have")
     sizes = {0: torch.export.Dim("batch", min=1, max=1 << 20), 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-
-    def open_sizes(leaf):
-        if not isinstance(leaf, torch.Tensor):
-            return None
-        axes = [0] if leaf.ndim and len(leaf) == call.batch else []
-        axes += [2, 3] if dynamic and leaf.ndim == 4 else []
-        return {axis: sizes[axis] for axis in axes}
-
-    shapes = tree_map(open_sizes, call.kwargs or call.args)
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # from torch and onnxscript
+    leaves, structure = tree_flatten((call.args, call.kwargs))
+    for position, leaf in enumerate(leaves):
+        axes = [0] if position in call.batched else []
+        axes += [2, 3] if dynamic and isinstance(leaf, Tensor) and leaf.ndim == 4 else []
+        leaves[position] = {axis: sizes[axis] for axis in axes} if isinstance(leaf, Tensor) else None
+    of_args, of_kwargs = tree_unflatten(leaves, structure)
+    options = {"kwargs": call.kwargs, "dynamic_shapes": of_kwargs or of_args}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if is_onnx:
-                program = torch.onnx.export(
-                    model, call.args, kwargs=call.kwargs, dynamic_shapes=shapes, dynamo=True, verbose=False
-                )
+        with _silence():
+            if path.suffix == ".onnx":
+                program = torch.onnx.export(model, call.args, **options, dynamo=True, verbose=False)
                 program.save(path, external_data=False)
             else:
-                program = torch.export.export(model, call.args, call.kwargs, dynamic_shapes=shapes)
-                torch.export.save(program, path)
+                torch.export.save(torch.export.export(model, call.args, **options), path)
     except Exception as error:
-        raise ConversionError(f"torch cannot export the model: {first_line(error)}") from error
+        cause: BaseException = error
+        while cause.__cause__ or cause.__context__:
+            cause = cause.__cause__ or cause.__context__
+        reason = f"torch cannot export the model: {first_line(cause)}"
+        if path.suffix == ".onnx" and _older_exporter_works(model, path, call):
+            reason += f"; its older exporter (dynamo=False) can, for a fixed batch of {call.batch}"
+        raise ConversionError(reason) from error
+
+
+def _older_exporter_works(model, path, call):
+    try:
+        with _silence():
+            torch.onnx.export(model, call.args, path, kwargs=call.kwargs, dynamo=False)
+            return _largest_error(path, [call], [outputs(model, call)]) <= tolerance_of(model)
+    except Exception:  # this exporter may raise any error too
+        return False
+
+
+@contextmanager
+def _silence():
+    """In this context, nothing is printed, logged or warned."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.disable(disabled)
 
 
 @torch.no_grad()
-def _error(run, call, expected):
+def _largest_error(path, calls, expected):
+    """The largest relative error of an exported file for some calls."""
+    errors = []
     try:
-        found = [tensor.to(expected[0]) for tensor in tensors_of(run(*call.args, **call.kwargs))]
+        run = runner(path)
+        for call, theirs in zip(calls, expected, strict=True):
+            found = [tensor.to(theirs[0]) for tensor in tensors_of(run(*call.args, **call.kwargs))]
+            if [tensor.shape for tensor in found] != [tensor.shape for tensor in theirs]:
+                raise ValueError("the outputs have other shapes than the model's")
+            errors.append(largest_error(found, theirs))
     except Exception as error:  # runtimes may raise any error
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in call.tensors)
-        raise ConversionError(f"the exported file does not take inputs {shapes}: {first_line(error)}") from error
-    if [tensor.shape for tensor in found] != [tensor.shape for tensor in expected]:
-        raise ConversionError("the outputs of the exported file have other shapes than the model's")
-    return largest_error(found, expected)
+        raise ConversionError(f"the exported file does not run: {first_line(error)}") from error
+    return torch.tensor(errors).max().item()  # NaN if any error is NaN
 
 
-def _batch(call: Call, size: int) -> Call:
+def _batch(call: Any, size: int) -> Call:
     """The call with `size` images, which repeat the given images."""
-    return call.images(torch.arange(size) % max(1, call.batch))
+    return call.images(torch.arange(size) % call.batch)._replace(batch=size) if call.batched else call
 
 
 def _larger(call: Call) -> Call:
-    """The call with larger images, which repeat the given images beyond their edges."""
-
-    def grow(tensor):
-        if tensor.ndim != 4:
-            return tensor
-        height, width = tensor.shape[-2:]
-        rows, columns = torch.arange(height + EXTRA_SIZE[0]) % height, torch.arange(width + EXTRA_SIZE[1]) % width
-        return tensor[..., rows, :][..., columns]
-
-    return call.map(grow)._replace(source="larger images, as dynamic asks for")
+    """The call with larger images, which repeat the values at their edges."""
+    larger = call.map(lambda tensor: F.pad(tensor, EXTRA_SIZE, "replicate") if tensor.ndim == 4 else tensor)
+    return larger._replace(source="larger images, as dynamic asks for")
 
 
 def _import_onnx(package):
     try:
         return importlib.import_module(package)
     except ImportError:
-        cure = f"the package {package}: pip install onnx onnxscript onnxruntime"
-        raise ConversionError(f"ONNX files need {cure}") from None
+        packages = "onnx onnxscript onnxruntime"
+        raise ConversionError(f"ONNX files need the package {package}: pip install {packages}") from None

@@ -73,11 +73,10 @@ def error(coefficients: Tensor, root: Tensor) -> float:
 def full_rank(root: Tensor, primary: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return the coefficients A (F - P, P) of the best LinearConv with P primary filters for a root S (F, r).
 
-    With U the first P left singular vectors of S, A = U_s U_p^-1 would be exact. If the first P filters hardly vary in
-    a direction that the other filters need, U_p is close to singular and A is huge. Therefore small singular values of
-    U_p are raised to a limit: the secondary filters stay exact, and the primary filters change by less than the limit.
-    The norm of A is at most the reciprocal of the limit, and at most 1e4. The function chooses the largest limit whose
-    error, with all values rounded to the `dtype` of the layer, is within `ERROR_MARGIN` of the smallest error.
+    With U the first P left singular vectors of S, A = U_s U_p^-1 would be exact, but huge for U_p close to singular.
+    Therefore small singular values of U_p are raised to a limit: the secondary filters stay exact, the primary filters
+    change by less than the limit, and the norm of A is at most its reciprocal. The function chooses the largest limit
+    whose error, with all values rounded to the `dtype` of the layer, is within `ERROR_MARGIN` of the smallest error.
     """
     left = torch.linalg.svd(root, full_matrices=False).U[:, :primary]
     vectors, values, adjoint = torch.linalg.svd(left[:primary], full_matrices=False)
@@ -85,16 +84,12 @@ def full_rank(root: Tensor, primary: int, dtype: torch.dtype = torch.float32) ->
     for exponent in range(9):  # limits from 1 down to MIN_SINGULAR_VALUE
         lifted = values.clamp_min(max(10 ** (-exponent / 2), MIN_SINGULAR_VALUE))
         coefficients = left[primary:] @ adjoint.T / lifted @ vectors.T
-        solutions.append((_rounded_error(coefficients, root, dtype), coefficients))
+        rounded = coefficients.to(dtype).double()
+        best = primary_of(rounded, root).to(dtype).double()
+        loss = torch.linalg.vector_norm(root - torch.cat((best, rounded @ best))).item()
+        solutions.append((loss, coefficients))
     allowed = ERROR_MARGIN * min(loss for loss, _ in solutions)
     return next(coefficients for loss, coefficients in solutions if loss <= allowed)
-
-
-def _rounded_error(coefficients, root, dtype):
-    """The error with primary rows and coefficients rounded to `dtype`."""
-    rounded = coefficients.to(dtype).double()
-    best = primary_of(rounded, root).to(dtype).double()
-    return torch.linalg.vector_norm(root - torch.cat((best, rounded @ best))).item()
 
 
 def low_rank(root: Tensor, primary: int, rank: int, start: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,10 +128,10 @@ def _alternate(root, primary_root, fit, max_rounds=MAX_ROUNDS):
     for _ in range(max_rounds):
         coefficients = fit(primary_root)
         loss = error(coefficients, root)
-        gained = least - loss
-        if best is None or gained > 0:
+        is_last = not least - loss > MIN_GAIN * loss
+        if best is None or loss < least:
             best, least = coefficients, loss
-        if not gained > MIN_GAIN * loss:
+        if is_last:
             break
         primary_root = primary_of(coefficients, root)
     return best
@@ -199,8 +194,7 @@ def by_gradient(
 ) -> None:
     """Fit parameters in place for a small error of A (F - P, P), the product of `factors()`, on a root S (F, r).
 
-    The first objective is the distance from `start` (F - P, P), such as full rank. The second objective is the error,
-    which is differentiable because the best primary filters are an explicit function of A.
+    The objectives are the distance from `start`, such as full rank, and then the error with the best primary filters.
     """
 
     def minimise(objective):

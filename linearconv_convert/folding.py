@@ -3,6 +3,8 @@
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from inspect import Parameter, signature
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -11,37 +13,45 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from linearconv import LinearConv
 from linearconv_convert import surgery
-from linearconv_convert.adapters import SamePad2d, split_padding
+from linearconv_convert.adapters import split
+from linearconv_convert.inputs import Verification, known_call
 from linearconv_convert.surgery import ConversionError, ConversionWarning, is_patched, layers_of
 
 
-def fold(model: nn.Module, *, batch_norm: bool = False, inplace: bool = False) -> nn.Module:
+def fold(
+    model: nn.Module, *, batch_norm: bool = False, example_input: object = None, inplace: bool = False
+) -> nn.Module:
     """Replace every LinearConv of a model by the equivalent nn.Conv2d; outputs are equal up to rounding.
 
     Args:
         model: any model.
         batch_norm: also fold every nn.BatchNorm2d, nn.SyncBatchNorm and torchvision FrozenBatchNorm2d into the
-            preceding convolution, if the BatchNorm is the only user of the convolution's output. An nn.Identity
-            replaces the BatchNorm, or the activation that a subclass applies after it (timm's BatchNormAct2d). The
-            model must be in eval mode and traceable by torch.fx, at least outside of modules without BatchNorm. Layers
-            with hooks are not folded. A convolution that pads its input, such as timm's Conv2dSame, becomes an
-            nn.Sequential of a padding module and the convolution. If there are BatchNorms and none is folded, a
+            preceding convolution, if the BatchNorm is the only user of the convolution's output and the convolution's
+            weight is not used elsewhere. An nn.Identity replaces the BatchNorm, or the activation that a subclass
+            applies after it (timm's BatchNormAct2d). The model must be in eval mode, and its modules with a BatchNorm
+            inside traceable by torch.fx. Layers with hooks are not folded. If no BatchNorm is folded, a
             ConversionWarning gives the reason.
+        example_input: an input to verify the folded model, as for :func:`linearconv_convert.deploy`.
         inplace: change the model in place.
 
-    Returns:
-        The folded model; an nn.Conv2d for a LinearConv. Layers with a method replaced on the instance are not folded.
+    Layers with a method replaced on the instance are not folded.
 
     Raises:
-        ConversionError: for a model that is scripted, compiled, wrapped or lazy; with `batch_norm` also for a model
-            that is in training mode or cannot be traced. The model is unchanged.
+        ConversionError: for a model that is scripted, compiled, wrapped or lazy, for a folded model with other outputs;
+            with `batch_norm` also for a model that is in training mode or cannot be traced. The model is unchanged.
     """
     surgery.check_model(model)
     if inplace and isinstance(model, LinearConv):
         raise ConversionError("the model is itself a LinearConv and cannot be replaced in place: give inplace=False")
     if batch_norm and model.training:
         raise ConversionError("BatchNorm can be folded in eval mode only, as it changes in training: call model.eval()")
-    return replace_layers(model if inplace else surgery.copy_of(model), fuse, batch_norm)
+    folded = replace_layers(surgery.copy_of(model), fuse, batch_norm)
+    verification = Verification(model, known_call(model, example_input))
+    verification.warn_if_unknown()
+    difference = verification.difference(folded)
+    if difference:
+        raise ConversionError(f"the folded model is not equal to the model: {difference}")
+    return replace_layers(model, fuse, batch_norm) if inplace else folded
 
 
 def fuse(layer: LinearConv, norm: nn.BatchNorm2d | None = None) -> nn.Conv2d:
@@ -54,44 +64,33 @@ def replace_layers(
 ) -> nn.Module:
     """Replace every LinearConv of a model in place, optionally fold BatchNorm into convolutions, and return the model.
 
-    Args:
-        model: the model, in eval mode if `batch_norm` is set.
-        new_layer: returns the replacement of a LinearConv and, if given, the BatchNorm after it; None if the BatchNorm
-            cannot be folded.
-        batch_norm: see :func:`fold`.
-
-    Raises:
-        ConversionError: if `batch_norm` is set and the model cannot be traced. The model is unchanged.
+    `new_layer` returns the replacement of a LinearConv and, if given, the BatchNorm after it; None to leave both apart.
     """
-    pairs = _convolutions_before_batch_norms(model) if batch_norm else []
+    norms = [module for module in model.modules() if batch_norm and _is_batch_norm(module)]
+    pairs = _convolutions_before_batch_norms(model) if norms else []
     own = [layer for layer in layers_of(model, LinearConv).values() if not is_patched(layer)]
-    replacements = {layer: new_layer(layer, None) for layer in own}
-    for conv_name, norm_name in pairs:
-        conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
-        folded = new_layer(conv, norm) if isinstance(conv, LinearConv) else _fold_into_conv2d(conv, norm)
-        if folded is not None:
-            replacements |= {conv: folded, norm: _after_batch_norm(norm)}
-    norms = [module for module in model.modules() if _is_batch_norm(module)]
-    if batch_norm and norms and not pairs:
+    replacements: dict[nn.Module, Any] = {layer: new_layer(layer, None) for layer in own}
+    for conv, norm in pairs:
+        if isinstance(conv, LinearConv):
+            folded = new_layer(conv, norm)
+        else:
+            wrap, plain = split(conv)
+            folded = wrap(fuse_conv_bn_eval(plain, norm))
+        rest = _after_batch_norm(norm)
+        if folded is not None and rest is not None:
+            replacements |= {conv: folded, norm: rest}
+    if norms and not pairs:
         reason = "none of them is certain to be alone in taking the output of a convolution without hooks"
         warnings.warn(f"no BatchNorm was folded: of {len(norms)}, {reason}", ConversionWarning, stacklevel=3)
     return surgery.replace(model, replacements)
 
 
-class _DownToLayers(Tracer):
-    """A tracer that traces the code of all modules except layers."""
+class _Tracer(Tracer):
+    """A tracer of modules that contain a BatchNorm, and of nn.Sequential; all other modules need not be traceable."""
 
     def is_leaf_module(self, module, qualified_name):
-        is_layer = isinstance(module, (LinearConv, SamePad2d, nn.Conv2d)) or _is_batch_norm(module)  # or a subclass
-        return is_layer or super().is_leaf_module(module, qualified_name)
-
-
-class _DownToBatchNorm(Tracer):
-    """A tracer that traces only modules that contain a BatchNorm; the others need not be traceable."""
-
-    def is_leaf_module(self, module, qualified_name):
-        inside = (child for child in module.modules() if child is not module)
-        return not any(_is_batch_norm(child) for child in inside)
+        inside = any(_is_batch_norm(child) for child in module.modules() if child is not module)
+        return not inside and not isinstance(module, nn.Sequential)
 
 
 def _is_batch_norm(module):
@@ -100,41 +99,31 @@ def _is_batch_norm(module):
 
 
 def _convolutions_before_batch_norms(model):
-    """Names (convolution, BatchNorm) of all pairs whose BatchNorm is the only user of the convolution's output."""
-    if not any(_is_batch_norm(module) for module in model.modules()):
-        return []
-    graph = _trace(model)
+    """Pairs (convolution, BatchNorm) whose BatchNorm alone uses the output, and the convolution alone its weight."""
+    parameters = signature(model.forward).parameters.values()
+    defaults = {each.name: each.default for each in parameters if each.default is not Parameter.empty}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of defaults that torch.fx does not check
+            graph = _Tracer().trace(surgery.copy_of(model), concrete_args=defaults)  # forward may change the copy
+    except Exception as error:  # any operation in forward may raise for a proxy
+        reason = f"cannot be traced by torch.fx to find its normalised convolutions ({surgery.first_line(error)})"
+        raise ConversionError(f"the model {reason}") from None
     calls = {node: model.get_submodule(node.target) for node in graph.nodes if node.op == "call_module"}
+    read = {node.target.rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
     uses = Counter(calls.values())
-    names = Counter(module for _, module in model.named_modules(remove_duplicate=False))
+    uses.update(module for _, module in model.named_modules(remove_duplicate=False))
     pairs = []
     for node, norm in calls.items():
         before = node.args[0] if node.args else None
-        if _is_batch_norm(norm) and before in calls and len(before.users) == 1:
+        if _is_batch_norm(norm) and before in calls and len(before.users) == 1 and before.target not in read:
             conv = calls[before]
-            if uses[conv] == uses[norm] == names[conv] == names[norm] == 1 and _can_be_folded(conv, norm):
-                pairs.append((before.target, node.target))
+            is_convolution = isinstance(conv, LinearConv) or (isinstance(conv, nn.Conv2d) and split(conv))
+            is_own = any(is_patched(each) or each._forward_hooks or each._forward_pre_hooks for each in (conv, norm))
+            is_fixed = norm.running_mean is not None and not norm.training
+            if is_convolution and is_fixed and not is_own and uses[conv] == uses[norm] == 2:  # one name and one call
+                pairs.append((conv, norm))
     return pairs
-
-
-def _trace(model):
-    """The graph of a copy of the model; a forward pass may store proxies of the tracer on the copy."""
-    errors = []
-    for tracer in (_DownToLayers, _DownToBatchNorm):
-        try:
-            return tracer().trace(surgery.copy_of(model))
-        except Exception as error:  # any operation in forward may raise for a proxy
-            errors.append(error)
-    reason = f"cannot be traced by torch.fx to find its normalised convolutions ({surgery.first_line(errors[-1])})"
-    raise ConversionError(f"the model {reason}")
-
-
-def _can_be_folded(conv, norm):
-    is_convolution = isinstance(conv, LinearConv) or (isinstance(conv, nn.Conv2d) and split_padding(conv))
-    has_hooks = any(layer._forward_hooks or layer._forward_pre_hooks for layer in (conv, norm))
-    is_fixed = norm.running_mean is not None and not norm.training
-    is_unchanged = not is_patched(conv) and not is_patched(norm)
-    return is_convolution and is_fixed and is_unchanged and not has_hooks and _after_batch_norm(norm) is not None
 
 
 @torch.no_grad()
@@ -152,9 +141,3 @@ def _after_batch_norm(norm):
     except Exception:  # a subclass may raise any error
         return None
     return rest if same else None
-
-
-def _fold_into_conv2d(conv, norm):
-    pad, plain = split_padding(conv)
-    folded = fuse_conv_bn_eval(plain, norm)
-    return folded if pad is None else nn.Sequential(pad, folded)

@@ -1,17 +1,27 @@
-"""Inputs and outputs of models: a tensor, a tuple of arguments, or a dict of them by name."""
+"""Inputs of models, and verification by running: other forms of a model must have the model's outputs on an input.
 
+An input is a tensor, a tuple of arguments, or a dict of them by name. It is known if the caller gives calibration or an
+example input, or if the model runs on random images.
+"""
+
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from inspect import Parameter, signature
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
-from torch.func import functional_call
-from torch.utils._pytree import tree_leaves, tree_map
+from torch import Tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from linearconv_convert.surgery import ConversionError, first_line
+from linearconv import LinearConv
+from linearconv_convert.surgery import ConversionError, ConversionWarning, copy_of, first_line
 
+SIDES = (64, 32, 28, 224)  # of the random images, in the order of the trials
+MAX_IMAGES = 2  # number of images for a verification
 TOLERANCE = 1e-4  # largest difference of equal outputs, relative to their largest magnitude
+EPSILONS = 8  # the same in epsilons of the data type, for data types of low precision
 TINY = torch.finfo(torch.float64).tiny
 
 
@@ -19,122 +29,84 @@ class Call(NamedTuple):
     """The arguments of one forward pass."""
 
     args: tuple
-    kwargs: dict
+    kwargs: dict[str, Any]
     source: str  # source of the arguments, for error messages
+    batch: int = 1  # number of images
+    batched: tuple[int, ...] = ()  # positions, in `tree_leaves`, of the tensors with one entry for each image
 
-    @property
-    def tensors(self) -> list[torch.Tensor]:
-        """All tensors in the arguments."""
-        return tensors_of((self.args, self.kwargs))
+    def images(self, index: slice | Tensor) -> "Call":
+        """Return the call with some of its images: every tensor with one entry for each image is indexed."""
+        return self.map(lambda tensor: tensor[index], self.batched)
 
-    @property
-    def batch(self) -> int:
-        """Number of images: the length of a list of images, as detectors take it, or of the first tensor."""
-        if self.args and isinstance(self.args[0], list):
-            return len(self.args[0])
-        return next((len(tensor) for tensor in self.tensors if tensor.ndim), 1)
+    def map(self, function: Callable[[Tensor], object], positions: Iterable[int] | None = None) -> "Call":
+        """Return the call with a function applied to all tensors, or to those at `positions`."""
+        leaves, structure = tree_flatten((self.args, self.kwargs))
+        for position, leaf in enumerate(leaves):
+            if isinstance(leaf, Tensor) and (positions is None or position in positions):
+                leaves[position] = function(leaf)
+        args, kwargs = tree_unflatten(leaves, structure)
+        return self._replace(args=args, kwargs=kwargs)
 
-    def images(self, index: slice | torch.Tensor) -> "Call":
-        """Return the call with some of its images: every tensor with the length of the batch is indexed."""
-        return self.map(lambda tensor: tensor[index] if tensor.ndim and len(tensor) == self.batch else tensor)
-
-    def map(self, function: Callable[[torch.Tensor], object]) -> "Call":
-        """Return the call with a function applied to all tensors."""
-        args, kwargs = tree_map(
-            lambda leaf: function(leaf) if isinstance(leaf, torch.Tensor) else leaf, (self.args, self.kwargs)
-        )
-        return Call(args, kwargs, self.source)
-
-    def run(self, model: nn.Module, changed: dict[str, torch.Tensor] | None = None) -> object:
+    def run(self, model: nn.Module) -> object:
         """Return the model's output. The arguments are moved to the model's device.
-
-        Args:
-            model: the model.
-            changed: {name: tensor} of parameters that are replaced in this pass.
 
         Raises:
             ConversionError: if the model does not run on the arguments.
         """
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        args, kwargs, _ = self.map(lambda tensor: tensor.to(device))
+        moved = self.map(lambda tensor: tensor.to(device))
         try:
-            return functional_call(model, changed, args, kwargs) if changed else model(*args, **kwargs)
+            return model(*moved.args, **moved.kwargs)
         except Exception as error:  # a forward pass may raise any error
             raise ConversionError(f"the model does not run on {self.source}: {first_line(error)}") from error
 
 
-def tensors_of(tree: object) -> list[torch.Tensor]:
+def tensors_of(tree: object) -> list[Tensor]:
     """Return the tensors in nested tuples, lists and dicts, in order."""
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
-
-
-@torch.no_grad()
-def outputs(model: nn.Module, call: Call) -> list[torch.Tensor]:
-    """Return all tensors of a model's output, in float64.
-
-    Raises:
-        ConversionError: if the output has no tensors, or the model does not run on the arguments.
-    """
-    tensors = [tensor.double() for tensor in tensors_of(call.run(model))]
-    if not tensors:
-        raise ConversionError("only models whose outputs are tensors, in tuples, lists or dicts, can be verified")
-    return tensors
-
-
-def largest_error(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
-    """Return the largest difference of outputs, relative to the largest magnitude of each expected output."""
-    errors = [0.0]
-    for ours, theirs in zip(found, expected, strict=True):
-        if theirs.numel():
-            errors.append(((ours - theirs).abs().max() / theirs.abs().max().clamp_min(TINY)).item())
-    return torch.tensor(errors).max().item()  # NaN if any error is NaN
-
-
-def example_call(model: nn.Module, example: object) -> Call:
-    """Return the forward pass of an example input: a tuple has all arguments, a dict has named arguments.
-
-    A dict without any argument name of `forward` is itself the argument, like every other object.
-    """
-    return _call(model, example, "example_input")
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def calibration_calls(model: nn.Module, calibration: object) -> Iterator[Call]:
-    """Return the forward passes of calibration batches.
+    """Return the forward passes of one calibration batch (a tensor, tuple or dict), or of several in another iterable.
 
-    Args:
-        model: the model, whose `forward` defines the argument names and the arguments without a default.
-        calibration: a batch (a tensor, tuple or dict), or several in any other iterable. If a data loader returns
-            tuples or lists, the model gets their first elements, one for each argument without a default. The other
-            elements are labels.
+    Of a tuple or list, as data loaders return them, the model gets the first elements, one for each argument without a
+    default; the others are labels. A tuple of single images (C, H, W), as detectors take them, becomes one list.
 
     Raises:
         ConversionError: if there is no batch, or if a batch has no images or has values that are not finite.
     """
-    is_one = isinstance(calibration, (torch.Tensor, tuple, Mapping)) or not isinstance(calibration, Iterable)
-    batches = [] if isinstance(calibration, tuple) and not calibration else [calibration] if is_one else calibration
+    is_one = isinstance(calibration, (Tensor, tuple, Mapping)) or not isinstance(calibration, Iterable)
+    positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = [each for each in signature(model.forward).parameters.values() if each.kind in positional]
+    required = sum(parameter.default is Parameter.empty for parameter in parameters)
     number = 0
+    batches: Any = [calibration] if is_one and not (isinstance(calibration, tuple) and not calibration) else calibration
     for number, batch in enumerate(batches, 1):
         if isinstance(batch, (tuple, list)) and batch:
-            is_nested = isinstance(batch[0], (tuple, list, Mapping))
-            batch = batch[0] if is_nested else tuple(batch[: max(1, _required(model))])
-        call = _call(model, batch, "calibration")
-        _check_values(call, number)
+            if isinstance(batch[0], (tuple, list, Mapping)):
+                batch = batch[0]
+                if isinstance(batch, tuple) and required == 1 and all(each.ndim == 3 for each in tensors_of(batch)):
+                    batch = list(batch)
+            else:
+                batch = tuple(batch[: max(1, required)])
+        call = call_of(model, batch, "calibration")
+        for tensor in tensors_of((call.args, call.kwargs)):
+            if not tensor.numel():
+                raise ConversionError(f"calibration: batch {number} is empty, a tensor of shape {tuple(tensor.shape)}")
+            finite = tensor.isfinite()
+            if not finite.all():
+                image = f"image {finite.flatten(1).all(1).int().argmin().item()} of " if tensor.ndim > 1 else ""
+                raise ConversionError(f"calibration: {image}batch {number} has values that are not finite")
         yield call
     if not number:
         raise ConversionError("calibration has no batch of images")
 
 
-def _check_values(call, number):
-    for tensor in call.tensors:
-        if not tensor.numel():
-            raise ConversionError(f"calibration: batch {number} is empty, a tensor of shape {tuple(tensor.shape)}")
-        finite = tensor.isfinite()
-        if not finite.all():
-            image = f"image {finite.flatten(1).all(1).int().argmin().item()} of " if tensor.ndim > 1 else ""
-            raise ConversionError(f"calibration: {image}batch {number} has values that are not finite")
+def call_of(model: nn.Module, given: object, source: str) -> Call:
+    """Return the forward pass of an input: a tuple has all arguments, a dict has named arguments.
 
-
-def _call(model, given, source):
+    A dict without any argument name of `forward` is itself the argument, like every other object.
+    """
     if isinstance(given, Mapping):
         parameters = signature(model.forward).parameters
         takes_all = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -143,7 +115,123 @@ def _call(model, given, source):
     return Call(tuple(given) if isinstance(given, tuple) else (given,), {}, source)
 
 
-def _required(model):
-    positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = signature(model.forward).parameters.values()
-    return sum(each.kind in positional and each.default is Parameter.empty for each in parameters)
+class Verification:
+    """The outputs of a model on one input, to compare with other forms of the model; only copies are run, in eval mode.
+
+    The input is a `call` from :func:`known_call`, or random images, if the model takes them.
+
+    Raises:
+        ConversionError: if the model cannot be copied, if its copy calls layers of the model itself, or if the model
+            does not run on `call`.
+    """
+
+    def __init__(self, model: nn.Module, call: Call | None = None) -> None:
+        self.expected: list[Tensor] = []  # empty if no input is known
+        self.tolerance = tolerance_of(model)
+        called: set[nn.Module] = set()
+        convolutions: list[Any] = [each for each in model.modules() if isinstance(each, (nn.Conv2d, LinearConv))]
+        tried = [] if call is None else [call]
+        if convolutions and not tried and not any(parameter.is_meta for parameter in model.parameters()):
+            for side in SIDES:
+                shape = MAX_IMAGES, convolutions[0].in_channels, side, side
+                images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+                like = next(convolutions[0].parameters())
+                tried.append(Call((images.to(like),), {}, "random images", MAX_IMAGES, (0,)))
+        for each in tried:
+            self.call = each.images(slice(MAX_IMAGES))
+            try:
+                self.expected = outputs(model, self.call, called)
+                break
+            except ConversionError:
+                if call is not None:
+                    raise
+        for name, module in model.named_modules():
+            if module in called:
+                raise ConversionError(
+                    f"a copy of the model calls layer {name!r} of the model itself: a function holds it"
+                )
+        if not any(output.isfinite().any() for output in self.expected):
+            self.expected = []
+
+    def difference(self, other: nn.Module) -> str:
+        """Return how the outputs of another form of the model differ, or an empty string if they are equal."""
+        if not self.expected:
+            return ""
+        try:
+            found = outputs(other, self.call)
+        except ConversionError as failure:
+            return str(failure)
+        if [output.shape for output in found] != [output.shape for output in self.expected]:
+            return "the outputs have other shapes"
+        error = largest_error(found, self.expected)
+        return "" if error <= self.tolerance else f"the outputs differ by {error:.1e} of their largest magnitude"
+
+    def warn_if_unknown(self) -> None:
+        """Raise a ConversionWarning if no input is known."""
+        if not self.expected:
+            text = "the result is not verified, as no input with finite outputs is known: give example_input"
+            warnings.warn(text, ConversionWarning, stacklevel=3)
+
+
+def known_call(model: nn.Module, example: object) -> Call | None:
+    """Return the forward pass of an example input with its batch size, or None for the example None."""
+    return None if example is None else with_batch(model, call_of(model, example, "example_input"))
+
+
+def with_batch(model: nn.Module, call: Call) -> Call:
+    """Return a call with its batch size, and with the positions of the tensors that have one entry for each image.
+
+    All tensors as long as the first tensor, or else the first tensor alone, are right if the model runs on the first
+    image and on the first two, with equal outputs for the first. A list as the first argument is a list of images, as
+    detectors take them. Otherwise the batch size is 1.
+    """
+    if call.args and isinstance(call.args[0], list):
+        return call._replace(batch=len(call.args[0]))
+    leaves = tree_leaves((call.args, call.kwargs))
+    lengths = [len(leaf) if isinstance(leaf, Tensor) and leaf.ndim else 0 for leaf in leaves]
+    size = next(filter(None, lengths), 0)
+    same = tuple(position for position, length in enumerate(lengths) if length == size > 0)
+    for batched in dict.fromkeys((same, same[:1]) if same else ()):
+        trial = call._replace(batch=size, batched=batched)
+        try:
+            one = outputs(model, trial.images(torch.tensor([0])))
+            two = outputs(model, trial.images(torch.tensor([0, min(1, size - 1)])))
+        except ConversionError:
+            continue
+        pairs = [(a, b[:1]) for a, b in zip(one, two, strict=False) if len(a.shape) and b.shape == (2, *a.shape[1:])]
+        if all(a.shape != b.shape or largest_error([a], [b]) <= 10 * tolerance_of(model) for a, b in pairs):
+            return trial
+    return call
+
+
+def tolerance_of(model: nn.Module) -> float:
+    """Return the largest relative difference of equal outputs, from the lowest precision of the model's parameters."""
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    epsilons = [torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point or dtype.is_complex]
+    return max([TOLERANCE, *(EPSILONS * epsilon for epsilon in epsilons)])
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, call: Call, called: set[nn.Module] | None = None) -> list[Tensor]:
+    """Return all outputs of a copy of a model in eval mode, in double precision; `called` gets the modules that ran."""
+    called = set() if called is None else called
+    handle = register_module_forward_pre_hook(lambda module, _: called.add(module))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            found = tensors_of(call.run(copy_of(model).eval()))
+    finally:
+        handle.remove()
+    return [tensor.to(torch.promote_types(tensor.dtype, torch.float64)) for tensor in found]
+
+
+def largest_error(found: list[Tensor], expected: list[Tensor]) -> float:
+    """Return the largest difference relative to each finite magnitude; equal infinities and NaNs are equal."""
+    errors = [0.0]
+    for ours, theirs in zip(found, expected, strict=True):
+        is_equal = (ours == theirs) | (ours.isnan() & theirs.isnan())
+        difference = (ours - theirs).abs().masked_fill(is_equal, 0)
+        magnitude = theirs.abs().masked_fill(~theirs.isfinite(), 0)
+        if theirs.numel():
+            errors.append((difference.max() / magnitude.max().clamp_min(TINY)).item())
+    return torch.tensor(errors).max().item()  # NaN if any error is NaN

@@ -4,16 +4,18 @@
     d = -log(1 - e^2)                               by filters: the sum over layers is -log of the product of the shares
                                                     of variance that the layers keep
     d = s (-log(1 - e^2))^q                         by outputs: fitted to |f'(x) - f(x)|^2 / |f(x)|^2 on calibration
-                                                    images; f' is the network f with only this layer truncated
+                                                    images, or to the lost share of a metric
 
-f' keeps the first components of the layer's outputs, which a LinearConv can represent. The loss is measured at the
+f' is the network f in which only this layer keeps the first components of its outputs. The loss is measured at the
 errors `MEASURED_ERRORS`. The two measurements around e determine s and q; q = 1 outside of the measured range.
 """
 
+import copy
 import math
+import sys
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
@@ -31,8 +33,7 @@ MIN_LOSS = 1e-30  # loss of a layer without a measured effect
 MAX_ERROR = 1 - 1e-9  # an error of 1 would have an infinite loss
 
 
-@dataclass(frozen=True)
-class Spectrum:
+class Spectrum(NamedTuple):
     """The errors of one layer for each value: the number of primary filters, or the rank of the coefficients."""
 
     errors: Tensor  # relative errors in the Frobenius norm, for the values 0, 1, ...
@@ -63,10 +64,7 @@ def full_rank_spectrum(root: Tensor) -> Spectrum:
 
 
 def low_rank_spectrum(root: Tensor, primary: int) -> Spectrum:
-    """Return the errors of LinearConvLowRank with R = 0, ..., min(P, F - P), for P and a root S (F, r).
-
-    The errors are tails of the combined part A T S plus the error of P primary filters. The fit lowers them slightly.
-    """
+    """Return the errors of LinearConvLowRank with R = 0, ..., min(P, F - P), for P and a root S (F, r)."""
     full = fitting.full_rank(root, primary)
     left, values, _ = torch.linalg.svd(full @ fitting.primary_of(full, root), full_matrices=False)
     values = values[: min(full.shape)]
@@ -94,8 +92,7 @@ def _total(root):
     return root.square().sum().clamp_min(torch.finfo(root.dtype).tiny)
 
 
-@dataclass(frozen=True)
-class LossCurve:
+class LossCurve(NamedTuple):
     """The loss of the network as a function of the error of one layer; by default the loss by filters."""
 
     points: tuple[tuple[float, float], ...] = ((1.0, 1.0),)  # (-log(1 - e^2), d), sorted by e
@@ -122,60 +119,58 @@ def _filter_loss(error):
 @torch.no_grad()
 def measure_losses(
     model: nn.Module,
-    layers: dict[str, nn.Conv2d],
     spectra: dict[str, Spectrum],
     moments: dict[str, Moments],
-    call: Call,
+    call: Call | None,
+    evaluate: Callable[[nn.Module], float] | None = None,
 ) -> dict[str, LossCurve]:
-    """Measure the loss of a network by each layer, one layer at a time.
+    """Measure the loss of a network by each layer, one layer at a time, and print the progress on a terminal.
 
-    Args:
-        model: the model with the convolutions; it is unchanged afterwards.
-        layers: {name: convolution} of the model.
-        spectra: {name: spectrum} of the layers to measure.
-        moments: output moments of calibrated layers; the biases preserve the means of these outputs.
-        call: the images; the first `MAX_IMAGES` are used.
-
-    Returns:
-        {name: curve}; default curves if the outputs of two runs cannot be compared.
+    The model's parameters are unchanged afterwards. The loss is the lost share of the metric `evaluate`, or the change
+    of the output on the first `MAX_IMAGES` images of `call`. Curves are the default if outputs cannot be compared.
     """
-    call, curves = call.images(slice(MAX_IMAGES)), {}
-    with eval_with_hooks(model, {}, None):
-        expected = _outputs(call.run(model))
-        for name, spectrum in spectra.items():
+    curves = {}
+    with eval_with_hooks(model, {}):
+        expected = _measured(model, call, evaluate)
+        for number, (name, spectrum) in enumerate(spectra.items(), 1):
+            if sys.stderr.isatty():
+                end = "\n" if number == len(spectra) else ""
+                print(f"\rmeasuring layer {number} of {len(spectra)}", end=end, file=sys.stderr, flush=True)
+            layer: Any = model.get_submodule(name)
             points = {}
+            kept = copy.deepcopy(layer.state_dict())
             for value in {spectrum.smallest_within(error) for error in MEASURED_ERRORS}:
-                changed = _truncated(name, layers[name], spectrum.projection(value), moments.get(name))
-                change = _change(_outputs(call.run(model, changed)), expected)
-                if not math.isfinite(change):
+                projection = spectrum.projection(value)
+                layer.weight.copy_((projection @ kept["weight"].double().flatten(1)).view_as(layer.weight))
+                if layer.bias is not None and name in moments:
+                    mean = moments[name].mean
+                    layer.bias.copy_(kept["bias"] + mean - projection @ mean)
+                loss = _lost(_measured(model, call, evaluate), expected)
+                if not math.isfinite(loss):
                     return dict.fromkeys(spectra, LossCurve())
                 x = _filter_loss(spectrum.errors[value].item())
                 if x > 0:
-                    points[x] = max(change, MIN_LOSS)
+                    points[x] = max(loss, MIN_LOSS)
+            layer.load_state_dict(kept)
             curves[name] = LossCurve(tuple(sorted(points.items()))) if points else LossCurve()
     return curves
 
 
-def _truncated(name, layer, projection, moments):
-    """The parameters of a layer with projected outputs, {name in the model: tensor}."""
-    prefix = f"{name}." if name else ""
-    weight = projection @ layer.weight.double().flatten(1)
-    changed = {f"{prefix}weight": weight.to(layer.weight.dtype).view_as(layer.weight)}
-    if layer.bias is not None and moments is not None:
-        lost = moments.mean - projection @ moments.mean
-        changed[f"{prefix}bias"] = layer.bias + lost.to(layer.bias.dtype)
-    return changed
+def _measured(model, call, evaluate):
+    """The metric of a model, or its output tensors."""
+    if evaluate is not None:
+        return float(evaluate(model))
+    tensors = tensors_of(call.images(slice(MAX_IMAGES)).run(model))
+    return [output.double() for output in tensors if output.is_floating_point()]
 
 
-def _outputs(tree):
-    return [output.double() for output in tensors_of(tree) if output.is_floating_point()]
-
-
-def _change(outputs, expected):
-    """The mean of the relative squared differences of the output tensors; NaN if their shapes differ."""
-    if not expected or [output.shape for output in outputs] != [output.shape for output in expected]:
+def _lost(found, expected):
+    """The lost share of a metric, or the mean of the relative squared differences of outputs; NaN for other shapes."""
+    if isinstance(expected, float):
+        return (expected - found) / max(abs(expected), MIN_LOSS)
+    if not expected or [output.shape for output in found] != [output.shape for output in expected]:
         return math.nan
     total = 0.0
-    for ours, theirs in zip(outputs, expected, strict=True):
+    for ours, theirs in zip(found, expected, strict=True):
         total += (ours - theirs).square().sum() / theirs.square().sum().clamp_min(torch.finfo(theirs.dtype).tiny)
-    return total.item() / len(outputs)
+    return total.item() / len(found)

@@ -1,24 +1,26 @@
-"""Layers of a model: selection, checks of models and layers that cannot be converted, and replacement."""
+"""Layers of a model: selection, checks of models and layers that cannot be replaced, and replacement."""
 
 import copy
 import fnmatch
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from types import MethodType
+from typing import Any
 
 import torch
 import torch.nn as nn
-from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.utils import parametrize
+from torch import fx
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 # Hooks on the state_dict refer to parameters that a new layer does not have. All other hooks move to the new layer, in
 # the same dictionaries, so that existing handles still remove their hooks.
 STATE_HOOKS = [name for name in vars(nn.Module()) if "state_dict" in name]
 CARRIED_HOOKS = [name for name in vars(nn.Module()) if "hook" in name and name not in STATE_HOOKS]
-THOP_BUFFERS = {"total_ops", "total_params"}  # buffers that thop adds to layers
 
 Choice = str | type | Callable[[str, nn.Module], bool]
-Selection = Choice | list[Choice] | tuple[Choice, ...] | set[Choice] | frozenset[Choice]
+Selection = Choice | Collection[Choice]
 
 
 class ConversionError(ValueError):
@@ -31,43 +33,32 @@ class ConversionWarning(UserWarning):
 
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, or its type if there is no message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:250]
 
 
 def copy_of(model: nn.Module) -> nn.Module:
-    """Return a deep copy of a model.
-
-    Raises:
-        ConversionError: if the model cannot be copied.
-    """
+    """Return a deep copy of a model, with attributes of parameters and stored activations, or raise ConversionError."""
+    stored = [leaf for module in model.modules() for leaf in tree_leaves(list(vars(module).values()))]
+    activations = [leaf for leaf in stored if isinstance(leaf, torch.Tensor) and not leaf.is_leaf]
     try:
-        return copy.deepcopy(model)
+        copied = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in activations})
     except Exception as error:  # attributes of a module may raise any error
-        raise ConversionError(f"the model cannot be copied ({first_line(error)}): give inplace=True") from None
+        raise ConversionError(f"the model cannot be copied: {first_line(error)}") from None
+    for parameter, new in zip(model.parameters(), copied.parameters(), strict=True):
+        vars(new).update(vars(parameter))
+    return copied
 
 
-# ---- finding layers --------------------------------------------------------------------------------------------------
-
-
-def layers_of(model: nn.Module, kind: type | tuple[type, ...]) -> dict[str, nn.Module]:
+def layers_of(model: nn.Module, kind: type | tuple[type, ...]) -> dict[str, Any]:
     """Return {name: layer} of all modules of a type; a shared module is listed once, under its first name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, kind)}
 
 
-def select(model: nn.Module, layers: dict[str, nn.Module], selection: Selection, argument: str) -> dict[str, nn.Module]:
-    """Return the selected layers. The name or type of a module selects all layers in the module.
-
-    Args:
-        model: the model, whose modules the names and types refer to.
-        layers: {name: layer} to select from.
-        selection: one or several names, patterns, types and functions (name, layer).
-        argument: name of the selection in error messages.
-
-    Raises:
-        ConversionError: for a name without a module, or an item that is not a selection.
-    """
-    modules, found = dict(model.named_modules()), {}
-    for item in selection if isinstance(selection, (list, tuple, set, frozenset)) else [selection]:
+def select(model: nn.Module, layers: dict[str, Any], selection: Selection, argument: str) -> dict[str, Any]:
+    """Return the selected ones of {name: layer}. The name or type of a module selects all layers in the module."""
+    modules: dict[str, Any] = dict(model.named_modules())
+    found: dict[str, Any] = {}
+    for item in selection if isinstance(selection, Collection) and not isinstance(selection, str) else [selection]:
         if isinstance(item, str):
             parents = [name for name in modules if fnmatch.fnmatchcase(name, item)]
             if not parents:
@@ -84,143 +75,107 @@ def select(model: nn.Module, layers: dict[str, nn.Module], selection: Selection,
 
 
 def values_by_name(
-    model: nn.Module, layers: dict[str, nn.Module], given: float | dict[str, float] | None, argument: str
+    model: nn.Module, names: Iterable[str], given: float | dict[str, float] | None, argument: str
 ) -> dict[str, float | None]:
-    """Return {name: value} of a setting that is given once for all layers, or in a dict by names and patterns.
+    """Return {name: value} of a setting that is given once for all layers `names`, or in a dict by names and patterns.
 
     The first entry of the dict that matches a layer applies. The value of a layer without a matching entry is None.
-
-    Raises:
-        ConversionError: for an entry that matches no module, or whose layers all have values from earlier entries.
     """
     if not isinstance(given, dict):
-        return dict.fromkeys(layers, given)
-    values, left = dict.fromkeys(layers), dict(layers)
-    for item, value in given.items():
-        found = select(model, layers, item, argument)
-        if found and not found.keys() & left.keys():
-            raise ConversionError(f"{argument}: other entries stand before {item!r} and take all of its layers")
-        for name in found.keys() & left.keys():
-            values[name] = value
-            del left[name]
+        return dict.fromkeys(names, given)
+    layers = {name: model.get_submodule(name) for name in names}
+    values: dict[str, float | None] = dict.fromkeys(layers)
+    for item, value in reversed(given.items()):
+        values |= dict.fromkeys(select(model, layers, item, argument), value)
     return values
 
 
 def is_patched(layer: nn.Module) -> bool:
     """Return True if a method was replaced on this instance, for example by `layer.forward = ...`."""
-    return any(callable(getattr(type(layer), name, None)) for name in vars(layer))
-
-
-def is_plain_conv2d(layer: nn.Module) -> bool:
-    """Return True for an nn.Conv2d, or an instance of a subclass that computes the same from weight and bias."""
-    computing = ("forward", "_conv_forward", "__call__")
-    inherits = all(getattr(type(layer), name, None) is getattr(nn.Conv2d, name) for name in computing)
-    has_more = set(layer._parameters) != {"weight", "bias"} or layer._buffers.keys() - THOP_BUFFERS or layer._modules
-    return inherits and not has_more and not is_patched(layer)
-
-
-# ---- checks of models and layers -------------------------------------------------------------------------------------
+    own = vars(layer).items()
+    return any(callable(value) and callable(getattr(type(layer), name, None)) for name, value in own)
 
 
 def check_model(model: nn.Module) -> None:
-    """Check that layers of a model can be replaced.
-
-    Raises:
-        ConversionError: for a compiled, scripted or wrapped model, or a model with uninitialised parameters.
-    """
+    """Raise a ConversionError for a compiled, scripted or wrapped model, or a model with uninitialised parameters."""
     if not isinstance(model, nn.Module):
         raise ConversionError(f"expected an nn.Module, got {type(model).__name__}")
-    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-        raise ConversionError(f"the model is wrapped in {type(model).__name__}: convert model.module and wrap it again")
-    if hasattr(model, "_orig_mod"):
-        raise ConversionError("the model has been compiled: convert it before torch.compile")
+    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)) or hasattr(model, "_orig_mod"):
+        raise ConversionError(f"the model is wrapped in {type(model).__name__}: convert the model inside")
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
-            raise ConversionError(f"{_called(name)} is scripted or traced: convert the model before torch.jit")
-        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
-            raise ConversionError(f"{_called(name)} is lazy: run one batch through the model first")
+            raise ConversionError(f"layer {name!r} is scripted or traced: convert the model before torch.jit")
+        if any(is_lazy(parameter) for parameter in module.parameters(recurse=False)):
+            raise ConversionError(f"layer {name!r} is lazy: run one batch through the model first")
 
 
-def check_layer(name: str, layer: nn.Module, model: nn.Module) -> None:
-    """Check that a layer, called `name` in its model, can be replaced without other changes of the model.
-
-    Raises:
-        ConversionError: for parametrized and weight-normed layers, shared layers and weights, hooks on weights or on
-            the state_dict, values that are not finite, and layers on the meta device.
-    """
-    where = _called(name)
-    if parametrize.is_parametrized(layer):
-        raise ConversionError(f"{where} is parametrized: parametrize.remove_parametrizations of torch makes it plain")
-    if "weight" not in layer._parameters:
-        hooks = "a hook (weight norm, spectral norm or pruning)"
-        raise ConversionError(f"{where} has its weight computed by {hooks}: remove that with its own remove function")
-    if any(getattr(layer, hooks) for hooks in STATE_HOOKS):
-        raise ConversionError(f"{where} has hooks on its state_dict, which name its weight: remove them")
-    names = [name for name, module in model.named_modules(remove_duplicate=False) if module is layer]
-    if len(names) > 1:
-        raise ConversionError(f"one convolution is in several places ({', '.join(names)}): skip it, or copy it")
-    for key, parameter in layer.named_parameters(recurse=False):
-        names = [name for name, other in model.named_parameters(remove_duplicate=False) if other is parameter]
-        if len(names) > 1:
-            raise ConversionError(f"one parameter is in several places ({', '.join(names)}): skip these layers")
-        if parameter.is_meta:
-            raise ConversionError(f"{where} is on the meta device and has no weights yet: load them first")
-        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
-            raise ConversionError(f"{key} of {where} has hooks, which a new parameter cannot keep: remove them")
-        if not parameter.isfinite().all():
-            raise ConversionError(f"{key} of {where} has values that are not finite")
-
-
-def _called(name):
-    return f"layer {name!r}" if name else "the model"
-
-
-# ---- running and replacing layers ------------------------------------------------------------------------------------
+def reason_to_keep(layer: nn.Module, uses: Counter[nn.Parameter]) -> str:
+    """Return the reason why a layer cannot be replaced, or an empty string; `uses` counts the layers of a parameter."""
+    parameters = list(layer.parameters(recurse=False))
+    if is_patched(layer):
+        return "has a method of its own, set on the instance"
+    if set(layer._parameters) != {"weight", "bias"}:
+        return "has other parameters than weight and bias (remove parametrizations and weight norm first)"
+    if any(uses[parameter] > 1 for parameter in parameters):
+        return "shares a parameter with another layer"
+    if layer.weight.is_meta:
+        return "is on the meta device"
+    if not all(parameter.isfinite().all() for parameter in parameters):
+        return "has values that are not finite"
+    hooks = [getattr(layer, name) for name in STATE_HOOKS]
+    hooks += [each for p in parameters for each in (p._backward_hooks, p._post_accumulate_grad_hooks)]
+    return "has hooks on its parameters or its state_dict, which would be lost" if any(hooks) else ""
 
 
 @contextmanager
-def eval_with_hooks(
-    model: nn.Module, layers: dict[str, nn.Module], hook: Callable[[str, nn.Module, torch.Tensor], None]
-) -> Iterator[None]:
+def eval_with_hooks(model: nn.Module, layers: dict[str, nn.Module], hook: Any = None) -> Iterator[None]:
     """In this context, keep a model in eval mode and call `hook(name, layer, output)` after each forward of a layer."""
-    with ExitStack() as undoing:
-        for module in model.modules():
-            undoing.callback(setattr, module, "training", module.training)
-        for name, layer in layers.items():
-            handle = layer.register_forward_hook(lambda layer, _, output, name=name: hook(name, layer, output))
-            undoing.callback(handle.remove)
+    modes = {module: module.training for module in model.modules()}
+    handles = []
+    for name, layer in layers.items():
+        handles.append(layer.register_forward_hook(lambda layer, _, output, name=name: hook(name, layer, output)))
+    try:
         model.eval()
         yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for handle in handles:
+            handle.remove()
 
 
-def replace(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Replace modules {old: new} of a model, keep their hooks and modes, and return the model.
+def replace(model: nn.Module, replacements: dict[nn.Module, Any]) -> Any:
+    """Replace modules {old: new} of a model in place, and return the model, or its own replacement.
 
-    References in attributes are replaced too, such as `self.convs = [self.conv1]` or `self.op = self.conv1.forward`.
-    The model is changed in place. If the model itself is replaced, the function returns its replacement.
+    The new modules get the hooks, the mode and the other public attributes of the old ones. References in attributes
+    are replaced too, such as `self.convs = [self.conv1]` or `self.op = self.conv1.forward`.
     """
     for old, new in replacements.items():
         for hooks in CARRIED_HOOKS:
             setattr(new, hooks, getattr(old, hooks))
+        taken = {*vars(new), *new._parameters, *new._modules}
+        moved = {name: value for name, value in vars(old).items() if not name.startswith("_") and name not in taken}
+        vars(new).update(moved)
+        if isinstance(new, fx.GraphModule):
+            new.meta["_user_preserved_attributes"] = moved  # deep copies lose all other attributes
         new.train(old.training)
     own = vars(nn.Module()).keys()  # attributes that every module has
     for parent in list(model.modules()):
-        parent._modules.update({name: replacements.get(child, child) for name, child in parent._modules.items()})
+        children: dict[str, Any] = parent._modules
+        children.update({name: replacements.get(child, child) for name, child in children.items()})
         for name, value in [item for item in vars(parent).items() if item[0] not in own]:
             setattr(parent, name, _with_replaced(value, replacements))
     return replacements.get(model, model)
 
 
 def _with_replaced(value, replacements):
-    """A module, method or plain container with references to the new modules; other values unchanged."""
-    if isinstance(value, nn.Module):
-        return replacements.get(value, value)
-    if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module) and value.__self__ in replacements:
-        return getattr(replacements[value.__self__], value.__name__, value)
-    if type(value) is dict:
-        new = {key: _with_replaced(each, replacements) for key, each in value.items()}
-        return new if any(new[key] is not value[key] for key in value) else value
-    if type(value) in (list, tuple):
-        new = type(value)(_with_replaced(each, replacements) for each in value)
-        return new if any(ours is not theirs for ours, theirs in zip(new, value, strict=True)) else value
-    return value
+    """A value with the new modules, and their methods, in nested containers; unchanged values are the same objects."""
+    leaves, structure = tree_flatten(value)
+    found = list(leaves)
+    for index, leaf in enumerate(leaves):
+        owner = leaf.__self__ if isinstance(leaf, MethodType) else leaf
+        if isinstance(owner, nn.Module) and owner in replacements:
+            new = replacements[owner]
+            found[index] = new if owner is leaf else getattr(new, leaf.__name__, leaf)
+    is_same = all(new is old for new, old in zip(found, leaves, strict=True))
+    return value if is_same else tree_unflatten(found, structure)

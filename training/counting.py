@@ -2,9 +2,9 @@
 
     flops_paper     the paper's convention, as in its Table 1 (rules of thop 0.0.22, filter generation included)
     flops           the FLOPs that current thop reports; a LinearConv layer counts the multiply-adds of its forward pass
-    macs_inference  multiply-adds of convolutions and linear layers for each image of a batch
+    macs_inference  multiply-adds of convolutions and matrix products, attention included, for each image of a batch
 
-All counts are per image and in eval mode. A copy is profiled, so that the model is unchanged.
+All counts are per image and in eval mode. The model is unchanged.
 """
 
 import copy
@@ -15,6 +15,8 @@ import torch
 import torch.nn as nn
 
 from linearconv import LinearConv
+from linearconv_convert.calibration import trace_macs
+from linearconv_convert.inputs import Call
 from linearconv_convert.report import count_macs, count_parameters
 from linearconv_sparse import LinearConvSparse
 
@@ -66,12 +68,9 @@ def _paper_max_pool(layer, output):
     return (size if isinstance(size, int) else prod(size)) * output.numel()
 
 
-def _conv_macs(layer, output):
-    return count_macs(layer, output[..., :1, :, :].numel())
-
-
 def _conv_and_building_macs(layer, output):
-    return _conv_macs(layer, output) + (0 if layer.combines_maps else layer.coefficients * layer.filter_size)
+    building = 0 if layer.combines_maps else layer.coefficients * layer.filter_size
+    return count_macs(layer, output[..., :1, :, :].numel()) + building
 
 
 PAPER_RULES = {
@@ -81,11 +80,6 @@ PAPER_RULES = {
     nn.ReLU: lambda layer, output: output.numel(),
     nn.MaxPool2d: _paper_max_pool,
     nn.Linear: lambda layer, output: (2 * layer.in_features - 1) * output.numel(),
-}
-INFERENCE_RULES = {
-    nn.Conv2d: _conv_macs,
-    LinearConv: _conv_macs,
-    nn.Linear: lambda layer, output: output.numel() * layer.in_features,
 }
 
 
@@ -110,13 +104,17 @@ def flops(model: nn.Module, input_size: tuple[int, int, int]) -> int:
 
 
 def macs_inference(model: nn.Module, input_size: tuple[int, int, int]) -> int:
-    """Return the multiply-adds of all convolutions and linear layers for each image of a batch.
+    """Return the multiply-adds of all convolutions and matrix products for each further image of a batch.
 
-    A LinearConv layer that combines feature maps counts P K + |A| per output position; a layer that builds filters
-    counts F K. Building the filters is not counted, because a batch needs them only once. Biases, normalisation,
-    activations and pooling count nothing.
+    The count is the difference of torch's FlopCounterMode for two images and for one image. Therefore a LinearConv
+    layer that combines feature maps counts P K + |A| per output position, and a layer that builds filters counts F K:
+    a batch needs the filters only once. Biases, normalisation, activations and pooling count nothing.
     """
-    return _profile(model, input_size, INFERENCE_RULES, default_rules=False)
+    totals = []
+    for number in (1, 2):
+        empty, images = _without_values(model, number, input_size)
+        totals.append(trace_macs(empty, {}, Call((images,), {}, "zeros"))[1])
+    return totals[1] - totals[0]
 
 
 def _profile(model, input_size, rules, default_rules=True):
@@ -135,14 +133,17 @@ def _profile(model, input_size, rules, default_rules=True):
         warnings.simplefilter("ignore", DeprecationWarning)  # thop compares versions with distutils
         import thop
         from thop.profile import register_hooks as thop_rules
-    # The copy's tensors have shapes but no values: counting takes neither memory nor time.
-    empty = {id(tensor): tensor.to("meta") for tensor in (*model.parameters(), *model.buffers())}
-    model = copy.deepcopy(model, empty)
+    model, images = _without_values(model, 1, input_size)
     custom_ops = {} if default_rules else dict.fromkeys(thop_rules, hook(lambda layer, output: 0))
     for kind in {type(module) for module in model.modules()}:
         if base := next((base for base in kind.__mro__ if base in rules), None):
             custom_ops[kind] = hook(rules[base])
-    example = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    image = torch.zeros(1, *input_size, device="meta", dtype=example.dtype)
-    total, _ = thop.profile(model, (image,), custom_ops=custom_ops, verbose=False)
+    total, _ = thop.profile(model, (images,), custom_ops=custom_ops, verbose=False)
     return int(total)
+
+
+def _without_values(model, number, input_size):
+    """A copy of a model, and images for it, with shapes but no values: counting takes neither memory nor time."""
+    empty = {id(tensor): tensor.to("meta") for tensor in (*model.parameters(), *model.buffers())}
+    example = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return copy.deepcopy(model, empty), torch.zeros(number, *input_size, device="meta", dtype=example.dtype)

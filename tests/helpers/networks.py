@@ -1,9 +1,5 @@
-"""Small networks, and those of torchvision and timm, for the tests of conversion, folding and export."""
+"""Small networks for the tests of conversion, folding and export."""
 
-import importlib
-import warnings
-
-import pytest
 import torch
 import torch.nn as nn
 
@@ -18,36 +14,6 @@ CONVERSIONS = {  # arguments of convert, and the layers that come of them
     "lowrank": (dict(type="lowrank", rank=3), LinearConvLowRank),
     "sparse": (dict(type="sparse", sparsity=0.5), LinearConvSparse),
 }
-TORCHVISION_SMALL = "squeezenet1_1 shufflenet_v2_x0_5 mobilenet_v3_small mnasnet0_5 resnet18"
-TIMM_SMALL = "resnet10t mobilenetv3_small_050"
-TORCHVISION = (
-    "alexnet vgg11_bn resnet50 wide_resnet50_2 resnext50_32x4d densenet121 googlenet inception_v3 mobilenet_v2 "
-    "mobilenet_v3_large mnasnet1_0 efficientnet_b0 efficientnet_v2_s regnet_y_400mf regnet_x_400mf shufflenet_v2_x1_0 "
-    "squeezenet1_0 convnext_tiny vit_b_16"
-)
-TIMM = "resnet26d efficientnet_lite0 regnetx_002 convnext_atto repvgg_a0"
-
-
-def _of_both(torchvision, timm):
-    return [f"torchvision:{name}" for name in torchvision.split()] + [f"timm:{name}" for name in timm.split()]
-
-
-SMALL = _of_both(TORCHVISION_SMALL, TIMM_SMALL)
-FAMILIES = _of_both(TORCHVISION, TIMM)
-
-
-def build(name):
-    """A network with random weights in eval mode, its BatchNorm statistics and factors random too."""
-    source, _, network = name.partition(":")
-    library = pytest.importorskip(source)
-    torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if source == "timm":
-            model = library.create_model(network)
-        else:
-            model = importlib.import_module("torchvision.models").get_model(network, weights=None)
-    return disturb(model).eval()
 
 
 def disturb(model):
@@ -63,10 +29,6 @@ def disturb(model):
 
 def images(side=12, batch=2, dtype=None):
     return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(1)).to(dtype)
-
-
-def image_side(name):
-    return {"inception_v3": 299, "vit_b_16": 224, "alexnet": 224}.get(name.rpartition(":")[2], 96)
 
 
 class Tiny(nn.Module):

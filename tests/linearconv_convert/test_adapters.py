@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from linearconv import LinearConv
 from linearconv_convert import ConversionError, convert, export, fold
-from linearconv_convert.adapters import Conv2dAdapter, SamePad2d, adapters_in_place, split_padding
+from linearconv_convert.adapters import Conv2dAdapter, SamePad2d, split
 from tests.helpers.layers import relative_error
 from tests.helpers.networks import disturb
 from training.counting import count_parameters
@@ -38,15 +38,13 @@ def mixed():
 
 
 @torch.no_grad()
-def test_adapters_compute_what_the_layers_compute_and_are_removed():
-    model = mixed()
-    layers, expected = dict(model.named_modules()), model(SEQUENCE)
-    with adapters_in_place(model, ("conv1d", "linear")):
-        assert {type(layer) for layer in (model.conv, model.tokens, model.thin)}.isdisjoint({nn.Conv1d, nn.Linear})
-        assert type(model.tied) is nn.Linear and model.tokens.weight.shape == (64, 32)
-        assert count_parameters(model) == count_parameters(mixed())
-        torch.testing.assert_close(model(SEQUENCE), expected)
-    assert dict(model.named_modules()) == layers
+@pytest.mark.parametrize("name, dimensions, size", [("conv", 3, (2, 16, 20)), ("tokens", 2, (5, 32))])
+def test_adapters_compute_what_the_layers_compute(name, dimensions, size):
+    layer, inputs = getattr(mixed(), name), torch.randn(size, dtype=torch.float64)
+    wrap, conv = split(layer)
+    adapter = wrap(conv)
+    assert adapter.dimensions == dimensions and torch.equal(adapter.weight, layer.weight) and adapter.bias is layer.bias
+    torch.testing.assert_close(adapter(inputs), layer(inputs))
 
 
 @torch.no_grad()
@@ -54,7 +52,16 @@ def test_adapters_compute_what_the_layers_compute_and_are_removed():
 def test_linear_layers_are_converted_with_their_weights(inplace):
     model = mixed()
     before = copy.deepcopy(model)
-    same = convert(model, "rank", alpha=1.0, grow=True, kinds=("conv1d", "linear"), inplace=inplace)
+    same, report = convert(
+        model,
+        "rank",
+        alpha=1.0,
+        grow=True,
+        kinds=("conv1d", "linear"),
+        inplace=inplace,
+        calibration=SEQUENCE,
+        return_report=True,
+    )
     assert (same is model) is inplace
     assert all(type(adapter.conv) is LinearConv for adapter in (same.conv, same.tokens, same.thin))
     torch.testing.assert_close(same(SEQUENCE), before(SEQUENCE))
@@ -63,7 +70,8 @@ def test_linear_layers_are_converted_with_their_weights(inplace):
     assert type(before.tokens) is nn.Linear and count_parameters(small) < count_parameters(before)
     (row,) = report.converted
     assert small.tokens.in_features == 32 and same.conv.kernel_size == (3,)
-    assert row.name == "tokens.conv" and row.output_error > 0 and row.macs_before == 10 * 32 * 64
+    assert next(row for row in report.layers if row.name == "tied").reason == "shares a parameter with another layer"
+    assert row.name == "tokens" and row.output_error > 0 and row.macs_before == 10 * 32 * 64
     torch.testing.assert_close(fold(small)(SEQUENCE), small(SEQUENCE))
     assert fold(small).tokens.weight.shape == (64, 32)
 
@@ -132,7 +140,7 @@ def same(*arguments, **settings):
 
 @pytest.mark.parametrize(
     "build, pad, padding",
-    [(same, SamePad2d, (0, 0)), (Static, nn.ZeroPad2d, (0, 0)), (Wrapped, type(None), (1, 1))],
+    [(same, SamePad2d, (0, 0)), (Static, nn.ZeroPad2d, (0, 0)), (Wrapped, None, (1, 1))],
     ids=["timm", "static", "wrapped"],
 )
 @pytest.mark.parametrize("settings", [{"stride": 2, "bias": False}, {"dilation": 2, "groups": 2}])
@@ -140,8 +148,10 @@ def test_layers_that_pad_are_converted_with_equal_outputs(build, pad, padding, s
     torch.manual_seed(0)
     layer = build(4, 8, (3, 5), padding=padding, **settings).double().eval()
     images = torch.randn(2, 4, 19, 22, dtype=torch.float64)
-    found, conv = split_padding(layer)
-    assert type(found) is pad and conv.weight is layer.weight and not hasattr(layer, "calls")
+    wrap, conv = split(layer)
+    whole = wrap(conv)
+    assert type(whole) is nn.Conv2d if pad is None else type(whole[0]) is pad
+    assert conv.weight is layer.weight and not hasattr(layer, "calls")
     model = disturb(nn.Sequential(layer, nn.BatchNorm2d(8))).double().eval()
     same_model = convert(model, "rank", alpha=1.0, grow=True)
     assert any(isinstance(module, LinearConv) for module in same_model.modules())
@@ -153,7 +163,7 @@ def test_layers_that_pad_are_converted_with_equal_outputs(build, pad, padding, s
 @pytest.mark.parametrize("kind", [Noisy, Standardised])
 def test_layers_that_compute_anything_else_are_left_alone(kind):
     layer = kind(4, 8, 3, padding=1).eval()
-    assert split_padding(layer) is None and not layer.training
+    assert split(layer) is None and not layer.training
 
 
 @pytest.mark.parametrize("kernel, stride, dilation", [(3, 1, 1), (3, 2, 1), (2, 3, 1), (3, 2, 2)])

@@ -1,6 +1,8 @@
 """`linearconv-convert MODEL ...`, as a user runs it."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,8 +22,7 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_a_network_is_converted_saved_and_exported(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("linearconv_convert.__main__.milliseconds", lambda run, images: len(run(images)))
+def test_a_network_is_converted_saved_and_exported(tmp_path, capsys):
     torch.manual_seed(0)
     torch.save({"model": Base().state_dict(), "epoch": 3}, tmp_path / "weights.pt")
     torch.save(torch.randn(16, 3, 32, 32), tmp_path / "images.pt")
@@ -31,7 +32,7 @@ def test_a_network_is_converted_saved_and_exported(tmp_path, capsys, monkeypatch
     )
     out = capsys.readouterr().out
     assert "3 of 4 convolutions converted" in out and "multiply-adds" in out
-    for form in ("dense", "deployed", "folded"):
+    for form in ("deployed", "folded"):
         assert f"\n{form}" in out
     files = {"images.pt", "small-deployed.pt2", "small-folded.pt2", "small.pt", "weights.pt"}
     assert {path.name for path in tmp_path.iterdir()} == files
@@ -60,7 +61,7 @@ def test_a_warning_is_one_line_on_stderr_and_the_default_output_is_in_ckpt(tmp_p
 
 
 def test_matplotlib_is_named_if_it_is_missing(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SystemExit):
         main([BASE, "--budget", "0.5", "--curve", "curve.png"])
     assert capsys.readouterr().err.endswith("pip install matplotlib (--help lists the options)\n")
@@ -102,6 +103,21 @@ def test_bad_input_is_one_line_and_code_2(arguments, message, tmp_path, capsys):
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and message in error and error.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"list.pt", "grey.pt", "nan.pt", "exiting.py"}
+
+
+def test_a_stopped_export_leaves_no_file(tmp_path):
+    lines = [
+        "import os, signal",
+        "from linearconv_convert import __main__, exporting",
+        "def write(model, path, *settings):",
+        "    path.write_bytes(b'unfinished')",
+        "    os.kill(os.getpid(), signal.SIGTERM)",
+        "exporting._write = write",
+        f"__main__.main([{BASE!r}, '--export', 'small.pt2', '--output', 'small.pt'])",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    stopped = subprocess.run([sys.executable, "-c", "\n".join(lines)], env=environment, capture_output=True)
+    assert stopped.returncode == 143 and {path.name for path in tmp_path.iterdir()} == {"small.pt"}
 
 
 def test_the_help_of_a_rank_names_its_default(capsys):

@@ -8,35 +8,26 @@ import torch.nn as nn
 
 from linearconv import LinearConv
 from linearconv_convert import ConversionError, convert, deploy, fold
+from linearconv_convert.networks import load_network
 from linearconv_sparse import schedule_pruning
 from tests.helpers.layers import relative_error
-from tests.helpers.networks import CONVERSIONS, FAMILIES, SMALL, build, image_side, images, tiny
+from tests.helpers.networks import CONVERSIONS, disturb, images, tiny
 from training.counting import count_parameters
 
 
-def check_convert_and_fold(name, dtype, tolerance):
-    model = build(name).to(dtype)
-    batch = images(image_side(name), dtype=dtype)
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.float64, 1e-10)])
+def test_a_network_of_a_library_is_converted_and_folded_with_equal_outputs(dtype, tolerance):
+    model = disturb(load_network("torchvision:shufflenet_v2_x0_5")).to(dtype).eval()
+    batch = images(64, dtype=dtype)
     with torch.no_grad():
         same = convert(model, "rank", alpha=1.0, grow=True)
         assert not any(type(layer) is nn.Conv2d for layer in same.modules())
-        assert relative_error(same(batch), model(batch)) <= (1e-12 if dtype == torch.float64 else 2e-6)
+        assert relative_error(same(batch), model(batch)) <= 1e-6
         small = convert(model, "rank")
         assert count_parameters(small) < count_parameters(model)
         for folded in (fold(small), fold(small, batch_norm=True), deploy(small)):
             assert relative_error(folded(batch), small(batch)) <= tolerance
             assert not any(isinstance(layer, LinearConv) for layer in folded.modules())
-
-
-def test_a_network_of_a_library_is_converted_and_folded_with_equal_outputs():
-    check_convert_and_fold("torchvision:shufflenet_v2_x0_5", torch.float32, 1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SMALL + FAMILIES)
-def test_all_families_are_converted_and_folded_with_equal_outputs(name):
-    check_convert_and_fold(name, torch.float32, 1e-4)
-    check_convert_and_fold(name, torch.float64, 1e-10)
 
 
 @pytest.mark.parametrize("setting, kind", CONVERSIONS.values(), ids=CONVERSIONS)
@@ -96,11 +87,15 @@ def test_a_subclass_is_converted_only_if_it_adds_nothing():
         def forward(self, input):
             return 2 * super().forward(input)
 
-    model = nn.Sequential(Named(8, 16, 3), Scaled(16, 16, 3))
+    class Method(nn.Conv2d):
+        def operations(self):
+            return self.weight.numel()
+
+    model = nn.Sequential(Named(8, 16, 3), Scaled(16, 16, 3), Method(16, 16, 3))
     model[0].register_buffer("total_ops", torch.zeros(1))  # as thop leaves them
     small, report = convert(model, "rank", return_report=True)
-    assert [type(layer) for layer in small] == [LinearConv, Scaled]
-    assert report.layers[1].reason == "Scaled adds to nn.Conv2d"
+    assert [type(layer) for layer in small] == [LinearConv, Scaled, Method]
+    assert [row.reason for row in report.layers[1:]] == ["Scaled adds to nn.Conv2d", "Method adds to nn.Conv2d"]
 
 
 def test_the_model_is_changed_only_in_place():
@@ -120,7 +115,9 @@ def test_hooks_move_and_their_handles_still_remove_them():
     model, calls = tiny(), []
     handle = model.twice.register_forward_hook(lambda layer, inputs, output: calls.append(type(layer)))
     model.twice.register_forward_pre_hook(lambda layer, inputs, kwargs: calls.append("before"), with_kwargs=True)
-    convert(model, "rank", inplace=True)(images())
+    convert(model, "rank", inplace=True)
+    calls.clear()  # of copies of the model, which conversion runs
+    model(images())
     assert calls == ["before", LinearConv]
     handle.remove()
     model(images())

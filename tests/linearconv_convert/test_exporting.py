@@ -154,6 +154,75 @@ def test_a_file_that_stands_there_survives_a_failed_export(tmp_path):
     assert path.read_bytes() == b"precious" and len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.parametrize(
+    "dtype, ending, message",
+    [
+        (torch.float16, "onnx", None),
+        (torch.bfloat16, "pt2", None),
+        (torch.bfloat16, "onnx", "does not run: .*bfloat16"),
+        (torch.float64, "onnx", "does not run: .*NOT_IMPLEMENTED"),
+    ],
+)
+def test_files_of_each_data_type_are_as_precise_as_the_type_or_refused_in_one_line(dtype, ending, message, tmp_path):
+    onnx()
+    torch.manual_seed(0)
+    model = disturb(nn.Sequential(LinearConv(3, 32, 3), nn.BatchNorm2d(32), nn.Conv2d(32, 8, 3))).eval().to(dtype)
+    if message is None:
+        assert export(model, tmp_path / f"net.{ending}", IMAGES.to(dtype)).error <= 8 * torch.finfo(dtype).eps
+        return
+    with pytest.raises(ConversionError, match=message) as caught:
+        export(model, tmp_path / f"net.{ending}", IMAGES.to(dtype))
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+class Features(nn.Module):
+    """Keeps its features, uses a weight again, and masks outputs by -inf."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+
+    def forward(self, x, residual=None):
+        self.features = self.norm(self.conv(x))
+        if residual is not None:
+            self.features = self.features + residual
+        y = nn.functional.conv_transpose2d(self.features, self.conv.weight)
+        return y.masked_fill(y > 0, -torch.inf)
+
+
+@pytest.mark.parametrize("is_converted", [False, True])
+def test_a_model_that_was_trained_and_uses_a_weight_again_is_exported(is_converted, tmp_path):
+    onnx()
+    model = disturb(Features())
+    model(IMAGES).exp().sum().backward()
+    small = convert(model, "rank", grow=True) if is_converted else model
+    assert export(small, tmp_path / "net.onnx", IMAGES[:2]).error <= 1e-4
+
+
+class Choosing(nn.Module):
+    def forward(self, x):
+        return 2 * x if float(x.sum()) > 0 else x
+
+
+class OneByOne(nn.Module):
+    def forward(self, x):
+        return torch.stack([image * index for index, image in enumerate(x)])
+
+
+@pytest.mark.parametrize(
+    "network, message",
+    [
+        (Choosing, "cannot export.*data-dependent.*(dynamo=False.) can, for a fixed batch of 2"),
+        (OneByOne, "does not run: "),
+    ],
+)
+def test_what_the_exporter_or_the_runtime_cannot_do_is_one_line_with_the_cause(network, message, tmp_path, capfd):
+    onnx()
+    with pytest.raises(ConversionError, match=message) as caught:
+        export(nn.Sequential(nn.Conv2d(3, 4, 3), network()), tmp_path / "net.onnx", IMAGES)
+    assert "\n" not in str(caught.value) and capfd.readouterr() == ("", "") and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
 def test_missing_packages_are_named(small, tmp_path, monkeypatch, package):
     onnx()

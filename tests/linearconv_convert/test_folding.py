@@ -5,9 +5,10 @@ import warnings
 import pytest
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 from linearconv import LinearConv
-from linearconv_convert import ConversionError, convert, deploy, fold
+from linearconv_convert import ConversionError, ConversionWarning, convert, deploy, fold
 from models.vgg_xcnn import VGG11
 from tests.helpers.layers import VARIANTS, explicit_filters, prune_half, relative_error
 from tests.helpers.networks import disturb, tiny
@@ -144,6 +145,55 @@ def test_batch_norm_is_folded_across_containers_and_beside_modules_that_cannot_b
         folded = fold(model, batch_norm=True)
         assert type(folded[1]) is nn.Identity
         assert relative_error(folded(IMAGES), model(IMAGES)) < 1e-10
+
+
+class Reused(nn.Module):
+    """An argument with a default, and a weight that is used by itself in one of two ways."""
+
+    def __init__(self, conv, use):
+        super().__init__()
+        self.conv, self.norm, self.use = conv, nn.BatchNorm2d(8), use
+        self.last, self.scale = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)), 1.5
+
+    def forward(self, x, residual=None, scale=2.0, *, names=("a",)):
+        x = self.norm(self.conv(x))
+        if residual is not None:
+            x = self.scale * x + residual
+        if self.use == "transposed":
+            x = x + F.conv_transpose2d(x, self.conv.weight).mean()
+        elif self.use == "norm":
+            x = x * self.conv.weight.norm()
+        return self.last(x) * scale
+
+
+@pytest.mark.parametrize("conv", [nn.Conv2d, LinearConv])
+@pytest.mark.parametrize("use", ["", "transposed", "norm"])
+def test_a_weight_that_is_used_elsewhere_is_not_folded_and_defaults_are_as_in_a_call(conv, use):
+    model = disturb(Reused(conv(3, 8, 3), use)).double().eval()
+    for folded in (fold(model, batch_norm=True, example_input=IMAGES), deploy(model, example_input=IMAGES)):
+        assert type(folded.norm) is (nn.BatchNorm2d if use else nn.Identity)
+        assert type(folded.last[1]) is nn.Identity
+        assert relative_error(folded(IMAGES), model(IMAGES)) < 1e-10
+
+
+class Concealed(nn.Module):
+    """Reads a buffer of its BatchNorm, which the graph of torch.fx does not show."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = LinearConv(3, 8, 3), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)) + self.norm.running_mean[0]
+
+
+def test_a_folded_model_with_other_outputs_is_refused_or_deployed_with_its_batch_norm():
+    model = disturb(Concealed()).double().eval()
+    with pytest.raises(ConversionError, match="the folded model is not equal to the model"):
+        fold(model, batch_norm=True)
+    with pytest.warns(ConversionWarning, match="no BatchNorm was folded: the model does not run on random images"):
+        deployed = deploy(model)
+    assert type(deployed.norm) is nn.BatchNorm2d and relative_error(deployed(IMAGES), model(IMAGES)) < 1e-10
 
 
 def test_training_mode_and_control_flow_are_refused():

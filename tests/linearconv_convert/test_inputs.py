@@ -6,7 +6,7 @@ import torch.nn as nn
 from torch.utils._pytree import tree_structure
 
 from linearconv_convert import ConversionError, convert
-from linearconv_convert.inputs import calibration_calls, example_call, tensors_of
+from linearconv_convert.inputs import calibration_calls, call_of, tensors_of, with_batch
 from tests.helpers.networks import images, tiny
 
 
@@ -51,7 +51,7 @@ IMAGE, SHIFT, LABELS = images(12), torch.arange(2.0), torch.tensor([1, 2])
 def test_the_model_gets_what_it_cannot_do_without(model, calibration, args, kwargs):
     (call,) = calibration_calls(model, calibration)
     assert tree_structure((call.args, call.kwargs)) == tree_structure((tuple(args), kwargs))
-    assert all(ours is theirs for ours, theirs in zip(call.tensors, tensors_of((args, kwargs)), strict=True))
+    assert all(ours is theirs for ours, theirs in zip(tensors_of(call), tensors_of((args, kwargs)), strict=True))
     call.run(model)
 
 
@@ -62,7 +62,7 @@ def test_the_model_gets_what_it_cannot_do_without(model, calibration, args, kwar
 def test_models_of_several_inputs_are_calibrated_counted_and_given_a_budget(model, example):
     small, report = convert(model, "rank", budget=0.7, calibration=example, return_report=True)
     assert report.macs_before == 100 * 16 * 27 and report.converted[0].output_error > 0
-    again = example_call(model, example)
+    again = call_of(model, example, "example_input")
     assert again.run(small).keys() == again.run(model).keys() if isinstance(model, Two) else again.run(small)
 
 
@@ -85,10 +85,62 @@ def test_a_budget_is_shared_out_where_outputs_cannot_be_compared(least):
     assert row.expected == pytest.approx(row.output_error, rel=0.01)
 
 
-def test_some_images_of_a_call_are_taken_of_all_its_tensors():
-    call = example_call(Two(), (torch.arange(6).view(3, 2), torch.arange(3), torch.tensor(5), "label"))
-    first = call.images(slice(2))
-    assert [len(each) for each in first.args[:2]] == [2, 2] and first.args[2:] == (torch.tensor(5), "label")
+class Batches(nn.Module):
+    """An image, and another argument that is used in one of several ways."""
+
+    def __init__(self, use):
+        super().__init__()
+        self.conv, self.use = nn.Conv2d(3, 8, 3), use
+
+    def forward(self, x, other):
+        if self.use == "of images":
+            return self.conv(x) + other.view(-1, 1, 1, 1)
+        if self.use == "of output channels":
+            return self.conv(x) * other.view(-1, 1, 1)
+        return self.conv(x - other.view(-1, 1, 1)).mean()
+
+
+@pytest.mark.parametrize(
+    "use, size, other, batched",
+    [
+        ("of images", 4, torch.arange(4.0), (0, 1)),
+        ("of images", 1, torch.ones(1), (0, 1)),
+        ("of output channels", 8, torch.arange(8.0), (0,)),
+        ("of input channels", 3, torch.arange(3.0), (0,)),
+    ],
+)
+def test_tensors_with_one_entry_for_each_image_are_found_by_running(use, size, other, batched):
+    model = Batches(use).eval()
+    call = with_batch(model, call_of(model, (images(12, batch=size), other), "example_input"))
+    assert call.batch == size and call.batched == batched
+    first = call.images(slice(1))
+    assert len(first.args[0]) == 1 and len(first.args[1]) == (1 if 1 in batched else len(other))
+
+
+def test_one_image_without_a_batch_dimension_and_a_list_of_images_are_not_cut():
+    model = nn.Conv2d(3, 8, 3)
+    call = with_batch(model, call_of(model, images(12)[0], "example_input"))
+    assert call.batch == 1 and call.images(slice(1)).args[0].shape == (3, 12, 12)
+    call = with_batch(model, call_of(model, [*images(12, batch=5)], "example_input"))
+    assert call.batch == 5 and call.batched == ()
+
+
+class OfLists(nn.Module):
+    """Takes a list of images, as torchvision's detectors do."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3)
+
+    def forward(self, images, targets=None):
+        assert isinstance(images, list)
+        return [self.conv(each) for each in images]
+
+
+def test_batches_of_a_collated_list_stay_lists():
+    pairs = [(image, {"boxes": torch.zeros(1, 4)}) for image in images(12, batch=3)]
+    _, report = convert(OfLists(), "rank", calibration=[tuple(zip(*pairs, strict=True))], return_report=True)
+    assert report.macs_before == 100 * 16 * 27 and report.converted[0].output_error > 0
 
 
 @pytest.mark.parametrize(

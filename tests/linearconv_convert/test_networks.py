@@ -1,11 +1,13 @@
 """Networks are found by name, their weights in files, with a record in one file; all else is refused in one line."""
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn as nn
 from torchvision.models import get_model
 
 from linearconv_convert import ConversionError, convert, load_converted
@@ -72,13 +74,73 @@ def test_random_weights_are_random_in_the_backbone_too(name, monkeypatch):
     assert load_network(f"torchvision:{name}", num_classes=4)
 
 
-@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"model": state, "epoch": 3}])
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_weights_are_found_in_state_dicts_and_checkpoints(wrap, prefix, tmp_path):
-    saved, model = Base(width=0.5), Base(width=0.5)
-    torch.save(wrap({prefix + key: value for key, value in saved.state_dict().items()}), tmp_path / "weights.pt")
+class Holder(nn.Module):
+    """A network with an attribute called as the prefix of DataParallel."""
+
+    def __init__(self):
+        super().__init__()
+        self.module = Base(width=0.5)
+
+
+WRAPPERS = {
+    "none": lambda model: model,
+    "data parallel": nn.DataParallel,
+    "compiled": torch.compile,
+    "compiled data parallel": lambda model: nn.DataParallel(torch.compile(model)),
+    "averaged": torch.optim.swa_utils.AveragedModel,
+}
+
+
+@pytest.mark.parametrize("build", [partial(Base, width=0.5), Holder])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_weights_are_found_in_state_dicts_and_checkpoints_of_wrapped_networks(wrapper, build, tmp_path):
+    saved, model = build(), build()
+    state = WRAPPERS[wrapper](saved).state_dict()
+    torch.save({"model": state, "epoch": 3} if wrapper == "none" else state, tmp_path / "weights.pt")
     load_weights(model, tmp_path / "weights.pt")
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), saved.parameters(), strict=True))
+
+
+def test_official_files_of_densenet_and_deeplab_fit(tmp_path):
+    with torch.device("meta"):
+        whole = get_model("deeplabv3_mobilenet_v3_large", weights=None, weights_backbone=None, aux_loss=True)
+    model = load_network("torchvision:deeplabv3_mobilenet_v3_large")
+    state = {key: torch.zeros_like(tensor, device="cpu") for key, tensor in whole.state_dict().items()}
+    assert any(key.startswith("aux_classifier") for key in state)
+    torch.save(state, tmp_path / "deeplab.pth")
+    assert load_weights(model, tmp_path / "deeplab.pth") == []
+    assert not model.classifier[0].convs[0][0].weight.any()
+    model = load_network("torchvision:densenet121")
+    state = {re.sub(r"(layer\d+\.(norm|relu|conv))(\d)", r"\1.\3", key): v for key, v in model.state_dict().items()}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in state
+    torch.save({key: torch.zeros_like(tensor) for key, tensor in state.items()}, tmp_path / "densenet.pth")
+    assert load_weights(model, tmp_path / "densenet.pth") == []
+    assert not model.features.denseblock1.denselayer1.norm1.weight.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_weights_of_other_kinds_of_numbers_are_refused(dtype, tmp_path):
+    state = Base(width=0.5).state_dict()
+    state["fc.weight"] = state["fc.weight"].to(dtype)
+    torch.save(state, tmp_path / "weights.pt")
+    with pytest.raises(ConversionError, match=f"weights.pt does not fit the network: fc.weight is of {dtype}"):
+        load_weights(Base(width=0.5), tmp_path / "weights.pt")
+
+
+def test_a_damaged_file_is_refused_with_its_name(tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save(Base(width=0.5).state_dict(), path)
+    whole = path.read_bytes()
+    torch.save(Base(width=0.5).state_dict(), path, _use_new_zipfile_serialization=False)
+    old = path.read_bytes()
+    damaged = [b"", b"PK\x03\x04", b"\x80\x02}q\x00.", whole[: len(whole) // 2], old[: len(old) // 2], b"\xff" * 99]
+    damaged += [old[:n] + b"\xff" + old[n + 1 :] for n in range(0, 600, 37)]
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(ConversionError, match="weights.pt (cannot be read|has no|does not fit)") as caught:
+            load_weights(Base(width=0.5), path)
+            raise ConversionError("weights.pt does not fit: read without an error")
+        assert "\n" not in str(caught.value)
 
 
 def test_a_classifier_of_another_number_of_classes_is_left_unchanged_if_that_is_allowed(tmp_path):
@@ -166,7 +228,7 @@ def test_a_file_alone_gives_the_network_back(tmp_path):
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(load_converted(tmp_path / "small.pt").eval()(images), small.eval()(images))
     torch.save({"model": make().state_dict(), "network": record}, tmp_path / "wrong.pt")
-    with pytest.raises(ConversionError, match="does not fit its record"):
+    with pytest.raises(ConversionError, match="wrong.pt does not fit the network"):
         load_converted(tmp_path / "wrong.pt")
 
 

@@ -82,9 +82,9 @@ def warned(call, *arguments, **settings):
 @pytest.mark.parametrize(
     "model, settings, message",
     [
-        (nn.Sequential(Scaled(8, 16, 3)), {}, "nothing was converted: 1 convolution of 1.2 k Scaled adds to nn.Conv2d"),
-        (narrow(), {}, "nothing was converted: 1 Linear of 6.5 k not converted; 2 convolutions of 2.4 k would not get"),
-        (nn.Sequential(nn.Conv2d(8, 16, 3), nn.Linear(99, 999)), {}, "only 0.5 % of the parameters were saved: 1 Lin"),
+        (nn.Sequential(Scaled(8, 16, 3)), {}, "nothing was converted: 1 convolution of 1,168 Scaled adds to nn.Conv2d"),
+        (narrow(), {}, "nothing was converted: 1 Linear of 6,500 not converted; 2 convolutions of 2,432 would not get"),
+        (nn.Sequential(nn.Conv2d(8, 16, 3), nn.Linear(62, 1600)), {}, "only 0.5% of the parameters were saved: 1 Lin"),
         (tiny(), {"skip": "*"}, "nothing was converted: 6 convolutions of .* skipped"),
         (tiny(), {"budget": 1.0}, "nothing was converted: 6 convolutions of .* plain is best"),
     ],
@@ -102,7 +102,7 @@ def test_settings_of_the_user_give_no_warning(settings):
 def test_calibration_on_fewer_positions_than_channels_gives_a_warning():
     conv, positions = nn.Conv2d(3, 16, 3), 4 * 16
     (line,) = warned(convert, conv, "rank", calibration=torch.randn(positions - 1, 3, 3, 3))
-    assert line.startswith("calibration gives only 63 positions of 16 channels in layer ''")
+    assert line.startswith("calibration gives only 63 positions of 16 channels in layer ''") and "64 images" in line
     assert warned(convert, conv, "rank", calibration=torch.randn(positions, 3, 3, 3)) == []
 
 

@@ -1,33 +1,31 @@
 """Layers that cannot be replaced are refused in one line and left unchanged; all references to a layer are replaced."""
 
+import threading
 import types
 import warnings
+from functools import partial
 
 import pytest
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch.nn.utils import parametrizations
 
 from linearconv import LinearConv
-from linearconv_convert import ConversionError, convert, fold
+from linearconv_convert import ConversionError, ConversionWarning, convert, deploy, fold
 from tests.helpers.layers import relative_error
 from tests.helpers.networks import disturb, images
 
 
-def shared_layer():
-    conv = nn.Conv2d(4, 4, 3)
-    return nn.Sequential(conv, nn.ReLU(), conv)
-
-
-def shared_weight():
-    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))
-    model[1].weight = model[0].weight
+def changed(change):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3))
+    change(model[1])
     return model
 
 
-def changed(change):
-    model = nn.Sequential(nn.Conv2d(8, 16, 3))
-    change(model[0])
+def shared_weight():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))
+    model[2].weight = model[1].weight
     return model
 
 
@@ -45,21 +43,23 @@ def scripted():
 
 REFUSED = {
     "is lazy": lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.LazyConv2d(16, 3)),
-    "is parametrized": lambda: nn.Sequential(parametrizations.spectral_norm(nn.Conv2d(8, 16, 3))),
-    "computed by a hook": weight_normed,
     "scripted or traced": scripted,
-    "one convolution is in several places": shared_layer,
-    "one parameter is in several places .0.weight, 1.weight.": shared_weight,
-    "weight of layer '0' has hooks": lambda: changed(lambda conv: conv.weight.register_hook(lambda gradient: gradient)),
-    "hooks on its state_dict": lambda: changed(lambda conv: conv.register_state_dict_post_hook(lambda *_: None)),
-    "not finite": lambda: changed(lambda conv: conv.weight.data.view(-1)[0].fill_(float("nan"))),
-    "meta device": lambda: nn.Sequential(nn.Conv2d(8, 16, 3, device="meta")),
     "has no nn.Conv2d$": lambda: nn.Sequential(nn.ReLU()),
-    "no nn.Conv2d: of its Linear, kinds= converts some": lambda: nn.Sequential(nn.Linear(3, 4)),
+    r"no nn.Conv2d: pass kinds=\('conv1d', 'linear'\)": lambda: nn.Sequential(nn.Linear(3, 4), nn.Conv1d(3, 4, 3)),
     "no nn.Conv2d: its 1 LinearConv layers": lambda: nn.Sequential(LinearConv(8, 16, 3)),
     "wrapped in DataParallel": lambda: nn.DataParallel(nn.Conv2d(8, 16, 3)),
-    "compiled": lambda: torch.compile(nn.Sequential(nn.Conv2d(8, 16, 3))),
+    "wrapped in OptimizedModule": lambda: torch.compile(nn.Sequential(nn.Conv2d(8, 16, 3))),
     "expected an nn.Module": lambda: "resnet18",
+    "cannot be copied": lambda: changed(lambda conv: setattr(conv, "lock", threading.Lock())),
+}
+LEFT_ALONE = {  # with the first convolution converted
+    "other parameters than weight and bias": lambda: changed(parametrizations.spectral_norm),
+    "has other parameters": weight_normed,
+    "shares a parameter": shared_weight,
+    "hooks on its parameters": lambda: changed(lambda conv: conv.weight.register_hook(lambda gradient: gradient)),
+    "or its state_dict": lambda: changed(lambda conv: conv.register_state_dict_post_hook(lambda *_: None)),
+    "not finite": lambda: changed(lambda conv: conv.weight.data.view(-1)[0].fill_(float("nan"))),
+    "meta device": lambda: changed(lambda conv: conv.to("meta")),
 }
 
 
@@ -73,12 +73,20 @@ def test_a_model_that_cannot_be_converted_is_refused_in_one_line_and_unchanged(m
     assert modules is None or [type(module) for module in model.modules()] == modules
 
 
-@pytest.mark.parametrize("build_model", [shared_layer, weight_normed])
-def test_a_layer_that_cannot_be_converted_can_be_skipped(build_model):
-    model = nn.Sequential(build_model(), nn.Conv2d(16, 16, 3))
-    skipped = [name for name, layer in model[0].named_modules(prefix="0") if isinstance(layer, nn.Conv2d)]
-    small = convert(model, "rank", skip=skipped, inplace=True)  # torch cannot copy weight-normed layers
-    assert type(small[1]) is LinearConv
+@pytest.mark.parametrize("message", LEFT_ALONE)
+def test_a_layer_that_cannot_be_replaced_is_left_alone_with_the_reason(message):
+    model = LEFT_ALONE[message]()
+    small, report = convert(model, "rank", grow=True, return_report=True)
+    assert type(small[0]) is LinearConv and type(small[1]) is type(model[1])
+    assert message in report.layers[1].reason
+
+
+def test_a_layer_in_several_places_is_replaced_in_all_of_them():
+    conv = nn.Conv2d(3, 3, 3, padding=1)
+    model = nn.Sequential(conv, nn.ReLU(), conv)
+    small = convert(model, "rank", alpha=0.7, grow=True)
+    assert type(small[0]) is LinearConv and small[0] is small[2]
+    assert relative_error(small(images()), small[0](small[0](images()).relu())) == 0
 
 
 class Hidden(nn.Module):
@@ -109,6 +117,103 @@ def test_references_outside_of_the_module_tree_are_replaced(kind):
     assert torch.equal(small(images()), expected)
     assert torch.equal(model(images()), model.conv2(model.conv1(images()))) and type(model.convs[0]) is nn.Conv2d
     assert relative_error(fold(small)(images()), expected) < 1e-5
+
+
+class Closure(nn.Module):
+    """Runs its first layer through a function that holds it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        held = self.conv
+        self.op = lambda x: held(x)
+
+    def forward(self, x):
+        return self.last(self.op(x))
+
+
+@pytest.mark.parametrize("settings", [{}, {"inplace": True}, {"example_input": images()}])
+def test_a_layer_that_a_function_holds_is_refused(settings):
+    with pytest.raises(ConversionError, match="a copy of the model calls layer 'conv' of the model itself"):
+        convert(Closure(), "rank", **settings)
+
+
+class Partial(Closure):
+    """The same by functools.partial, and by the weight alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.op = partial(F.conv2d, weight=self.conv.weight, bias=self.conv.bias)
+
+
+class Checking(Closure):
+    """The same by a test of the layer's type."""
+
+    def __init__(self):
+        super().__init__()
+        self.op = None
+
+    def forward(self, x):
+        return self.last(self.conv(x) if isinstance(self.conv, nn.Conv2d) else F.pad(x, (0, 0, 0, 0, 0, 5)))
+
+
+@pytest.mark.parametrize("network", [Partial, Checking])
+@torch.no_grad()
+def test_a_layer_whose_replacement_would_change_the_output_is_left_alone_with_the_reason(network):
+    model = network().eval()
+    same, report = convert(model, "rank", alpha=1.0, grow=True, return_report=True)
+    assert type(same.conv) is type(model.conv) and type(same.last) is LinearConv
+    assert "is used in another way than by a call" in report.layers[0].reason
+    assert relative_error(same(images()), model(images())) < 1e-6
+
+
+def test_without_an_input_a_warning_says_that_nothing_is_verified():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x, y):
+            return self.conv(x) + self.conv(y)
+
+    with pytest.warns(ConversionWarning, match="the result is not verified.*give example_input"):
+        small = convert(Two(), "rank")
+    with pytest.warns(ConversionWarning, match="not verified"):
+        fold(small)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fold(convert(Two(), "rank", example_input=(images(), images())), example_input=(images(), images()))
+
+
+class Yolo(nn.Module):
+    """Layers with attributes that the network reads, as YOLO's `f`; a causal convolution along time."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)])
+        self.causal, self.norm, self.fc = nn.Conv1d(8, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 16)
+        for index, layer in enumerate(self.layers):
+            layer.i, layer.f, layer.type = index, -1, "Conv"
+        self.layers[0].weight.no_decay = True
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x) if layer.f == -1 and layer.type == "Conv" else None
+        x = self.norm(x).mean(2)  # (N, 8, W)
+        x = self.causal(F.pad(x, (self.causal.kernel_size[0] - 1, 0))).mean(2)
+        return self.fc(x[..., : self.fc.in_features]) / self.norm.num_features
+
+
+@torch.no_grad()
+def test_new_layers_have_the_attributes_of_the_old_ones():
+    model = disturb(Yolo()).eval()
+    kinds = ("conv2d", "conv1d", "linear")
+    same = convert(model, "rank", alpha=1.0, grow=True, kinds=kinds)
+    assert relative_error(same(images()), model(images())) < 1e-6
+    assert model.layers[0].weight.no_decay and same.layers[0].conv_weights.no_decay and same.fc.in_features == 8
+    small = convert(model, "rank", kinds=kinds)
+    for each in (fold(small), deploy(small)):
+        assert each.layers[1].i == 1 and relative_error(each(images()), small(images())) < 1e-5
 
 
 def patch(layer, name, factor):

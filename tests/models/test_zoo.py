@@ -207,8 +207,7 @@ def test_the_network_is_loaded_from_a_checkpoint_alone(run, weights, variant, mo
 
 
 @pytest.mark.slow
-def test_a_checkpoint_is_exported(run, weights, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("linearconv_convert.__main__.milliseconds", lambda run, images: len(run(images)))
+def test_a_checkpoint_is_exported(run, weights, tmp_path, capsys):
     folder = run("zoo", f"{CALIBRATED} --weights {weights} -t rank --epochs 1")
     path = tmp_path / "small.pt2"
     convert_command([str(folder / "best.pt"), "--export", str(path)])

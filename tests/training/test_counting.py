@@ -25,29 +25,61 @@ IMAGE = (3, 32, 32)
 @pytest.mark.parametrize("network", (Base, AllConv, MobileNetV2), ids=lambda network: network.__name__)
 @pytest.mark.parametrize("conv", (nn.Conv2d, *VARIANTS.values()), ids=("dense", *VARIANTS))
 @pytest.mark.parametrize("compute", ("filters", "features", "auto"))
-def test_inference_macs_are_half_of_what_torch_counts_for_a_further_image(network, conv, compute):
+def test_inference_macs_are_those_of_the_layers_without_building_filters(network, conv, compute):
     model = network(conv=conv if conv is nn.Conv2d else partial(conv, compute=compute), width=0.5)
-    assert counting.macs_inference(model, IMAGE) == _macs_of_a_further_image(model, IMAGE)
+    assert counting.macs_inference(model, IMAGE) == _macs_of_layers(model, IMAGE)
 
 
 @pytest.mark.parametrize("conv", VARIANTS.values(), ids=VARIANTS.keys())
 @pytest.mark.parametrize("compute", ("filters", "features", "auto"))
 @pytest.mark.parametrize("kernel_size, stride", ((1, 1), (3, 2)))
-def test_inference_macs_of_a_layer_are_those_of_a_further_image(conv, compute, kernel_size, stride):
+def test_inference_macs_of_a_layer_follow_its_formula(conv, compute, kernel_size, stride):
     for channels, groups, size in itertools.product(((4, 8), (64, 128), (8, 144)), (1, 2), (5, 65)):
         layer = conv(*channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, compute=compute)
         shape = channels[0], size, size
-        assert counting.macs_inference(layer, shape) == _macs_of_a_further_image(layer, shape), (channels, groups, size)
+        assert counting.macs_inference(layer, shape) == _macs_of_layers(layer, shape), (channels, groups, size)
 
 
-def _macs_of_a_further_image(model, shape):
-    """The multiply-adds of two images less those of one: every pass builds the filters once."""
-    totals = []
-    for batch in (1, 2):
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model.eval()(torch.randn(batch, *shape))
-        totals.append(counter.get_total_flops() // 2)
-    return totals[1] - totals[0]
+def _macs_of_layers(model, shape):
+    """The sum over convolutions and linear layers: P K + |A| or F K for each output position."""
+    macs, handles = [], []
+
+    def add(layer, _, output):
+        if isinstance(layer, LinearConv) and layer.combines_maps:
+            per_position = layer.conv_weights.numel() + layer.coefficients
+        else:
+            per_position = layer.weight.numel()
+        macs.append(output.numel() // len(layer.weight) * per_position)
+
+    for layer in model.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear, LinearConv)):
+            handles.append(layer.register_forward_hook(add))
+    with torch.no_grad():
+        model.eval()(torch.randn(1, *shape))
+    for handle in handles:
+        handle.remove()
+    return sum(macs)
+
+
+class Attention(nn.Module):
+    """Attention of 16 heads over the pixels, by torch's module or by its function."""
+
+    def __init__(self, is_module):
+        super().__init__()
+        self.qkv, self.whole = nn.Linear(32, 96), nn.MultiheadAttention(32, 4, batch_first=True) if is_module else None
+
+    def forward(self, x):
+        tokens = x.flatten(2).transpose(1, 2)  # (N, 36, 32)
+        if self.whole is not None:
+            return self.whole(tokens, tokens, tokens)[0]
+        q, k, v = self.qkv(tokens).unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4)
+        return nn.functional.scaled_dot_product_attention(q, k, v)
+
+
+@pytest.mark.parametrize("is_module", (True, False))
+def test_attention_is_counted_by_its_formula(is_module):
+    projections = 36 * 32 * (128 if is_module else 96)  # of query, key and value, and of the output of the module
+    assert counting.macs_inference(Attention(is_module), (32, 6, 6)) == projections + 2 * 36 * 36 * 32
 
 
 @pytest.mark.parametrize("conv", VARIANTS.values(), ids=VARIANTS.keys())
