@@ -32,22 +32,10 @@ def command_line(description: str) -> OneLineParser:
 
 
 def add_network_options(parser: OneLineParser, networks: Sequence[str], usual: Sequence[str], seconds: float) -> None:
-    """Add the options --networks, --seconds, --precision and --output.
-
-    Args:
-        parser: the parser of a command line.
-        networks: names to choose from.
-        usual: default of --networks.
-        seconds: default of --seconds.
-    """
+    """Add --networks (by default the `usual` ones), --seconds, --precision and --output."""
     add = parser.add_argument
     add("--networks", nargs="+", choices=networks, default=list(usual))
-    add(
-        "--seconds",
-        type=positive_float,
-        default=seconds,
-        help=f"for each network or layer, and task (default: {seconds})",
-    )
+    add("--seconds", type=positive_float, default=seconds, help="for each cell of the table (default: %(default)s)")
     add("--precision", choices=("float32", "bfloat16"), default="float32")
     add("--output", type=Path, help="default: a file in results/")
 
