@@ -35,7 +35,9 @@ def add_network_options(parser: OneLineParser, networks: Sequence[str], usual: S
     """Add --networks (by default the `usual` ones), --seconds, --precision and --output."""
     add = parser.add_argument
     add("--networks", nargs="+", choices=networks, default=list(usual))
-    add("--seconds", type=positive_float, default=seconds, help="for each cell of the table (default: %(default)s)")
+    add(
+        "--seconds", type=positive_float, default=seconds, help="per network (or layer) and task (default: %(default)s)"
+    )
     add("--precision", choices=("float32", "bfloat16"), default="float32")
     add("--output", type=Path, help="default: a file in results/")
 
