@@ -67,7 +67,7 @@ class StreamLoader(Loader):
     ):
         super().__init__(labels, mean, std, **options)
         self.workers = default_workers() if workers is None else workers
-        self.looked_after = self.workers == 0
+        self.begun = False  # True once the workers run
         self.requests = []  # of the current pass: for each batch int64 (B, 3): index, flip and seed
         self.loader = DataLoader(
             _Decoded(paths, size, random_crop),
@@ -113,7 +113,7 @@ class StreamLoader(Loader):
 
     def _begin(self):
         """DataLoader's iterator. The workers end together with this process and print no messages."""
-        if self.looked_after:
+        if self.begun or self.workers == 0:
             return iter(self.loader)
         on_child = signal.getsignal(signal.SIGCHLD)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_PARENT)  # workers inherit this mask
@@ -128,7 +128,7 @@ class StreamLoader(Loader):
         # The finalizer keeps `batches` until the loader is gone. Otherwise the garbage collector closes the queues
         # first, and DataLoader waits ten seconds for each worker.
         atexit.register(weakref.finalize(self, _end_workers, batches))
-        self.looked_after = True
+        self.begun = True
         return batches
 
 
