@@ -222,7 +222,7 @@ def outputs(model: nn.Module, call: Call, called: set[nn.Module] | None = None) 
             found = tensors_of(call.run(copy_of(model).eval()))
     finally:
         handle.remove()
-    return [tensor.to(torch.promote_types(tensor.dtype, torch.float64)) for tensor in found]
+    return [tensor.cpu().to(torch.promote_types(tensor.dtype, torch.float64)) for tensor in found]
 
 
 def largest_error(found: list[Tensor], expected: list[Tensor]) -> float:
