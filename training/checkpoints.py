@@ -29,10 +29,10 @@ LOG = "log.jsonl"
 LOCK = "run.lock"
 PART = re.compile(rf"({CHECKPOINT.pattern}|best\.pt|report\.json|log\.jsonl)\.\d+\.part")  # of `write_whole`
 STRUCTURE = {  # entries that a checkpoint must have, and their types
-    **dict.fromkeys(("model", "optimizer", "train_loader", "settings", "versions", "best", "last"), dict),
+    **dict.fromkeys(("model", "optimizer", "train_loader", "settings", "versions"), dict),
     **dict.fromkeys(("random", "history"), list),
     **dict.fromkeys(("epoch", "batch", "step"), int),
-    **dict.fromkeys(("seconds", "train_seconds", "images_per_second"), float),
+    "train_seconds": float,
     **dict.fromkeys(("loss_sum", "correct"), torch.Tensor),
 }
 

@@ -24,9 +24,7 @@ from linearconv_sparse import LinearConvSparse
 def count(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:
     """Return a network's `parameters`, `nonzero_parameters`, `flops_paper`, `flops` and `macs_inference`.
 
-    Args:
-        model: any network that takes one image tensor; it is profiled in eval mode on its own device.
-        input_size: (channels, height, width) of one image.
+    The network takes one image tensor, with `input_size` (channels, height, width).
     """
     return {
         "parameters": count_parameters(model),

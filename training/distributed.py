@@ -7,7 +7,7 @@ batch size B therefore train like one process with batch size N B.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn as nn
-from torch import Tensor
 
 from images.info import one_line
 from training.errors import UsageError
@@ -24,13 +23,7 @@ TIMEOUT = timedelta(minutes=10)  # for communication; this includes the time in 
 
 
 class Group:
-    """The processes of a run; by default, a single process.
-
-    Args:
-        rank, size: rank of this process, and number of processes.
-        device: device of this process.
-        restarts: number of times that torchrun has restarted the run.
-    """
+    """The processes of a run, of which this one has a rank and a device; by default, a single process on the CPU."""
 
     def __init__(self, rank: int = 0, size: int = 1, device: str = "cpu", restarts: int = 0) -> None:
         self.rank, self.size, self.restarts = rank, size, restarts
@@ -40,23 +33,6 @@ class Group:
     def is_rank0(self) -> bool:
         """True in the process that writes files and prints."""
         return self.rank == 0
-
-    def sum(self, *tensors: Tensor) -> Sequence[Tensor]:
-        """Return the sums of tensors over all processes."""
-        if self.size == 1:
-            return tensors
-        sums = [tensor.detach().clone() for tensor in tensors]
-        for tensor in sums:
-            dist.all_reduce(tensor)
-        return sums
-
-    def any(self, *flags: int | None) -> Sequence[int | None]:
-        """Return the maximum of each flag over all processes; None counts as 0."""
-        if self.size == 1:
-            return flags
-        largest = torch.tensor([int(flag or 0) for flag in flags], device=self.device)
-        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-        return largest.tolist()
 
     def gather(self, thing: Any) -> list:
         """Return the `thing` of each process, in a list sorted by rank."""
@@ -103,8 +79,7 @@ class Group:
 def join(device: str) -> Iterator[Group]:
     """Join the processes that torchrun has started while the context lasts, and yield their group.
 
-    Args:
-        device: given on the command line; with "cuda", each of several processes gets its own GPU.
+    With the device "cuda", each of several processes gets its own GPU.
 
     Raises:
         UsageError: if the variables that torchrun sets are incomplete, or the processes do not find each other.

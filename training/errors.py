@@ -14,32 +14,18 @@ REPEAT = 2.0  # seconds in which a launcher and the system may both send a signa
 
 
 class RunError(Exception):
-    """An error that ends a run; its message is one line that says what is wrong and what to do."""
+    """An error that ends a run with an exit code; its message is one line that says what is wrong and what to do.
 
-    code = 2
+    The codes are 2, 3 for numbers that are not finite, and 128 + the number of the signal that has stopped the run.
+    """
+
+    def __init__(self, message: str, code: int = 2) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class UsageError(RunError):
     """The run is impossible with the given options."""
-
-
-class NotFinite(RunError):
-    """A loss, gradient or weight is infinite or not a number; the message names the step and the layers."""
-
-    code = 3
-
-
-class Stopped(RunError):
-    """The run was stopped by a signal, and has saved a checkpoint.
-
-    Args:
-        number: number of the signal; the exit code is 128 + number.
-        where: the message's description of the checkpoint.
-    """
-
-    def __init__(self, number: int, where: str) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}; {where}")
-        self.code = 128 + number
 
 
 EXPECTED = (RunError, DataError, OSError, MemoryError, KeyboardInterrupt)  # any other exception is a bug
@@ -82,7 +68,7 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        self.asked: int | None = None
+        self.asked = 0  # number of the signal
         self._since = 0.0
         self._before = {}
 
@@ -92,12 +78,12 @@ class StopSignals:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.asked is None:
+        if not self.asked:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
 
     def _remember(self, number, _):
-        if self.asked is None:
+        if not self.asked:
             self.asked, self._since = number, time.monotonic()
         elif time.monotonic() - self._since > REPEAT:
             signal.signal(number, signal.SIG_DFL)

@@ -13,12 +13,7 @@ class FiniteCheck:
     """Check losses and gradients before each step of an optimizer.
 
     On a CPU every step is checked. Other devices hold a flag, which the host reads every 10 steps, so that most steps
-    do not wait for the host. After the first bad step the optimizer skips all steps.
-
-    Args:
-        model: the network.
-        optimizer: a fused optimizer, which skips a step if its `found_inf` is 1.
-        device: device of the network and of the optimizer.
+    do not wait for the host. After the first bad step the optimizer, which must be a fused one, skips all steps.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
@@ -42,9 +37,10 @@ class FiniteCheck:
         """Return False if a loss or gradient of any step so far was not finite; this waits for the device."""
         return not self.bad_steps.item()
 
-    def model_is_finite(self) -> bool:
-        """Return False if a parameter or buffer is not finite now; a last step may overflow with finite gradients."""
-        return bool(torch.stack([tensor.isfinite().all() for tensor in self.model.state_dict().values()]).all())
+    def may_save(self) -> bool:
+        """Return False if anything so far, or a parameter or buffer now, was not finite: the last step may overflow."""
+        are_finite = [tensor.isfinite().all() for tensor in self.model.state_dict().values()]
+        return self.all_finite() and bool(torch.stack(are_finite).all())
 
     def bad_layers(self) -> list[str]:
         """Return the names of the layers whose parameters or gradients are currently not finite."""

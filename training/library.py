@@ -105,11 +105,7 @@ class Library:
     def build(
         self, options: argparse.Namespace, recipe: Recipe, input_size: Shape, num_classes: int, group: Group
     ) -> Network:
-        """Return the network before its conversion, with its weights.
-
-        Raises:
-            UsageError: if the network does not exist, or its weights do not fit.
-        """
+        """Return the network before its conversion, with its weights, or raise a UsageError."""
         shape = {"in_channels": input_size[0], "num_classes": num_classes}
         with _errors_in_one_line(options):
             network = partial(load_network, options.network, **shape)
@@ -132,16 +128,9 @@ class Library:
         group: Group,
         images: list[Tensor] | None,
     ) -> Network:
-        """Return the converted network.
+        """Return the converted network, or raise a UsageError.
 
-        Args:
-            network: the return value of :meth:`build`; for a resumed run, with the record of the checkpoint.
-            options, recipe, group: options, recipe and processes of the run.
-            input_size: (channels, height, width) of an image.
-            images: batches of calibration images.
-
-        Raises:
-            UsageError: if the network cannot be converted.
+        The network of :meth:`build` has the checkpoint's record if the run is resumed; `images` are for calibration.
         """
         record = dict(network.record)
         if options.variant.type == "dense":

@@ -80,11 +80,7 @@ class Networks:
     def build(
         self, options: argparse.Namespace, recipe: Recipe, input_size: Shape, num_classes: int, group: Group
     ) -> Network:
-        """Return the network with its initial weights.
-
-        Raises:
-            UsageError: if the network cannot be built.
-        """
+        """Return the network with its initial weights, or raise a UsageError."""
         network = self.networks[options.network]
         shape = {"in_channels": input_size[0], "num_classes": num_classes, "width": options.width}
         build = partial(_with_dense_stem, network) if recipe.stem == "dense" else network

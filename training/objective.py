@@ -20,13 +20,9 @@ REGULARISE_EVERY = 10  # batches
 
 
 def loss_of(logits: Tensor, images: Tensor, labels: Tensor, recipe: Recipe, teacher: nn.Module | None) -> Tensor:
-    """Return the mean loss of a batch, ().
+    """Return the mean loss () of a batch: logits (B, classes), images (B, C, H, W), labels (B,).
 
-    Args:
-        logits: logits of the network, (B, classes).
-        images, labels: the batch, (B, C, H, W) and (B,).
-        recipe: provides label smoothing, share of soft targets and temperature.
-        teacher: computes the soft targets; not needed if their share is 0.
+    The teacher computes the soft targets; None if their share is 0.
     """
     loss = 0.0
     if recipe.distill < 1:
@@ -39,12 +35,7 @@ def loss_of(logits: Tensor, images: Tensor, labels: Tensor, recipe: Recipe, teac
 
 
 def soft_target_loss(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """Return T^2 KL(softmax(targets / T) || softmax(logits / T)), the mean over a batch, ().
-
-    Args:
-        logits, targets: logits of the network and of its teacher, (B, classes).
-        temperature: T.
-    """
+    """Return T^2 KL(softmax(targets / T) || softmax(logits / T)), the mean over a batch; both logits (B, classes)."""
     ours, theirs = (F.log_softmax(values / temperature, dim=1) for values in (logits, targets))
     return temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
 

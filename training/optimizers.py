@@ -50,9 +50,7 @@ def _filter_parameters(model):
 class FilterDecay:
     """Weight decay of the filters of all LinearConv layers, for recipes with `decay="filters"`.
 
-    Args:
-        model: the network.
-        recipe: provides weight decay and optimizer; with adamw the decay is decoupled from the gradient.
+    With adamw the decay is decoupled from the gradient.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:

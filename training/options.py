@@ -28,18 +28,12 @@ from training.recipe import CHANGEABLE, DEFAULTS, RECIPES, SHORT, Recipe, add_re
 
 
 class Options(argparse.Namespace):
-    """The parsed command line, read-only.
+    """The parsed command line.
 
     Each option is an attribute, except that `variant` (a :class:`linearconv_variants.Variant` or a
     :class:`baselines.Baseline`) replaces `type`, `rank` and so on. `program` and `networks` are attributes too. Recipe
     options that were not given are None, and the recipe decides.
     """
-
-    def __init__(self, **options: object) -> None:
-        self.__dict__.update(options)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"options do not change after parsing: {name} = {value!r}")
 
     def pick(self, *names: str) -> dict[str, object]:
         """Return some of the options as keyword arguments."""
@@ -47,11 +41,7 @@ class Options(argparse.Namespace):
 
 
 def parse_arguments(parser: OneLineParser, argv: Sequence[str] | None = None) -> Options:
-    """Parse and check a command line.
-
-    Args:
-        parser: the return value of :func:`make_parser`.
-        argv: arguments; default: the arguments of the process.
+    """Parse and check a command line with the parser of :func:`make_parser`.
 
     Raises:
         SystemExit: with code 2 after one line on stderr.
@@ -75,12 +65,7 @@ def parse_arguments(parser: OneLineParser, argv: Sequence[str] | None = None) ->
 def make_parser(
     networks: dict[str, Callable] | Networks, recipe: Recipe, digits_recipe: Recipe | None = None
 ) -> OneLineParser:
-    """Return the parser of a training script.
-
-    Args:
-        networks: network constructors by name, the default first, or an object with the interface of `Networks`.
-        recipe, digits_recipe: recipes of the architecture, which provide the defaults of the recipe options.
-    """
+    """Return the parser of a training script; the arguments are those of :func:`training.main`."""
     on_digits = f"; on digits: {digits_recipe}" if digits_recipe else ""
     networks = Networks(networks) if isinstance(networks, dict) else networks
     short = "".join(f"; {name}: {one}" for name, one in SHORT.items())
@@ -134,7 +119,6 @@ def make_parser(
     differing = f"with --resume, options that may differ from the checkpoint's: {', '.join(CHANGEABLE)}"
     add("--may-change", nargs="+", choices=CHANGEABLE, default=(), metavar="OPTION", help=differing)
     add("--save-every", type=positive_float, default=10.0, metavar="MINUTES", help="also within an epoch (default: 10)")
-    add("--tensorboard", action="store_true", help="also write TensorBoard event files to the output folder")
     parser.set_defaults(networks=networks, channels_last=True, compile=False, **networks.defaults)
     return parser
 

@@ -3,14 +3,12 @@
 import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from training.distributed import Group
-from training.errors import UsageError
 
 FIRST_ESTIMATE = 100  # steps
 SILENCE = 60  # seconds after which a line is printed if there is no terminal
@@ -23,11 +21,7 @@ class Progress:
     epoch: int = 0  # finished epochs
     batch: int = 0  # finished batches of the current epoch
     step: int = 0  # finished steps of the whole run
-    seconds: float = 0.0  # duration of the finished epochs
     train_seconds: float = 0.0  # duration of the current epoch's training
-    images_per_second: float = 0.0  # in training, of the last finished epoch
-    best: dict = field(default_factory=lambda: {"best_test_accuracy": -1.0, "best_epoch": 0})
-    last: dict = field(default_factory=dict)  # loss and accuracies of the last finished epoch
     history: list[dict] = field(default_factory=list)  # a record per epoch
     loss_sum: Tensor = field(default_factory=lambda: torch.zeros(()))  # over the epoch and this process's images
     correct: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.long))
@@ -63,32 +57,25 @@ class Progress:
         self.loss_sum += loss.detach() * len(labels)
         self.correct += (logits.detach().argmax(1) == labels).sum()
 
-    def finish_epoch(self, results: dict, details: dict, evaluation_seconds: float, num_images: int) -> bool:
-        """Finish an epoch, append its record to the history, and return True for the best epoch so far.
-
-        Args:
-            results: `train_loss`, `train_accuracy`, `test_accuracy`.
-            details: further entries of the record.
-            evaluation_seconds: duration of the evaluation, which is added to `train_seconds`.
-            num_images: number of training images.
-        """
+    def finish_epoch(self, results: dict, evaluation_seconds: float, num_images: int) -> bool:
+        """Finish an epoch, append its results to the history, and return True for the best epoch so far."""
+        before = self.history[-1]["seconds"] if self.history else 0.0
+        is_best = all(results["test_accuracy"] > record["test_accuracy"] for record in self.history)
         self.epoch += 1
-        self.seconds += self.train_seconds + evaluation_seconds
-        self.images_per_second = num_images / self.train_seconds
-        self.last = results
-        is_best = results["test_accuracy"] > self.best["best_test_accuracy"]
-        if is_best:
-            self.best = {"best_test_accuracy": results["test_accuracy"], "best_epoch": self.epoch}
-        self.history.append({"epoch": self.epoch, **results, **self._times(), **details})
+        times = {
+            "seconds": round(before + self.train_seconds + evaluation_seconds, 3),
+            "images_per_second": round(num_images / self.train_seconds, 1),
+        }
+        self.history.append({"epoch": self.epoch, **results, **times})
         self.batch, self.train_seconds = 0, 0.0
         return is_best
 
     def outcome(self) -> dict[str, object]:
         """Return the entries of the report about the training."""
-        return {**self.last, **self.best, **self._times()}
-
-    def _times(self):
-        return {"seconds": round(self.seconds, 3), "images_per_second": round(self.images_per_second, 1)}
+        best = max(self.history, key=lambda record: record["test_accuracy"])
+        names = ("train_loss", "train_accuracy", "test_accuracy", "seconds", "images_per_second")
+        last = {name: self.history[-1][name] for name in names}
+        return {**last, "best_test_accuracy": best["test_accuracy"], "best_epoch": best["epoch"]}
 
 
 class Display:
@@ -98,20 +85,13 @@ class Display:
         progress: the progress at the beginning.
         epochs, steps: epochs of the run, and steps in an epoch.
         batch_size: images in a batch.
-        folder: folder of TensorBoard event files, or None.
         quiet: show no bar.
-
-    Raises:
-        UsageError: if event files are wanted and the package tensorboard is not installed.
     """
 
-    def __init__(
-        self, progress: Progress, epochs: int, steps: int, batch_size: int, folder: Path | None, quiet: bool
-    ) -> None:
+    def __init__(self, progress: Progress, epochs: int, steps: int, batch_size: int, quiet: bool) -> None:
         self.epochs, self.steps, self.batch_size = epochs, steps, batch_size
         self.first, self.start = self._done(progress), time.monotonic()
         self.shown = self.start
-        self.events = _event_writer(folder) if folder else None
         # None: no bar without a terminal
         self.bar = tqdm(
             total=epochs * steps, initial=self.first, disable=quiet or None, unit="batch", dynamic_ncols=True
@@ -122,8 +102,6 @@ class Display:
 
     def __exit__(self, *_: object) -> None:
         self.bar.close()
-        if self.events:
-            self.events.close()
 
     def show_step(self, progress: Progress) -> None:
         """Show a finished step: on the bar, or as a line if the last line is a minute old."""
@@ -142,19 +120,14 @@ class Display:
                 self.bar.set_postfix(epoch=progress.epoch + 1, loss=loss)
 
     def show_epoch(self, progress: Progress, train_seconds: float) -> None:
-        """Print the line of a finished epoch, and write its numbers to the event file."""
-        record = progress.history[-1]
+        """Print the line of a finished epoch."""
         line = (
             "epoch {epoch:3d}/{epochs}  loss {train_loss:.4f}  train {train_accuracy:6.2f} %  "
             "test {test_accuracy:6.2f} %  lr {lr:.1e}  {train_seconds:.1f} s"
-        ).format(**record, epochs=self.epochs, train_seconds=train_seconds)
+        ).format(**progress.history[-1], epochs=self.epochs, train_seconds=train_seconds)
         if progress.epoch < self.epochs:
             line += f", {self._time_left(progress)} left"
         self._print(line)
-        if self.events:
-            for name, value in record.items():
-                self.events.add_scalar(name, value, progress.epoch)
-            self.events.flush()
 
     def _print(self, line):
         self.shown = time.monotonic()
@@ -170,14 +143,6 @@ class Display:
 
     def _time_left(self, progress):
         return duration(self._seconds_per_step(progress) * (self.epochs * self.steps - self._done(progress)))
-
-
-def _event_writer(folder):
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UsageError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
-    return SummaryWriter(folder)
 
 
 def duration(seconds: float) -> str:

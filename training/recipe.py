@@ -51,10 +51,9 @@ def option(
     Args:
         default: default of the field; the default of the parser is None, so that the recipe decides.
         values: a type for argparse, or the choices.
-        help: text that --help prints.
         may_change: whether --may-change accepts the option for a resumed run.
         needs_teacher: whether only scripts that have a teacher, the network before conversion, offer the option.
-        arguments: further arguments of `add_argument`.
+        help, arguments: further arguments of `add_argument`.
     """
     kind = {"type": values} if callable(values) else {"choices": values}
     metadata = {"may_change": may_change, "needs_teacher": needs_teacher}
@@ -138,13 +137,7 @@ class Recipe:
 
 
 def add_recipe_options(group: argparse._ArgumentGroup, starts: Sequence[str], has_teacher: bool) -> None:
-    """Add an option for each field of :class:`Recipe` to a parser's group.
-
-    Args:
-        group: the parser's group.
-        starts: choices of --init.
-        has_teacher: whether the script's networks have a teacher.
-    """
+    """Add an option for each field of :class:`Recipe` to a parser's group; `starts` are the choices of --init."""
     for setting in fields(Recipe):
         arguments = dict(setting.metadata["arguments"])
         if setting.name == "init":
@@ -182,13 +175,7 @@ DEFAULTS = {"alpha": Variant.alpha, "pruning": Variant.pruning, "image_size": 32
 
 
 def recipe_for(options: object, dataset: str | None, paper: Recipe, digits: Recipe | None = None) -> Recipe:
-    """Return the recipe named on the command line, changed by the given options.
-
-    Args:
-        options: the parsed command line; `options.recipe` is one of `RECIPES`.
-        dataset: name of the data set.
-        paper: recipe of the architecture.
-        digits: recipe of the architecture for the bundled digits, or None.
+    """Return the recipe named on the command line, or of the architecture, changed by the given options.
 
     Raises:
         UsageError: for an option that would have no effect.
@@ -265,12 +252,7 @@ class TrainingSettings:
     def check(self, saved: dict[str, object], path: Path, may_change: Sequence[str] = ()) -> list[str]:
         """Return the names of the settings that differ from a checkpoint's settings.
 
-        A setting that is missing in the checkpoint had its default value.
-
-        Args:
-            saved: the return value of :meth:`state_dict` in the checkpoint.
-            path: path of the checkpoint.
-            may_change: settings that may differ.
+        A setting that is missing in the checkpoint had its default value; without a default, it is not compared.
 
         Raises:
             UsageError: if any other setting differs; the message names all of these.

@@ -1,4 +1,4 @@
-"""The output of a run: counts, a line per epoch, final accuracies, and report.json."""
+"""The output of a run: counts, final accuracies, and report.json."""
 
 import os
 import platform
@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 
+from images.info import one_line
 from training import counting
+from training.errors import UsageError
 from training.options import Options
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,19 +25,17 @@ COUNTS = (  # title, key of the network, key of its dense counterpart
 
 
 def count_against_dense(model: nn.Module, dense: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:
-    """Return the counts of :func:`counting.count` for a network, and the counts of its dense counterpart."""
-    counts, of_dense = counting.count(model, input_size), counting.count(dense, input_size)
+    """Return the counts of a network and of its dense counterpart, or raise a UsageError if the images do not fit."""
+    try:
+        counts, of_dense = counting.count(model, input_size), counting.count(dense, input_size)
+    except (RuntimeError, ValueError, AssertionError) as error:  # networks raise these for unsuitable images
+        size = "x".join(map(str, input_size))
+        raise UsageError(f"the network does not take {size} images: {one_line(error)}") from None
     return counts | {dense_key: of_dense[key] for _, key, dense_key in COUNTS}
 
 
 def make_report(options: Options, counts: dict[str, int], num_classes: int, device: torch.device) -> dict[str, object]:
-    """Return the first part of report.json: options, counts, versions and machine; recipe and accuracies follow.
-
-    Args:
-        options, device: options and device of the run.
-        counts: the return value of :func:`count_against_dense`, with `nonzero_parameters` after training.
-        num_classes: number of classes of the data.
-    """
+    """Return the first part of report.json: options, counts, versions and machine; recipe and accuracies follow."""
     variant = options.variant
     return {
         "architecture": options.network,

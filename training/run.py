@@ -18,12 +18,11 @@ import torch.nn as nn
 from torch import Tensor
 
 from dataloaders import DataError, DataSet, Loader, dataloaders, describe, kept_in_memory
-from images.info import one_line
 from linearconv import LinearConv
 from linearconv_convert.weights import copy_weights
 from training import checkpoints, counting, report
 from training.distributed import Group, join
-from training.errors import EXPECTED, UsageError, out_of_memory, prepare_output, report_failure
+from training.errors import EXPECTED, out_of_memory, prepare_output, report_failure
 from training.memory import keep_freed_memory
 from training.networks import Network, Networks, Shape
 from training.options import Options, make_parser, parse_arguments, run_name
@@ -31,7 +30,6 @@ from training.recipe import Recipe, TrainingSettings, recipe_for
 from training.trainer import Trainer
 
 Recipes = tuple[Recipe, Recipe | None]  # the architecture's recipe, and its recipe for the digits
-Checkpoint = tuple[dict, Path]  # state and path
 
 
 def main(
@@ -91,12 +89,12 @@ def _run(options: Options, recipes: Recipes, group: Group, stack: ExitStack) -> 
                 images = training_images(data.loaders[0], needed)
         network = networks.convert(network, options, recipe, input_size, group, images)
 
-    counts = _count(network, options, input_size)
+    counts = report.count_against_dense(network.model, network.dense, input_size)
     report.show_counts(networks.title(options), counts, input_size, num_classes)
+    result = report.make_report(options, counts, num_classes, group.device) | networks.settings(options)
     if options.count_only:
         if folder and group.is_rank0:
-            counted = report.make_report(options, counts, num_classes, group.device) | networks.settings(options)
-            checkpoints.write_json(folder / checkpoints.REPORT, counted)
+            checkpoints.write_json(folder / checkpoints.REPORT, result)
         return
 
     data = data or load_data(options, recipes, group)
@@ -107,19 +105,14 @@ def _run(options: Options, recipes: Recipes, group: Group, stack: ExitStack) -> 
     print(f"{data.recipe.epochs} epochs of {len(data.loaders[0])} steps; output folder: {folder}")
     trainer = train(network, data, options, num_classes, folder, group, checkpoint)
 
-    flipped = trainer.evaluate(flipped=True) if trainer.train_loader.flip else None  # called in all processes
+    if trainer.train_loader.flip:
+        result["test_accuracy_with_flips"] = trainer.evaluate(flipped=True)  # called in all processes
     if group.is_rank0:
-        counts["nonzero_parameters"] = counting.count_nonzero_parameters(trainer.model)
-        result = report.make_report(options, counts, num_classes, group.device) | networks.settings(options)
+        result["nonzero_parameters"] = counting.count_nonzero_parameters(trainer.model)
         result |= {"dataset": data.dataset, "in_memory": data.in_memory, **data.identity()}
         result |= vars(data.recipe) | trainer.progress.outcome()
-        if flipped is not None:
-            result["test_accuracy_with_flips"] = flipped
         checkpoints.write_json(folder / checkpoints.REPORT, result)
         report.show_outcome(result, folder / checkpoints.REPORT)
-
-
-# ---- build and count ------------------------------------------------------------------------------------------------
 
 
 def _image_shape(options: Options) -> tuple[Shape, int]:
@@ -131,15 +124,6 @@ def _image_shape(options: Options) -> tuple[Shape, int]:
         info = describe(dataset, options.data_root, options.image_size)
         channels, classes, size = info.in_channels, info.num_classes, info.image_size
     return (options.in_channels or channels, size, size), options.num_classes or classes
-
-
-def _count(network: Network, options: Options, input_size: Shape) -> dict[str, int]:
-    """Return the counts of the network and of the dense network."""
-    try:
-        return report.count_against_dense(network.model, network.dense, input_size)
-    except (RuntimeError, ValueError, AssertionError) as error:  # networks raise these for unsuitable images
-        size = "x".join(map(str, input_size))
-        raise UsageError(f"{options.network} does not take {size} images: {one_line(error)}") from None
 
 
 # ---- data and folder ------------------------------------------------------------------------------------------------
@@ -162,17 +146,17 @@ class Data(NamedTuple):
 
 def load_data(options: Options, recipes: Recipes, group: Group) -> Data:
     """Return the data set of the options; by default CIFAR-10, or the digits if CIFAR-10 is not available."""
-    if options.dataset:
-        return _load(options.dataset, options, recipes, group)
     try:
-        return _load("cifar10", options, recipes, group)
+        return _load(options.dataset or "cifar10", options, recipes, group)
     except DataError as error:
+        if options.dataset:
+            raise
         print(f"CIFAR-10 is not available: {error}")
         print("Training on the bundled digits instead, with a recipe of their own; --dataset chooses another set.")
         return _load("digits", options, recipes, group)
 
 
-def _load(name: str, options: Options, recipes: Recipes, group: Group) -> Data:
+def _load(name, options, recipes, group):
     recipe = recipe_for(options, name, *recipes)
     place = {"name": name, "root": options.data_root, "device": group.device, "image_size": options.image_size}
     copies = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine
@@ -195,12 +179,7 @@ def _load(name: str, options: Options, recipes: Recipes, group: Group) -> Data:
 
 
 def training_images(loader: Loader, count: int) -> list[Tensor]:
-    """Return the first images of a training loader's next pass, in batches of 64; the loader's state is unchanged.
-
-    Args:
-        loader: loader of the training images.
-        count: number of images; a loader with fewer images returns all of them.
-    """
+    """Return the first `count` images of a loader's next pass, in batches of 64; the loader's state is unchanged."""
     state, images = loader.state_dict(), []
     for batch, _ in loader:
         images.append(batch)
@@ -210,7 +189,7 @@ def training_images(loader: Loader, count: int) -> list[Tensor]:
     return list(torch.cat(images)[:count].split(64))
 
 
-def _open_folder(options: Options, dataset: str | None, group: Group, stack: ExitStack) -> Path:
+def _open_folder(options, dataset, group, stack):
     """Return the output folder, locked by rank 0; the name of the default folder contains the data set."""
     resume = "auto" if group.restarts and options.resume == "never" else options.resume  # torchrun's restarts resume
     if options.output:
@@ -221,8 +200,8 @@ def _open_folder(options: Options, dataset: str | None, group: Group, stack: Exi
     return group.broadcast_from_rank0(lambda: stack.enter_context(folder))
 
 
-def _load_checkpoint(folder: Path, group: Group) -> Checkpoint | None:
-    """Return the newest checkpoint of a run that is resumed, or None for a new run."""
+def _load_checkpoint(folder, group):
+    """Return state and path of the newest checkpoint of a run that is resumed, or None for a new run."""
 
     def load():
         return checkpoints.load_newest(folder) if checkpoints.holds_checkpoint(folder) else None
@@ -240,14 +219,14 @@ def train(
     num_classes: int,
     folder: Path,
     group: Group,
-    checkpoint: Checkpoint | None = None,
+    checkpoint: tuple[dict, Path] | None = None,
 ) -> Trainer:
     """Train a network for all epochs, from a checkpoint if given, and return its trainer.
 
     With --dense-epochs a first trainer trains the dense network, and a second one the converted network.
     """
-    recipe, is_safe = data.recipe, _channels_last_is_safe(network.model, group.device)
-    channels_last = options.channels_last and is_safe
+    recipe = data.recipe
+    channels_last = options.channels_last and _channels_last_is_safe(network.model, group.device)
     for loader in data.loaders:
         loader.memory_format = torch.channels_last if channels_last else torch.contiguous_format
     settings = TrainingSettings(
@@ -269,7 +248,7 @@ def train(
         teacher=network.dense if recipe.distill else None,
         record=network.record,
         channels_last=channels_last,
-        **options.pick("compile", "sync_batch_norm", "save_every", "tensorboard"),
+        **options.pick("compile", "sync_batch_norm", "save_every"),
     )
     progress, dense_epochs = None, recipe.dense_epochs
     is_converted = checkpoint and (checkpoint[0]["epoch"], checkpoint[0]["batch"]) > (dense_epochs, 0)
@@ -287,12 +266,8 @@ def train(
     return trainer
 
 
-def _channels_last_is_safe(model: nn.Module, device: torch.device) -> bool:
-    """Return False if channels_last would crash.
-
-    On a CPU, torch 2.11 to 2.15 corrupt memory in the weight gradient of a strided 1x1 convolution with fewer than 16
-    input channels, whether dense or LinearConv. Thin ResNets have such layers.
-    """
+def _channels_last_is_safe(model, device):
+    """Return False on a CPU for strided 1x1 convolutions with few channels: torch 2.11 to 2.15 corrupt memory."""
     layers = (layer for layer in model.modules() if isinstance(layer, (nn.Conv2d, LinearConv)))
     strided = (layer for layer in layers if layer.kernel_size == (1, 1) and max(layer.stride) > 1)
     return device.type != "cpu" or all(layer.in_channels >= 16 for layer in strided)

@@ -1,6 +1,7 @@
 """The training loop, with checkpoints from which an interrupted run is resumed bit-exactly."""
 
 import platform
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from linearconv_convert.surgery import first_line
 from linearconv_sparse import schedule_pruning
 from training import checkpoints, counting
 from training.distributed import Group
-from training.errors import NotFinite, Stopped, StopSignals, UsageError
+from training.errors import RunError, StopSignals, UsageError
 from training.finite import FiniteCheck
 from training.objective import REGULARISE_EVERY, loss_of, regularisers
 from training.optimizers import FilterDecay, make_optimizer, set_learning_rate
@@ -44,7 +45,6 @@ class Trainer:
         compile: run the network through torch.compile.
         sync_batch_norm: with several processes on GPUs, BatchNorm over the batches of all processes.
         save_every: minutes after which a checkpoint is saved within an epoch.
-        tensorboard: also write TensorBoard event files.
     """
 
     def __init__(
@@ -64,7 +64,6 @@ class Trainer:
         compile: bool = False,
         sync_batch_norm: bool = False,
         save_every: float = 10.0,
-        tensorboard: bool = False,
     ) -> None:
         self.group = group or Group()
         self.device = self.group.device
@@ -97,7 +96,6 @@ class Trainer:
             self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay))
         schedule_pruning(self.model, self.optimizer, (self.last_epoch - first_epoch) * self.steps)
 
-        self.events_folder = folder if tensorboard and self.group.is_rank0 else None
         self.stop = StopSignals()
         self.saved_at = time.monotonic()
         self.order = None  # the training loader's state at the beginning of the current epoch
@@ -107,16 +105,15 @@ class Trainer:
 
         Raises:
             UsageError: if a resumed run has already been trained for more epochs.
-            Stopped: after SIGINT or SIGTERM; a checkpoint has been saved.
-            NotFinite: if a loss, gradient or weight is not finite; earlier checkpoints are unchanged.
+            RunError: after SIGINT or SIGTERM, when a checkpoint has been saved, or if a loss, gradient or weight is not
+                finite.
         """
         progress, recipe = self.progress, self.recipe
         if progress.epoch > recipe.epochs:
             raise UsageError(
                 f"{self.folder} has been trained for {progress.epoch} epochs: give more --epochs to resume"
             )
-        quiet = not self.group.is_rank0
-        display = Display(progress, recipe.epochs, self.steps, recipe.batch_size, self.events_folder, quiet)
+        display = Display(progress, recipe.epochs, self.steps, recipe.batch_size, quiet=not self.group.is_rank0)
         with self.stop, display:
             while progress.epoch < self.last_epoch:
                 images = self._train_epoch(display)
@@ -176,31 +173,27 @@ class Trainer:
     def _finish_epoch(self, images, display):
         """Evaluate, save and print an epoch, in which this process has seen a number of training images."""
         progress = self.progress
-        self._check_finite()
+        if not self.finite.may_save():
+            self._give_up()
         start, train_seconds = time.perf_counter(), progress.train_seconds
-        sums = self.group.sum(progress.loss_sum, progress.correct, torch.tensor(images, device=self.device))
-        loss_sum, correct, seen = (total.item() for total in sums)
+        sums = self.group.gather((progress.loss_sum.item(), progress.correct.item(), images))
+        loss_sum, correct, seen = map(sum, zip(*sums, strict=True))
         results = {"train_loss": loss_sum / seen, "train_accuracy": 100 * correct / seen}
         results["test_accuracy"] = self.evaluate()  # in per cent
-        details = {"lr": self.lr, **counting.pruned_share(self.model)}
+        results |= {"lr": self.lr, **counting.pruned_share(self.model)}
         correlation = mean_correlation(self.model)
         if correlation is not None:
-            details["correlation"] = correlation
+            results["correlation"] = correlation
         evaluation_seconds = time.perf_counter() - start
-        is_best = progress.finish_epoch(results, details, evaluation_seconds, self.train_loader.num_images)
+        is_best = progress.finish_epoch(results, evaluation_seconds, self.train_loader.num_images)
         self._save(is_best)
         display.show_epoch(progress, train_seconds)
-        (asked,) = self.group.any(self.stop.asked)
         if progress.epoch < self.recipe.epochs:
-            self._stop(asked)
+            self._stop(max(self.group.gather(self.stop.asked)))
 
     @torch.inference_mode()
     def evaluate(self, flipped: bool = False) -> float:
-        """Return the test accuracy in per cent; each process evaluates a part of the test set.
-
-        Args:
-            flipped: sum the logits of each image and its mirror image.
-        """
+        """Return the test accuracy in per cent; with `flipped`, of the logits of an image and its mirror image."""
         model = self.average or self.model
         model.eval()
         # DistributedDataParallel exchanges buffers in every forward pass. If the test set does not divide evenly, a
@@ -211,15 +204,9 @@ class Trainer:
             with self.autocast:
                 logits = evaluated(images) + evaluated(images.flip(-1)) if flipped else evaluated(images)
                 correct += (logits.argmax(1) == labels).sum()
-        (correct,) = self.group.sum(correct)
-        return 100 * correct.item() / self.test_loader.num_images
+        return 100 * sum(self.group.gather(correct.item())) / self.test_loader.num_images
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
-
-    def _check_finite(self):
-        """Raise NotFinite, unless all steps and the current weights, which are going to be saved, are finite."""
-        if not (self.finite.all_finite() and self.finite.model_is_finite()):
-            self._give_up()
 
     def _give_up(self):
         where = f"epoch {self.progress.epoch + 1}, step {self.progress.step}, learning rate {self.lr:g}"
@@ -227,23 +214,27 @@ class Trainer:
         advice = "nothing was saved: begin with a lower --lr"
         if checkpoints.holds_checkpoint(self.folder):
             advice = "checkpoints are from before: continue with --resume --may-change lr --lr RATE"
-        raise NotFinite(f"a loss, gradient or weight is not finite in {where}; layers concerned: {layers}; {advice}")
+        raise RunError(f"a loss, gradient or weight is not finite in {where}; layers concerned: {layers}; {advice}", 3)
 
     def _save_where_due(self):
         """Save a checkpoint within an epoch if due or if the run is to stop; processes agree on this every 10 steps."""
         if self.group.size > 1 and self.progress.step % AGREE_EVERY:
             return
         late = time.monotonic() - self.saved_at >= 60 * self.save_every
-        asked, late = self.group.any(self.stop.asked, late)
+        asked, late = map(max, zip(*self.group.gather((self.stop.asked, late)), strict=True))
         if asked or late:
-            self._check_finite()
+            if not self.finite.may_save():
+                self._give_up()
             self._save()
         self._stop(asked)
 
     def _stop(self, asked):
-        """Raise Stopped if a signal has asked for it; the progress is saved."""
+        """End the run if a signal has asked for it; the progress is saved."""
         if asked:
-            raise Stopped(asked, f"saved after {self.progress} in {self.folder}: continue with --resume")
+            name = signal.Signals(asked).name
+            raise RunError(
+                f"stopped by {name}; saved after {self.progress} in {self.folder}: continue with --resume", 128 + asked
+            )
 
     def _save(self, is_best=False):
         state = {  # gathered in all processes
@@ -264,11 +255,7 @@ class Trainer:
         self.saved_at = time.monotonic()
 
     def load_state(self, state: dict, path: Path, may_change: Sequence[str] = ()) -> None:
-        """Resume from a checkpoint.
-
-        Args:
-            state, path: state and path of the checkpoint, as :func:`checkpoints.load_newest` returns them.
-            may_change: settings that may differ from the checkpoint's settings.
+        """Resume from a checkpoint of :func:`checkpoints.load_newest`; settings in `may_change` may differ.
 
         Raises:
             UsageError: if the checkpoint has another network, variant, data set or recipe.
