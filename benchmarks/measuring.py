@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
+from experiments.markdown import markdown_table
 from linearconv_variants import OneLineParser, positive_float
 from training.checkpoints import write_json
-from training.markdown import markdown_table
 from training.memory import return_freed_memory
 from training.report import origin
 

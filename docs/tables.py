@@ -20,6 +20,7 @@ from benchmarks.measuring import markdown as speed_table
 from benchmarks.measuring import ratios_over_sittings
 from docs.values import counts_by_network, fast_rows, imagenet_rates, runs_of, speeds, values
 from experiments import paper
+from experiments.markdown import markdown_table
 from experiments.results import by_method, comparable, every_run, load, mean_over_seeds
 from experiments.sweep import table as sweep_table
 from experiments.table1 import accuracy as table1_accuracy
@@ -29,7 +30,6 @@ from experiments.thinner import networks_of
 from models import resnet_xcnn, zoo_xcnn
 from models.vgg_xcnn import VGG11
 from training.counting import macs_inference
-from training.markdown import markdown_table
 from training.options import make_parser
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -90,10 +90,13 @@ def check_path(path: Path) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path. The file is renamed to `path` at the end of the block, or removed on an error."""
-    part = path.with_name(f"{path.stem}.part{path.suffix}")
+    """Yield a temporary path. At the end of the block the file is on the disk and renamed to `path`; on an error it is
+    removed, and an earlier file at `path` is unchanged."""
+    part = path.with_name(f"{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         yield part
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:  # on a full disk, the error lacks the file's name
         error.filename = error.filename or str(path)

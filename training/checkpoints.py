@@ -5,14 +5,15 @@ import json
 import os
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import TextIO
 
 import numpy as np
 import torch
 
+from linearconv_convert.exporting import atomic_file
 from linearconv_convert.networks import load_tensors
 from training.errors import UsageError
 
@@ -27,7 +28,7 @@ BEST = "best.pt"
 REPORT = "report.json"
 LOG = "log.jsonl"
 LOCK = "run.lock"
-PART = re.compile(rf"({CHECKPOINT.pattern}|best\.pt|report\.json|log\.jsonl)\.\d+\.part")  # of `write_whole`
+PART = re.compile(r"(checkpoint-[\d-]+|best|report|log)\.\d+\.part\.(pt|json|jsonl)")  # of `atomic_file`
 STRUCTURE = {  # entries that a checkpoint must have, and their types
     **dict.fromkeys(("model", "optimizer", "train_loader", "settings", "versions"), dict),
     **dict.fromkeys(("random", "history"), list),
@@ -37,29 +38,10 @@ STRUCTURE = {  # entries that a checkpoint must have, and their types
 }
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a temporary binary file with `write(file)`, and rename it to `path` when it is complete and on the disk.
-
-    Raises:
-        OSError: if the file cannot be written; the error names the file, and an earlier file at `path` is unchanged.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:  # the error of a full disk names no file
-        error.filename = error.filename or str(path)
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_json(path: Path, data: object) -> None:
     """Write `data` as indented JSON."""
-    write_whole(path, lambda file: file.write((json.dumps(data, indent=2) + "\n").encode()))
+    with atomic_file(path) as part:
+        part.write_text(json.dumps(data, indent=2) + "\n")
 
 
 # ---- the folder of a run --------------------------------------------------------------------------------------------
@@ -147,8 +129,8 @@ def holds_checkpoint(folder: Path) -> bool:
 
 def write_log(folder: Path, records: list[dict]) -> None:
     """Write the log, one line for each finished epoch."""
-    lines = "".join(json.dumps(record) + "\n" for record in records)
-    write_whole(folder / LOG, lambda file: file.write(lines.encode()))
+    with atomic_file(folder / LOG) as part:
+        part.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 def read_log(folder: Path) -> list[dict]:
@@ -170,7 +152,8 @@ def save(folder: Path, state: dict, best: bool = False) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)  # in memory first: torch's own error on a full disk does not name the reason
     for name in ([BEST] if best else []) + [checkpoint_name(state["epoch"], state["batch"])]:
-        write_whole(folder / name, lambda file: file.write(buffer.getbuffer()))
+        with atomic_file(folder / name) as part:
+            part.write_bytes(buffer.getbuffer())
     write_log(folder, state["history"])
     numbered = [path for path in _newest_first(folder) if path.name != BEST]
     for old in numbered[KEPT:]:

@@ -26,9 +26,9 @@ from linearconv_variants import Variant, add_options, non_negative_int, positive
 from training.distributed import Group
 from training.errors import UsageError
 from training.networks import Network, Shape
-from training.recipe import Recipe
+from training.recipe import OTHER_DEFAULTS, Recipe
 
-CALIBRATE = 512  # images
+CALIBRATE = OTHER_DEFAULTS["calibrate"]  # images
 
 
 class Library:
@@ -63,11 +63,7 @@ class Library:
             raise ValueError("--dense-epochs: train with -t dense first, and give its best.pt as --weights")
         if options.distill and not options.weights:
             raise ValueError("--distill learns from the network before conversion: give its --weights")
-        if options.budget is None and options.of != "parameters":
-            raise ValueError("--of needs a --budget")
-        if variant.type == "dense" and options.budget is not None:
-            raise ValueError("--budget is for what is converted: -t dense is not")
-        if options.budget is not None:
+        if options.budget is not None and variant.type != "dense":
             CompressionTarget(options.budget, options.of).check(variant.type, *_given(variant), grow=False)
 
     def label(self, options: argparse.Namespace) -> list[str]:
@@ -82,15 +78,13 @@ class Library:
 
     def title(self, options: argparse.Namespace) -> str:
         """Return a description of network and variant."""
-        variant = options.variant
         if options.budget is None:
-            return f"{options.network}: {variant}"
-        chosen = "full rank, alpha" if variant.type == "rank" else f"alpha {variant.alpha:g}, the rank"
-        return f"{options.network}: LinearConv, {chosen} of each layer for {options.budget:g} of the {options.of}"
+            return f"{options.network}: {options.variant}"
+        return f"{options.network}: LinearConv, {options.variant.type}, {options.budget:g} of the {options.of}"
 
     def settings(self, options: argparse.Namespace) -> dict[str, object]:
         """Return the settings of this kind of networks that decide the result."""
-        settings = {"weights": options.weights and _digest(options.weights)}
+        settings = {"weights": options.weights and _digest(options.weights)}  # also the teacher's
         if options.variant.type != "dense":
             settings |= {name: getattr(options, name) for name in ("budget", "of", "calibrate")}
             if options.budget is not None:
@@ -199,5 +193,4 @@ def _given(variant):
 
 
 def _digest(path):
-    """Return a digest of a weights file: a run is resumed only with the same weights and the same teacher."""
     return f"sha256:{hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]}"

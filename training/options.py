@@ -16,15 +16,9 @@ import torch
 from baselines import method_of
 from dataloaders import DATASETS, IN_MEMORY
 from images.stream import default_workers
-from linearconv_variants import (
-    OneLineParser,
-    Variant,
-    non_negative_int,
-    positive_float,
-    positive_int,
-)
+from linearconv_variants import OneLineParser, Variant, non_negative_int, positive_float, positive_int
 from training.networks import Networks
-from training.recipe import CHANGEABLE, DEFAULTS, RECIPES, SHORT, Recipe, add_recipe_options
+from training.recipe import CHANGEABLE, OTHER_DEFAULTS, RECIPES, SHORT, Recipe, add_recipe_options
 
 
 class Options(argparse.Namespace):
@@ -76,7 +70,7 @@ def make_parser(
     add("--dataset", choices=DATASETS, help="default: cifar10, or digits (bundled) if it is not available")
     add("--data-root", default="dataset", metavar="DIR", help="folder of the data sets (default: dataset)")
     add("--no-download", dest="download", action="store_false", help="use only the files in --data-root")
-    size = DEFAULTS["image_size"]
+    size = OTHER_DEFAULTS["image_size"]
     add("--image-size", type=positive_int, default=size, help=f"imagefolder only: side in pixels (default: {size})")
     kept = "imagefolder only: keep the images in memory, or stream them from disk (default: auto, by the free memory)"
     add("--in-memory", choices=IN_MEMORY, default="auto", help=kept)
@@ -109,11 +103,8 @@ def make_parser(
     add("--count-only", action="store_true", help="print parameters and FLOPs and stop; no data is read")
     add("--num-classes", type=positive_int, help="for --count-only; otherwise the data decides (default: 10)")
     add("--in-channels", type=positive_int, help="for --count-only; otherwise the data decides (default: 3)")
-    add(
-        "--output",
-        metavar="DIR",
-        help="folder of report.json, log.jsonl, checkpoints (default: ckpt/<script>/<run name>)",
-    )
+    folder = "folder of report, log and checkpoints (default: ckpt/<script>/<run name>)"
+    add("--output", metavar="DIR", help=folder)
     resume = "resume from the newest undamaged checkpoint in the output folder; auto: if there is none, begin"
     add("--resume", nargs="?", choices=("always", "auto"), const="always", default="never", help=resume)
     differing = f"with --resume, options that may differ from the checkpoint's: {', '.join(CHANGEABLE)}"

@@ -13,7 +13,6 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from itertools import zip_longest
 from pathlib import Path
 
-from baselines import Baseline
 from linearconv_variants import (
     LINEARCONV_TYPES,
     Variant,
@@ -27,14 +26,6 @@ from linearconv_variants import (
 from training.errors import UsageError
 
 LR_DROP = 0.1  # factor of the learning rate after a milestone
-
-
-def share_or_only(text: str) -> float:
-    """Return the share given on a command line; "only" is 1."""
-    return 1.0 if text == "only" else positive_share(text)
-
-
-share_or_only.__name__ = "share"  # argparse prints the type's name for an invalid number
 
 
 def option(
@@ -70,30 +61,19 @@ class Recipe:
     milestones: tuple[int, ...] = option(
         (), positive_int, "epochs after which the rate drops to a tenth", nargs="*", metavar="EPOCH", may_change=True
     )
-    reg_weight: float = option(
-        0.01, non_negative_float, "weight of the regularisers, every 10th batch; 0: the paper's '-L'", may_change=True
-    )
+    reg_weight: float = option(0.01, non_negative_float, "weight of the regularisers; 0: as '-L'", may_change=True)
     optimizer: str = option("adam", ("adam", "adamw", "sgd"), "sgd has Nesterov momentum 0.9")
     schedule: str = option("steps", ("steps", "linear", "cosine"), "steps: drops at milestones; the others end at zero")
     warmup: float = option(0.0, non_negative_float, "epochs in which the learning rate rises", metavar="EPOCHS")
     weight_decay: float = option(0.0, non_negative_float, "weight decay of matrices and filters; decoupled with adamw")
-    decay: str = option(  # "filters" is Frobenius decay; Khodak et al., ICLR 2021
-        "parameters", ("parameters", "filters"), "what decays in LinearConv: its parameters, or the filters they build"
-    )
+    decay: str = option("parameters", ("parameters", "filters"), "what decays in LinearConv")  # filters: optimizers.py
     label_smoothing: float = option(0.0, share, "share of the target that all classes have together")
     flip: str = option(  # "alternating": Jordan, "94 % on CIFAR-10 in 3.29 seconds", 2024
         "random", ("random", "alternating"), "flips of training images: at random, or each image in every second epoch"
     )
     bias_lr: float = option(1.0, positive_float, "multiplies the learning rate of BatchNorm biases", metavar="FACTOR")
-    coefficient_lr: float = option(
-        1.0, positive_float, "multiplies the learning rate of LinearConv's coefficients", metavar="FACTOR"
-    )
-    average: float = option(
-        0.0,
-        non_negative_float,
-        "epochs over which weights are averaged for evaluation; 0: no average",
-        metavar="EPOCHS",
-    )
+    coefficient_lr: float = option(1.0, positive_float, "multiplies the rate of LinearConv's A", metavar="FACTOR")
+    average: float = option(0.0, non_negative_float, "epochs to average evaluated weights over", metavar="EPOCHS")
     init: str = option("published", str, "initial weights of LinearConv layers")  # the networks have the choices
     stem: str = option("linearconv", ("linearconv", "dense"), "first layer: the variant, or always nn.Conv2d")
     dense_epochs: int = option(  # full-rank warm-up; Wang et al., "Pufferfish", MLSys 2021, arXiv 2103.03936
@@ -102,8 +82,8 @@ class Recipe:
     clip: float = option(0.0, non_negative_float, "largest norm of a step's gradient; 0: no limit", metavar="NORM")
     distill: float = option(
         0.0,
-        share_or_only,
-        "share of the loss that is soft targets of the network before conversion (default: 0.5); only: all of it",
+        positive_share,
+        "share of the loss that is soft targets of the network before conversion (default: 0.5); 1: without labels",
         needs_teacher=True,
         nargs="?",
         const=0.5,
@@ -171,7 +151,13 @@ TUNE = Recipe(  # for trained weights: docs/zoo.md; the warm-up protects convert
 )
 SHORT = {"fast": FAST, "tune": TUNE}
 RECIPES = ("paper", *SHORT)
-DEFAULTS = {"alpha": Variant.alpha, "pruning": Variant.pruning, "image_size": 32}  # of options outside the recipe
+OTHER_DEFAULTS = {  # of options outside the recipe
+    "alpha": Variant.alpha,
+    "pruning": Variant.pruning,
+    "image_size": 32,
+    "of": "parameters",
+    "calibrate": 512,
+}
 
 
 def recipe_for(options: object, dataset: str | None, paper: Recipe, digits: Recipe | None = None) -> Recipe:
@@ -184,15 +170,17 @@ def recipe_for(options: object, dataset: str | None, paper: Recipe, digits: Reci
     recipe = SHORT.get(options.recipe, own).changed_by(options)
     defaults = vars(Recipe(lr=1.0, epochs=1)) | options.networks.defaults
     given = vars(options.variant) | vars(options)
-    for name, needs in without_effect(recipe, options.variant, dataset).items():
-        value, default = given.get(name), defaults.get(name, DEFAULTS.get(name))
+    for name, needs in without_effect(options, recipe, dataset).items():
+        value, default = given.get(name), defaults.get(name, OTHER_DEFAULTS.get(name))
         if value and value != default:  # 0: switched off
             raise UsageError(f"--{name.replace('_', '-')} {value} has no effect here: it needs {needs}")
     return recipe
 
 
-def without_effect(recipe: Recipe, variant: Variant | Baseline, dataset: str | None) -> dict[str, str]:
+def without_effect(options: argparse.Namespace, recipe: Recipe, dataset: str | None) -> dict[str, str]:
     """Return the names of the options that have no effect in a run, each with what it needs to have one."""
+    variant, budget = options.variant, getattr(options, "budget", None)
+    is_fitted = variant.type != "dense" and (recipe.init == "fit" or budget)
     epochs, is_folder = recipe.epochs, dataset == "imagefolder"
     is_linearconv, linearconv = variant.type in LINEARCONV_TYPES, "a LinearConv type"
     drops = recipe.schedule == "steps" and min(recipe.milestones, default=0) < epochs
@@ -211,6 +199,9 @@ def without_effect(recipe: Recipe, variant: Variant | Baseline, dataset: str | N
         "stem": (variant.type not in ("dense", "octave"), "a type that replaces each convolution by itself"),
         "dense_epochs": (is_linearconv and recipe.dense_epochs < epochs, f"{linearconv}, and epochs after it"),
         "temperature": (recipe.distill, "--distill"),
+        "of": (budget, "--budget"),
+        "budget": (variant.type != "dense", "a type to convert to"),
+        "calibrate": (is_fitted, "a type to convert to, and --init fit or --budget"),
     }
     return {name: text for name, (has_effect, text) in needs.items() if not has_effect}
 
@@ -257,8 +248,7 @@ class TrainingSettings:
         Raises:
             UsageError: if any other setting differs; the message names all of these.
         """
-        defaults = {field.name: field.default for kind in (Recipe, TrainingSettings) for field in fields(kind)}
-        saved = {name: value for name, value in defaults.items() if value is not None} | saved
+        saved = {setting.name: setting.default for setting in SETTINGS if setting.default is not None} | saved
         state = self.state_dict()
         different = [name for name in state if name in saved and saved[name] != state[name]]
         if refused := [name for name in different if name not in may_change]:
@@ -274,10 +264,5 @@ def _difference(name, there, here):
     return f"{name} {there} there, {here} here"
 
 
-def changeable(*kinds: type) -> tuple[str, ...]:
-    """Return the names of the dataclass fields that --may-change accepts."""
-    settings = [setting for kind in kinds for setting in fields(kind)]
-    return tuple(setting.name for setting in settings if setting.metadata.get("may_change"))
-
-
-CHANGEABLE = changeable(Recipe, TrainingSettings)
+SETTINGS = (*fields(Recipe), *fields(TrainingSettings))
+CHANGEABLE = tuple(setting.name for setting in SETTINGS if setting.metadata.get("may_change"))  # with --may-change

@@ -36,8 +36,8 @@ from experiments.sweep.command import carry_out, parse_sweep, sweep_parser
 from experiments.sweep.plan import plan_run, script_parser, shortest, shown_command, unique
 from experiments.sweep.runner import Results, Run
 from experiments.thinner import networks_of, width_for
+from linearconv_convert.exporting import atomic_file
 from linearconv_variants import non_negative_int, positive_int, positive_share
-from training.checkpoints import write_whole
 from training.counting import count_parameters
 from training.errors import EXPECTED, UsageError, report_failure
 from training.options import parse_arguments
@@ -166,7 +166,8 @@ def show(results: Results) -> None:
     lines = markdown(results.runs)
     print("\n".join(lines))
     path = results.path.with_suffix(".md")
-    write_whole(path, lambda file: file.write(("\n".join(lines) + "\n").encode()))
+    with atomic_file(path) as part:
+        part.write_text("\n".join(lines) + "\n")
     print(f"written: {results.path}, {path.name}")
 
 

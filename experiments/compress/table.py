@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from training.markdown import markdown_table
+from experiments.markdown import markdown_table
 
 AT_ONCE, FURTHER = "at once", "from scratch"
 FROM_SCRATCH = {"rank": "LinearConv", "dense": "thinner dense", "ghost": "Ghost modules"}  # by type

@@ -5,14 +5,13 @@ line as well as in colour. The colours of the paper's four methods also differ i
 """
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from training.checkpoints import write_whole
+from linearconv_convert.exporting import atomic_file
 
 WIDTH = 9.4  # inches: 900 pixels at 96 to the inch
 SMALL = 9  # points
@@ -72,7 +71,8 @@ def save(figure: Figure, path: Path, formats: Sequence[str] = tuple(FORMATS)) ->
     """Write a figure to `path` with each format's suffix; return the paths."""
     paths = [path.with_suffix(f".{name}") for name in formats]
     for name, target in zip(formats, paths, strict=True):
-        write_whole(target, partial(figure.savefig, format=name, **FORMATS[name]))
+        with atomic_file(target) as part:
+            figure.savefig(part, format=name, **FORMATS[name])
     return paths
 
 

@@ -21,7 +21,7 @@ from training.recipe import SHORT, Recipe, without_effect
 from training.report import ROOT
 
 WITHOUT_EFFECT = "count_only data_root device download help in_channels may_change networks num_classes output"
-WITHOUT_EFFECT = {*WITHOUT_EFFECT.split(), "program", "resume", "save_every", "tensorboard", "variant"}  # on the result
+WITHOUT_EFFECT = {*WITHOUT_EFFECT.split(), "program", "resume", "save_every", "variant"}  # on the result
 LISTED = {"type", "rank", "sparsity", "alpha", "network", "seed", "dataset"}  # a sweep has options for lists of these
 ANY_RECIPE = Recipe(lr=1.0, epochs=1000, weight_decay=1.0, distill=0.5)  # with which every option has an effect
 SETTINGS = {"rank": "-r", "sparsity": "-s"}  # options of the variants' settings
@@ -134,7 +134,7 @@ def _varied(given: Sequence[Sequence[str]], variant: Sequence[str]) -> list[list
     """Return every combination of the values of --vary that have an effect on the variant, at least an empty one."""
     parser, lists = script_parser(), {}
     actions = parser._option_string_actions
-    ignored = without_effect(ANY_RECIPE, parse_arguments(parser, variant).variant, "imagefolder")
+    ignored = without_effect(parse_arguments(parser, variant), ANY_RECIPE, "imagefolder")
     for name, *values in given:
         action = actions.get(f"--{name}")
         if action is None or action.dest in LISTED or action.dest in WITHOUT_EFFECT or action.nargs == 0 or not values:

@@ -12,9 +12,9 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.markdown import markdown_table
 from experiments.results import dataset_of, mean_and_deviation, mean_over_seeds
-from training.checkpoints import write_whole
-from training.markdown import markdown_table
+from linearconv_convert.exporting import atomic_file
 
 COUNTS = {
     "parameters": "parameters",
@@ -136,5 +136,6 @@ def write_table(result: Path, lines: Sequence[str], runs: Sequence[dict]) -> lis
     writer.writerows(rows)
     contents = {".md": "\n".join(lines) + "\n", ".csv": text.getvalue()}
     for suffix, content in contents.items():
-        write_whole(result.with_suffix(suffix), lambda file, content=content: file.write(content.encode()))
+        with atomic_file(result.with_suffix(suffix)) as part:
+            part.write_text(content)
     return [result.with_suffix(suffix) for suffix in contents]

@@ -11,6 +11,7 @@ from functools import partial
 
 import torch.nn as nn
 
+from experiments.markdown import markdown_table
 from experiments.paper import NETWORKS, PRINTED
 from linearconv import LinearConv
 from linearconv_lowrank import LinearConvLowRank
@@ -18,7 +19,6 @@ from models.allconv_xcnn import AllConv
 from models.resnet_xcnn import ResNet18
 from models.resnext_xcnn import ResNeXt29_2x64d
 from training import counting
-from training.markdown import markdown_table
 
 IMAGE = (3, 32, 32)
 RANK10 = partial(LinearConvLowRank, rank=10)

@@ -18,6 +18,7 @@ import torch
 from benchmarks import contenders
 from benchmarks.measuring import command_line, compare
 from benchmarks.speed import make_step
+from experiments.markdown import markdown_table
 from experiments.results import RESULTS, USERS, NoResults, every_run, read_json
 from experiments.table1 import counts as table1_counts
 from experiments.table2 import accuracy
@@ -25,7 +26,6 @@ from experiments.table2.counts import Row, count_rows, table
 from linearconv_variants import positive_float
 from training.checkpoints import write_json
 from training.errors import EXPECTED, report_failure
-from training.markdown import markdown_table
 from training.report import origin
 
 RESULT = RESULTS / "table2.json"

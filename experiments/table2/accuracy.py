@@ -5,9 +5,9 @@ The rows of a network come from comparable runs, with the same recipe and number
 
 from collections.abc import Iterable
 
+from experiments.markdown import markdown_table
 from experiments.results import OTHERS, by_method, comparable, describe, mean_over_seeds
 from experiments.table2.counts import Row, table
-from training.markdown import markdown_table
 
 METHODS = {"dense": "Conv", "rank": "-Lr", "lowrank": "-LRr"} | OTHERS  # names of settings in results.py
 REMARKS = (

@@ -42,7 +42,7 @@ def test_the_loss_of_a_batch_is_that_of_labels_and_teacher(share):
         assert loss_of(logits, images, None, recipe, teacher).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("given, share", [("", 0.5), ("only", 1.0)])
+@pytest.mark.parametrize("given, share", [("", 0.5), ("1", 1.0)])
 def test_the_teacher_is_the_network_before_conversion_and_unchanged(run, options, monkeypatch, tmp_path, given, share):
     found, fit = [], Trainer.fit
     monkeypatch.setattr(Trainer, "fit", lambda self: found.append(self) or fit(self))
@@ -57,7 +57,7 @@ def test_the_teacher_is_the_network_before_conversion_and_unchanged(run, options
 
 def test_soft_targets_alone_take_the_teachers_classes(run, tmp_path):
     torch.save(get_model("squeezenet1_1", num_classes=9).state_dict(), tmp_path / "nine.pth")
-    options = f"{NETWORK} --weights {tmp_path / 'nine.pth'} -t rank --distill only --num-classes 9"
+    options = f"{NETWORK} --weights {tmp_path / 'nine.pth'} -t rank --distill 1 --num-classes 9"
     state = torch.load(run("zoo", options) / "best.pt", weights_only=True)
     assert state["settings"]["num_classes"] == 9 and state["settings"]["distill"] == 1
 

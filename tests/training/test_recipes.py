@@ -54,7 +54,6 @@ def test_a_recipe_option_is_one_line(monkeypatch):
     recipe.add_recipe_options(parser, starts=("published",), has_teacher=False)
     help = parser.format_help()
     assert "strength of the shaking" in help and "--distill" not in help
-    assert "shake" in recipe.changeable(Extended) and "clip" not in recipe.changeable(Extended)
     given = parser.parse_args(["--shake", "0.5"])
     assert Extended(1.0, 1).changed_by(given).shake == 0.5 and given.lr is None and given.distill is None
     state = TrainingSettings("Base", Variant(), Extended(1.0, 1), "digits", 10).state_dict()

@@ -150,7 +150,7 @@ def test_only_names_of_checkpoints_are_read_and_deleted(run, capsys):
     names = "checkpoint-good.pt checkpoint-0001-keep.pt checkpoint-2024backup.pt checkpoint-00001.pt mine.part"
     for name in names.split():
         shutil.copy(folder / "checkpoint-0001.pt", folder / name)
-    (folder / "checkpoint-0001.pt.4321.part").touch()  # left by a killed run
+    (folder / "checkpoint-0001.4321.part.pt").touch()  # left by a killed run
     run("base", f"{RUN} --resume")
     assert f"resuming after epoch 1 from {folder / 'checkpoint-0001.pt'}" in capsys.readouterr().out
     kept = {BEST, LOG, "report.json", checkpoints.LOCK, "checkpoint-0002.pt", "checkpoint-0003.pt"}
@@ -222,7 +222,7 @@ def test_two_signals_at_once_save_the_run(tmp_path, attempt):
     assert exit_code(pid) == 143
     state, path = checkpoints.load_newest(tmp_path / "run")
     assert path.name == checkpoints.checkpoint_name(state["epoch"], state["batch"])
-    assert not list((tmp_path / "run").glob("*.part"))
+    assert not list((tmp_path / "run").glob("*.part*"))
 
 
 # ---- numbers and terminals ----------------------------------------------------------------------------------------

@@ -275,12 +275,6 @@ def test_resume_auto_begins_again_where_only_a_log_is_left(run):
     assert [record["epoch"] for record in read_log(folder)] == [1, 2] and "of" not in read_log(folder)[0]
 
 
-def test_options_do_not_change_after_parsing():
-    parsed = options.parse_arguments(options.make_parser(*SCRIPTS["base"]), ["--device", "cpu"])
-    with pytest.raises(AttributeError, match="do not change"):
-        parsed.epochs = 3
-
-
 # ---- default folder and data set ------------------------------------------------------------------------------------
 
 
