@@ -174,7 +174,7 @@ def prune(dense: nn.Module, share: float, images: Sequence[Tensor]) -> nn.Module
             global_pruning=True,
             pruning_ratio=ratio,
             max_pruning_ratio=MAX_PRUNED,
-            ignored_layers=list(layers_of(model, nn.Linear).values()),
+            ignored_layers=list(layers_of(model, (nn.Conv2d, nn.Linear)).values())[-1:],  # the classifier
         )
         pruner.step()
         if count_parameters(model) <= share * count_parameters(dense):
