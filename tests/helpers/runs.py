@@ -1,7 +1,9 @@
 """The training scripts as tests run them."""
 
+import os
 from pathlib import Path
 
+import training
 from models import (
     allconv_xcnn,
     base_xcnn,
@@ -27,3 +29,23 @@ SCRIPTS = {  # networks, recipe, recipe for the digits: what a script hands to `
     )
 }
 EVERY_SCRIPT = SCRIPTS | {"zoo": (zoo_xcnn.Library(), zoo_xcnn.RECIPE, None)}
+
+
+def start(script: str, options: str) -> int:
+    """Start a run in a forked process, which need not import torch again; return the number of the process."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        training.main(*EVERY_SCRIPT[script], ["--device", "cpu", *options.split()])
+        code = 0
+    except SystemExit as error:
+        code = error.code
+    finally:
+        os._exit(code)
+
+
+def exit_code(pid: int) -> int:
+    """Wait for a process; return its exit code, or minus the signal that has killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

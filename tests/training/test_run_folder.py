@@ -11,36 +11,15 @@ import zipfile
 import pytest
 import torch
 
-import training
 from linearconv_convert.networks import load_tensors
 from linearconv_convert.surgery import ConversionError
-from tests.helpers.runs import SCRIPTS
+from tests.helpers.runs import exit_code, start
 from tests.training.test_survival import SMALL, at_step, ended
 from training import checkpoints, errors
 from training.checkpoints import BEST, LOG, open_folder, read_log, take_lock
 from training.errors import StopSignals
 
 RUN = f"-t rank {SMALL}"
-
-
-def start(folder, *options):
-    """Start Base on the digits in a forked process, and return the number of the process."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        fixed = "--dataset digits --width 0.125 --device cpu --no-amp --output".split()
-        training.main(*SCRIPTS["base"], [*fixed, str(folder), *options])
-        code = 0
-    except SystemExit as error:
-        code = error.code
-    finally:
-        os._exit(code)
-
-
-def exit_code(pid):
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 # ---- one run at a time --------------------------------------------------------------------------------------------
@@ -69,9 +48,10 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("attempt", range(40))
-def test_of_two_runs_that_start_at_once_one_is_refused(tmp_path, attempt):
+def test_of_two_runs_that_start_at_once_one_is_refused(data, tmp_path, attempt):
     rates = ["0.001", "0.01"]
-    pids = [start(tmp_path / "run", "--epochs", "1", "--lr", rate) for rate in rates]
+    options = f"--dataset imagefolder --data-root {data} --output {tmp_path / 'run'} --epochs 1 --lr"
+    pids = [start("base", f"{options} {rate}") for rate in rates]
     codes = [exit_code(pid) for pid in pids]
     assert sorted(codes) == [0, 2]
     assert [(record["epoch"], record["lr"]) for record in read_log(tmp_path / "run")] == [
@@ -210,8 +190,9 @@ def test_a_later_signal_ends_the_process(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("attempt", range(30))
-def test_two_signals_at_once_save_the_run(tmp_path, attempt):
-    pid = start(tmp_path / "run", "--epochs", "1000")
+def test_two_signals_at_once_save_the_run(data, tmp_path, attempt):
+    options = f"--dataset imagefolder --data-root {data} --output {tmp_path / 'run'} --batch-size 2 --epochs 10000"
+    pid = start("base", options)
     while not (tmp_path / "run" / LOG).exists():
         time.sleep(0.01)
     draw = random.Random(attempt)

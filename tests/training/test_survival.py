@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import linearconv_sparse
-from tests.helpers.runs import ROOT
+from tests.helpers.runs import ROOT, exit_code, start
 from training import checkpoints
 from training.checkpoints import random_state, read_log, restore_random_state
 from training.trainer import Trainer
@@ -26,21 +26,24 @@ SMALL = "--width 0.125 --epochs 3"
 TIMES = {"seconds", "images_per_second", "command", "git_commit"}  # what a report may differ in
 
 
-def weights(folder, epoch=3):
-    return torch.load(folder / f"checkpoint-{epoch:04d}.pt", weights_only=True)["model"]
+def final(folder, epoch):
+    """The checkpoint after an epoch, by default the last one."""
+    name = f"checkpoint-{epoch:04d}.pt" if epoch else max(path.name for path in folder.glob("checkpoint-*.pt"))
+    return torch.load(folder / name, weights_only=True)
 
 
-def generators(folder, epoch):
+def generators(state):
     """The states of the generators of python, numpy and torch."""
-    [random] = torch.load(folder / f"checkpoint-{epoch:04d}.pt", weights_only=True)["random"]
+    [random] = state["random"]
     kind, keys, *rest = random["numpy"]
     return random["python"], [kind, keys.tolist(), *rest], random["torch"]
 
 
 def assert_same_run(ours, theirs, epoch=3):
-    for name, tensor in weights(theirs, epoch).items():
-        assert torch.equal(weights(ours, epoch)[name], tensor), name
-    python, numpy, torchs = zip(*(generators(folder, epoch) for folder in (ours, theirs)), strict=True)
+    states = [final(folder, epoch) for folder in (ours, theirs)]
+    for name, tensor in states[1]["model"].items():
+        assert torch.equal(states[0]["model"][name], tensor), name
+    python, numpy, torchs = zip(*map(generators, states), strict=True)
     assert python[0] == python[1] and numpy[0] == numpy[1] and torch.equal(*torchs)
     reports = [json.loads((folder / "report.json").read_text()) for folder in (ours, theirs)]
     assert {key: value for key, value in reports[0].items() if key not in TIMES} == {
@@ -100,7 +103,7 @@ def test_a_signal_ends_the_run_after_the_step_and_the_resumed_run_is_the_same(
     assert newest.stem == f"checkpoint-{step // 4:04d}" + (f"-{step % 4:06d}" if step % 4 else "")
     broken = run(script, f"{options} {SMALL} --resume", "broken")
     assert_same_run(broken, unbroken)
-    masks = [tensor for name, tensor in weights(broken).items() if name.endswith("mask")]
+    masks = [tensor for name, tensor in final(broken, 3)["model"].items() if name.endswith("mask")]
     assert len(masks) == 4 * ("sparse" in options) and all((mask == 0).any() for mask in masks)
 
 
@@ -158,48 +161,65 @@ def test_long_epochs_are_saved_within(run, monkeypatch):
 
 # ---- killing ------------------------------------------------------------------------------------------------------
 
-
-def script(folder, *options, kill_after=None):
-    """Run Base on digits in a process of its own; True where it came to its end before it was killed."""
-    command = [sys.executable, ROOT / "models" / "base_xcnn.py", "--dataset", "digits", "--output", folder, *options]
-    command += ["--width", "0.125", "--epochs", "6", "--device", "cpu", "--save-every", "0.002"]
-    if any(folder.glob("checkpoint-*.pt")):
-        command.append("--resume")
-    elif folder.exists():
-        shutil.rmtree(folder)  # nothing was said to be saved
-    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
-    try:
-        assert process.wait(kill_after) == 0
-        return True
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        return False
-
-
-def kill_and_resume(tmp_path, options, kills):
-    start = time.monotonic()
-    assert script(tmp_path / "unbroken", *options)
-    whole = time.monotonic() - start
-    draw, killed, folder = random.Random(0), 0, tmp_path / "broken"
-    while killed < kills:
-        if (folder / "report.json").exists():  # survived to the end: once more from the beginning
-            assert_same_run(folder, tmp_path / "unbroken", 6)
-            shutil.rmtree(folder)
-        killed += not script(folder, *options, kill_after=draw.uniform(0.5, 1.1) * whole)
-    while not script(folder, *options, kill_after=None):
-        pass
-    assert_same_run(folder, tmp_path / "unbroken", 6)
+SETTINGS = [
+    "base -t dense",
+    "base -t rank -r 1",
+    "base -t rank -r 0.5",
+    "base -t lowrank -r 4 --milestones 10 20",
+    "base -t sparse -s 0.5",
+    "base -t sparse -s 0.5 --pruning published",
+    "base -t octave",
+    "base -t basis --width 1",
+    "base -t ghost",
+    "base -t svd",
+    "allconv -t lowrank -r 2",  # drops out at random
+    "mobilenetv2 -t rank",
+    "base -t rank --recipe fast --epochs 30",
+    "base -t rank --optimizer sgd --lr 0.01 --clip 0.5",
+    "base -t rank --schedule cosine --warmup 2",
+    "base -t rank --average 3",
+    "base -t rank --dense-epochs 10",
+    "base -t rank --init spectral --stem dense",
+    "base -t rank --optimizer adamw --weight-decay 0.01 --decay filters",
+    "base -t rank --flip alternating --label-smoothing 0.1 --bias-lr 8 --coefficient-lr 2",
+    "base -t rank --amp",
+    "base -t rank --in-memory no --workers 2",
+    "base -t rank --in-memory no --workers 0",
+    "base -t rank --validation 6",
+    "zoo -t rank --network torchvision:squeezenet1_1 --calibrate 16 --epochs 4",
+]
 
 
-def test_a_killed_run_is_resumed_and_ends_as_the_unbroken_one(tmp_path):
-    kill_and_resume(tmp_path, ("-t", "sparse", "-s", "0.5", "--milestones", "3", "5"), kills=1)
+def kill_and_resume(data, tmp_path, setting, kills):
+    script, options = setting.split(maxsplit=1)
+    small = "" if script == "zoo" else "--width 0.25 --epochs 30"
+    options = f"{small} {options} --dataset imagefolder --data-root {data} --batch-size 9 --save-every 0.001 --output"
+    began = time.monotonic()
+    assert exit_code(start(script, f"{options} {tmp_path / 'unbroken'}")) == 0
+    whole = time.monotonic() - began
+    draw, killed, ends = random.Random(setting), 0, []
+    while killed < kills or not ends:
+        pid = start(script, f"{options} {tmp_path / 'broken'} --resume auto")
+        if killed < kills:
+            time.sleep(draw.uniform(0.1, 0.6) * whole)
+            os.kill(pid, signal.SIGKILL)
+        code = exit_code(pid)
+        assert code in (0, -signal.SIGKILL)
+        killed += code != 0
+        if code == 0:
+            ends.append(assert_same_run(tmp_path / "broken", tmp_path / "unbroken", epoch=None))
+            if killed < kills:  # once more from the beginning
+                shutil.rmtree(tmp_path / "broken")
+
+
+def test_a_killed_run_is_resumed_and_ends_as_the_unbroken_one(data, tmp_path):
+    kill_and_resume(data, tmp_path, "base -t sparse -s 0.5 --milestones 3 5", kills=2)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", ["-t rank -r 1", "-t sparse -s 0.5", "-t lowrank -r 4 --milestones 2 4"])
-def test_a_run_killed_20_times_ends_as_the_unbroken_one(tmp_path, options):
-    kill_and_resume(tmp_path, options.split(), kills=20)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_run_killed_10_times_ends_as_the_unbroken_one(data, tmp_path, setting):
+    kill_and_resume(data, tmp_path, setting, kills=10)
 
 
 # ---- disks and folders --------------------------------------------------------------------------------------------
@@ -337,4 +357,5 @@ def test_on_a_gpu_a_resumed_run_is_the_same_too(data, tmp_path, amp, monkeypatch
 
 @pytest.mark.slow
 def test_the_deterministic_option_is_an_option(tmp_path):
-    assert script(tmp_path / "run", "-t", "rank", "--deterministic")
+    options = f"-t rank --deterministic --dataset digits --width 0.125 --epochs 1 --output {tmp_path / 'run'}"
+    assert exit_code(start("base", options)) == 0
