@@ -1,6 +1,9 @@
 """The training scripts as tests run them."""
 
 import os
+import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import training
@@ -31,19 +34,25 @@ SCRIPTS = {  # networks, recipe, recipe for the digits: what a script hands to `
 EVERY_SCRIPT = SCRIPTS | {"zoo": (zoo_xcnn.Library(), zoo_xcnn.RECIPE, None)}
 
 
-def start(script: str, options: str) -> int:
-    """Start a run in a forked process, which need not import torch again; return the number of the process."""
+def fork(action: Callable[[], object]) -> int:
+    """Call a function in a forked process, which need not import torch again; return the number of the process."""
     pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
-        training.main(*EVERY_SCRIPT[script], ["--device", "cpu", *options.split()])
+        action()
         code = 0
     except SystemExit as error:
         code = error.code
     finally:
+        sys.stdout.flush()
         os._exit(code)
+
+
+def start(script: str, options: str) -> int:
+    """Start a run in a forked process; return the number of the process."""
+    return fork(partial(training.main, *EVERY_SCRIPT[script], ["--device", "cpu", *options.split()]))
 
 
 def exit_code(pid: int) -> int:

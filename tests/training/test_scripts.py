@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -292,11 +291,12 @@ def test_finished_runs_in_the_default_folder_are_numbered_and_an_unfinished_one_
             checkpoints.write_json(folder / "report.json", {})
 
 
-def test_without_cifar10_the_digits_are_trained_on_and_said_so(tmp_path):
-    command = [sys.executable, str(ROOT / "models" / "base_xcnn.py"), "-t", "lowrank", "-r", "4", "--width", "0.25"]
-    command += ["--epochs", "2", "--no-download", "--data-root", str(tmp_path / "none"), "--device", "cpu"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    assert "CIFAR-10 is not available" in result.stdout and "bundled digits" in result.stdout
+def test_without_cifar10_the_digits_are_trained_on_and_said_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = "-t lowrank -r 4 --width 0.25 --epochs 2 --no-download --data-root none --device cpu"
+    monkeypatch.setattr(sys, "argv", ["models/base_xcnn.py"])
+    training.main(*SCRIPTS["base"], options.split())
+    out = capsys.readouterr().out
+    assert "CIFAR-10 is not available" in out and "bundled digits" in out
     report = json.loads((tmp_path / "ckpt/base_xcnn/Base-width0.25-lowrank4-digits-seed0/report.json").read_text())
     assert report["dataset"] == "digits" and report["test_accuracy"] > 20

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import time
 
 import pytest
 
-from tests.helpers.runs import ROOT
+from tests.helpers.runs import ROOT, exit_code, fork
 from tests.training.test_survival import assert_same_run, at_step, ended
 
 STREAMED = "--width 0.125 --epochs 3 --in-memory no"
@@ -66,25 +67,22 @@ def command(data, folder, *options):
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def test_a_signal_to_all_processes_of_a_run_ends_it_in_one_line_and_saved(data, tmp_path):
+def test_a_signal_to_all_processes_of_a_run_ends_it_in_one_line_and_saved(data, tmp_path, capfd):
     number = signal.SIGINT
     options = ["--epochs", 100_000, "--workers", 2, "--batch-size", 9]
-    process = subprocess.Popen(
-        [sys.executable, *command(data, tmp_path / "run", *options)],
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    while not (tmp_path / "run" / "checkpoint-0001.pt").exists() and process.poll() is None:
+
+    def in_a_session():
+        os.setsid()
+        sys.argv = command(data, tmp_path / "run", *options)
+        runpy.run_path(sys.argv[0], run_name="__main__")
+
+    pid = fork(in_a_session)
+    while not (tmp_path / "run" / "log.jsonl").exists():
         time.sleep(0.05)
-    os.killpg(process.pid, number)
-    _, lines = process.communicate(timeout=300)
-    assert process.returncode == 128 + number
-    assert len(lines.splitlines()) == 1 and "continue with --resume" in lines
-    with pytest.raises(ProcessLookupError):  # no worker has been left behind
-        os.killpg(process.pid, 0)
+    os.killpg(pid, number)
+    assert exit_code(pid) == 128 + number
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1 and "continue with --resume" in lines[0]
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import linearconv_sparse
-from tests.helpers.runs import ROOT, exit_code, start
+from tests.helpers.runs import ROOT, exit_code, fork, start
 from training import checkpoints
 from training.checkpoints import random_state, read_log, restore_random_state
 from training.trainer import Trainer
@@ -242,17 +242,14 @@ def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(run, capsys, 
     assert_same_run(run("base", f"-t dense {SMALL} --resume"), run("base", f"-t dense {SMALL}", "unbroken"))
 
 
-def test_a_quota_ends_the_run_with_one_line(tmp_path):
-    options = "--dataset digits --width 0.25 --epochs 1 --device cpu".split()
-    limit = 64 * 1024  # bytes of a file, less than a checkpoint
-    done = subprocess.run(
-        [sys.executable, ROOT / "models" / "base_xcnn.py", *options, "--output", tmp_path / "run"],
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )
-    assert done.returncode == 2 and done.stderr.splitlines()[-1].endswith("File too large")
-    assert not list((tmp_path / "run").glob("*.pt*"))
+def test_a_quota_ends_the_run_with_one_line(run, capfd):
+    def within_quota():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))  # bytes of a file, less than a checkpoint
+        run("base", "-t dense --width 0.25 --epochs 1")
+
+    assert exit_code(fork(within_quota)) == 2
+    assert capfd.readouterr().err.splitlines()[-1].endswith("File too large")
+    assert not list(run.folder("run").glob("*.pt*"))
 
 
 def test_a_folder_that_vanishes_ends_the_run_with_one_line(run, capsys, monkeypatch):
