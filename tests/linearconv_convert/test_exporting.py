@@ -183,10 +183,12 @@ class Features(nn.Module):
         self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
 
     def forward(self, x, residual=None):
-        self.features = self.norm(self.conv(x))
+        features = self.norm(self.conv(x))
         if residual is not None:
-            self.features = self.features + residual
-        y = nn.functional.conv_transpose2d(self.features, self.conv.weight)
+            features = features + residual
+        if self.training:  # torch 2.7 cannot export an assignment
+            self.features = features
+        y = nn.functional.conv_transpose2d(features, self.conv.weight)
         return y.masked_fill(y > 0, -torch.inf)
 
 
