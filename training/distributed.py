@@ -79,10 +79,7 @@ class Group:
 def join(device: str) -> Iterator[Group]:
     """Join the processes that torchrun has started while the context lasts, and yield their group.
 
-    With the device "cuda", each of several processes gets its own GPU.
-
-    Raises:
-        UsageError: if the variables that torchrun sets are incomplete, or the processes do not find each other.
+    With "cuda", each of several processes gets its own GPU. Processes that do not find each other raise a UsageError.
     """
     try:
         group = _joined(device)

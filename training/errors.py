@@ -61,10 +61,9 @@ def prepare_output() -> None:
 
 
 class StopSignals:
-    """Within the context, record SIGINT or SIGTERM in `asked`.
+    """Within the context, record SIGINT or SIGTERM in `asked`; later than two seconds after it, one ends the process.
 
-    A signal that follows within two seconds is a repetition; a later one ends the process at once. After a signal the
-    handlers remain, so that repetitions do not disturb the end of the process.
+    After a signal the handlers remain, so that repetitions do not disturb the end of the process.
     """
 
     def __init__(self) -> None:

@@ -34,8 +34,8 @@ CALIBRATE = OTHER_DEFAULTS["calibrate"]  # images
 class Library:
     """The networks of torchvision and timm, with the interface of :class:`training.networks.Networks`.
 
-    With `--init fit`, LinearConv layers are fitted to the convolutions of --weights, or to randomly initialised
-    convolutions without --weights. With `--init scratch`, the whole converted network has random initial weights.
+    `--init fit` fits LinearConv layers to the convolutions of --weights, or to random ones without --weights.
+    `--init scratch` draws the weights of the whole converted network.
     """
 
     starts = ("fit", "scratch")

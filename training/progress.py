@@ -81,11 +81,7 @@ class Progress:
 class Display:
     """Show progress: a bar on a terminal, else a line at least once a minute; a line for each epoch; the time left.
 
-    Args:
-        progress: the progress at the beginning.
-        epochs, steps: epochs of the run, and steps in an epoch.
-        batch_size: images in a batch.
-        quiet: show no bar.
+    An epoch has `steps` steps, and the run begins or is resumed with `progress`.
     """
 
     def __init__(self, progress: Progress, epochs: int, steps: int, batch_size: int, quiet: bool) -> None:

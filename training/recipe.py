@@ -37,14 +37,12 @@ def option(
     needs_teacher: bool = False,
     **arguments: object,
 ) -> object:
-    """Return a dataclass field that is also an option of the command line.
+    """Return a dataclass field that is also an option of the command line, where its default is None.
 
     Args:
-        default: default of the field; the default of the parser is None, so that the recipe decides.
         values: a type for argparse, or the choices.
         may_change: whether --may-change accepts the option for a resumed run.
         needs_teacher: whether only scripts that have a teacher, the network before conversion, offer the option.
-        help, arguments: further arguments of `add_argument`.
     """
     kind = {"type": values} if callable(values) else {"choices": values}
     metadata = {"may_change": may_change, "needs_teacher": needs_teacher}

@@ -35,15 +35,11 @@ class Trainer:
         model: the network, which maps images (B, C, H, W) to logits (B, classes).
         loaders: training and test loader of :func:`dataloaders.dataloaders`.
         settings: the settings that decide the result; saved in checkpoints.
-        folder: output folder of log and checkpoints.
         group: the processes that train the network together; default: this process, on the CPU.
         first_epoch, last_epoch: the epochs that this trainer trains; default: all epochs.
         progress: progress of the trainer for the epochs before `first_epoch`; default: a new run, which sets the seeds.
         teacher: network that computes the soft targets for distillation; not trained.
         record: from it the network can be built again without its script; saved in checkpoints.
-        channels_last: memory format of parameters and feature maps.
-        compile: run the network through torch.compile.
-        sync_batch_norm: with several processes on GPUs, BatchNorm over the batches of all processes.
         save_every: minutes after which a checkpoint is saved within an epoch.
     """
 
