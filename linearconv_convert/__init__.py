@@ -1,10 +1,12 @@
 """Convert any network to LinearConv with its trained weights; deploy, export or fold the result.
 
-small = convert(model, "rank", budget=0.5, calibration=images)
-fast = deploy(small)                                        # plain modules for inference, with BatchNorm folded
-plain = fold(small)                                         # nn.Conv2d for every LinearConv
-export(small, "small.onnx", example_input)                  # the deployed network as a file
-initialise(network, "spectral")                             # LinearConv layers for training from scratch
+    small = convert(model, "rank", budget=0.5, calibration=images)
+    fast = deploy(small)                                        # plain modules for inference, with BatchNorm folded
+    plain = fold(small)                                         # nn.Conv2d for every LinearConv
+    export(small, "small.onnx", example_input)                  # the deployed network as a file
+    initialise(network, "spectral")                             # LinearConv layers for training from scratch
+
+The command line is `python -m linearconv_convert --help`.
 """
 
 from linearconv_convert.convert import convert

@@ -42,7 +42,8 @@ def export(
 ) -> Exported:
     """Write a model in eval mode to a file that accepts batches of any size, and compare the outputs of both.
 
-    BatchNorm is folded into the preceding convolution, except if the model cannot be traced or has other outputs then.
+    The error is the largest for batches of 1 and 7, and for larger images if `dynamic`. BatchNorm is folded into the
+    preceding convolution, except if the model cannot be traced or has other outputs then.
 
     Args:
         model: any model, with or without LinearConv layers.
@@ -53,8 +54,6 @@ def export(
         form: `"deployed"` writes the result of :func:`deploy`, which is small and fast; `"folded"` writes one
             convolution per layer.
         dynamic: accept images of any height and width too.
-
-    The error is the largest one for batches of 1 and 7, and for larger images if `dynamic`.
 
     Raises:
         ConversionError: for another ending or form, for missing packages, for a model that torch cannot export or the
@@ -90,8 +89,7 @@ def check_path(path: Path) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path. At the end of the block the file is on the disk and renamed to `path`; on an error it is
-    removed, and an earlier file at `path` is unchanged."""
+    """Yield a temporary path, whose file replaces `path` at the end of the block, and is removed on an error."""
     part = path.with_name(f"{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         yield part

@@ -9,7 +9,6 @@ S S^T (F, F) of the filters: S = W fits the filters, S S^T = E[y y^T] of the lay
     full_rank   A of the best subspace, the first P left singular vectors of S (Eckart-Young)
     low_rank    A = column @ row: alternates between the best A of the rank (reduced-rank regression) and the best W_p
     sparse      A with a given number of zeros: alternates between the zeros with the least loss and the best W_p
-
     by_gradient A as a differentiable function of any parameters: L-BFGS from the parameters closest to full rank
 
 An alternation lowers the error in each round. There are two starts: the first P filters as primary filters with the

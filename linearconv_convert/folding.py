@@ -29,12 +29,10 @@ def fold(
             preceding convolution, if the BatchNorm is the only user of the convolution's output and the convolution's
             weight is not used elsewhere. An nn.Identity replaces the BatchNorm, or the activation that a subclass
             applies after it (timm's BatchNormAct2d). The model must be in eval mode, and its modules with a BatchNorm
-            inside traceable by torch.fx. Layers with hooks are not folded. If no BatchNorm is folded, a
-            ConversionWarning gives the reason.
+            inside traceable by torch.fx. Layers with hooks, or a method set on the instance, are not folded. If none
+            is folded, a ConversionWarning gives the reason.
         example_input: an input to verify the folded model, as for :func:`linearconv_convert.deploy`.
         inplace: change the model in place.
-
-    Layers with a method replaced on the instance are not folded.
 
     Raises:
         ConversionError: for a model that is scripted, compiled, wrapped or lazy, for a folded model with other outputs;
