@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 _convert(options)
     except (ValueError, OSError) as error:
         parser.error(error)
+    except KeyboardInterrupt:
+        parser.exit(130, f"{parser.prog}: interrupted\n")
     finally:
         signal.signal(signal.SIGTERM, before)
 
