@@ -102,9 +102,12 @@ def allocate(
     for name, layer in layers.items():
         new = linearconv_like(layer, variants[name].conv, device="meta")
         if new.secondary_channels:
-            root = root_of_layer(layer, stats.moments.get(name))
+            moments = stats.moments.get(name)
+            root, metric = root_of_layer(layer, moments), moments and moments.metric
             is_low_rank = variants[name].type == "lowrank"
-            spectra[name] = low_rank_spectrum(root, new.primary_channels) if is_low_rank else full_rank_spectrum(root)
+            spectra[name] = (
+                low_rank_spectrum(root, new.primary_channels) if is_low_rank else full_rank_spectrum(root, metric)
+            )
     losses = dict.fromkeys(spectra, LossCurve())
     if target.evaluate is not None or call is not None:
         losses = measure_losses(model, spectra, stats.moments, call, target.evaluate)

@@ -5,15 +5,18 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from linearconv_convert.inputs import Call, calibration_calls
+from linearconv_convert.inputs import Call, calibration_calls, tensors_of
 from linearconv_convert.surgery import ConversionError, ConversionWarning, eval_with_hooks
 
+SENSITIVITY_IMAGES, SENSITIVITY_BATCH = 512, 32  # number of images for the gradients, and of images at a time
+DAMPING = 0.01  # added to the eigenvalues of a sensitivity, whose mean is 1
 MIN_POSITIONS = 4  # least calibration positions for each output channel
 
 
@@ -24,6 +27,7 @@ class Moments:
     second: torch.Tensor  # sum of y y^T, (F, F)
     first: torch.Tensor  # sum of y, (F,)
     count: int = 0  # number of positions
+    sensitivity: torch.Tensor | None = None  # sum of g g^T, (F, F), of the gradients g of the network's output by y
 
     @property
     def mean(self) -> torch.Tensor:
@@ -34,6 +38,14 @@ class Moments:
     def covariance(self) -> torch.Tensor:
         """Covariance of y, (F, F)."""
         return self.second / self.count - torch.outer(self.mean, self.mean)
+
+    @property
+    def metric(self) -> torch.Tensor | None:
+        """The sensitivity (F, F), scaled to a mean of 1 and damped, as a metric of y; None if it is unknown."""
+        if self.sensitivity is None or not 0 < self.sensitivity.diagonal().mean() < math.inf:
+            return None
+        identity = torch.eye(len(self.first), dtype=torch.float64, device=self.first.device)
+        return self.sensitivity / self.sensitivity.diagonal().mean() + DAMPING * identity
 
     def add(self, output: torch.Tensor, axis: int, bias: torch.Tensor | None) -> None:
         """Add an output with channels at `axis`, after subtraction of the bias (F,)."""
@@ -54,12 +66,19 @@ class CalibrationStats(NamedTuple):
 
 
 def collect_stats(
-    model: nn.Module, layers: dict[str, nn.Module], chosen: Iterable[str], calibration: object, counted: Call | None
+    model: nn.Module,
+    layers: dict[str, nn.Module],
+    chosen: Iterable[str],
+    calibration: object,
+    first: Call | None,
+    counted: Call | None,
 ) -> CalibrationStats:
     """Run a model on its calibration, for moments of the layers `chosen`, and count the multiply-adds of `counted`."""
     positions, macs = ({}, None) if counted is None else trace_macs(model, layers, counted)
     of_one_group = {name: layers[name] for name in chosen if getattr(layers[name], "groups", 1) == 1}
     moments = {} if calibration is None else output_moments(model, of_one_group, calibration)
+    if first is not None and moments:
+        add_sensitivities(model, {name: of_one_group[name] for name in moments}, moments, first)
     few = {name: each.count for name, each in moments.items() if each.count < MIN_POSITIONS * len(each.first)}
     if few:
         name = max(few, key=lambda name: len(moments[name].first) / few[name])
@@ -88,6 +107,47 @@ def output_moments(model: nn.Module, layers: dict[str, nn.Module], batches: obje
         if not each.second.isfinite().all():
             raise ConversionError(f"calibration: the outputs of layer {name!r} on these images are not finite")
     return moments
+
+
+def add_sensitivities(model: nn.Module, layers: dict[str, Any], moments: dict[str, Moments], call: Call) -> None:
+    """Add to moments the sensitivity of the network's output to the outputs of layers, where it can be differentiated.
+
+    The gradients are those of random projections of the output tensors. A tensor (N, K) is taken for logits: its
+    gradients are those of the log-probability of a class that is drawn with the network's probabilities, which makes
+    the sensitivity a Fisher information. All parameters of the model require gradients afterwards.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def add_gradient(name, gradient):
+        layer, each = layers[name], moments[name]
+        rows = gradient.movedim(1 - layer.weight.ndim, -1).reshape(-1, len(layer.weight)).double()
+        each.sensitivity = rows.T @ rows + (0 if each.sensitivity is None else each.sensitivity)
+
+    def watch(name, layer, output):
+        if output.requires_grad:
+            output.register_hook(partial(add_gradient, name))
+
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    try:
+        with torch.enable_grad(), eval_with_hooks(model, layers, watch):
+            for start in range(0, min(call.batch, SENSITIVITY_IMAGES), SENSITIVITY_BATCH):
+                outputs = tensors_of(call.images(slice(start, start + SENSITIVITY_BATCH)).run(model))
+                objectives = [_random_objective(output, generator) for output in outputs if output.requires_grad]
+                torch.autograd.backward(objectives)
+                model.zero_grad()
+    except RuntimeError:  # no output, or an operation, can be differentiated
+        for each in moments.values():
+            each.sensitivity = None
+
+
+def _random_objective(output, generator):
+    """A random number whose gradients have the sensitivity as their second moments."""
+    if output.ndim == 2 and output.shape[1] > 1:
+        logits = output.float().log_softmax(1)
+        drawn = torch.multinomial(logits.detach().exp().cpu(), 1, generator=generator)
+        return logits.gather(1, drawn.to(logits.device)).sum()
+    return (output * torch.randn(output.shape, generator=generator).to(output)).sum()
 
 
 @torch.no_grad()

@@ -47,20 +47,22 @@ def root_of_moments(moments: Tensor) -> Tensor:
     return vectors * values.clamp_min(0).sqrt()
 
 
-def primary_of(coefficients: Tensor, filters: Tensor) -> Tensor:
-    """Return the best primary filters T W (P, ...), float64, for coefficients A (F - P, P) of filters W (F, ...)."""
+def primary_of(coefficients: Tensor, filters: Tensor, metric: Tensor | None = None) -> Tensor:
+    """Return the best primary filters T W (P, ...), float64, for coefficients A (F - P, P) of filters W (F, ...).
+
+    With a metric M (F, F), the error is tr(E^T M E) of the residual E, and T = (C^T M C)^-1 C^T M.
+    """
     primary = coefficients.shape[1]
     rows = filters.detach().double().flatten(1)
-    gram = coefficients.T @ coefficients
-    gram.diagonal().add_(1)
-    right = rows[:primary] + coefficients.T @ rows[primary:]
-    best = torch.cholesky_solve(right, torch.linalg.cholesky(gram))
+    stacked = torch.cat((torch.eye(primary, dtype=rows.dtype, device=rows.device), coefficients))  # C (F, P)
+    weighted = stacked if metric is None else metric @ stacked
+    best = torch.cholesky_solve(weighted.T @ rows, torch.linalg.cholesky(weighted.T @ stacked))
     return best.view(primary, *filters.shape[1:])
 
 
-def residual(coefficients: Tensor, root: Tensor) -> Tensor:
+def residual(coefficients: Tensor, root: Tensor, metric: Tensor | None = None) -> Tensor:
     """Return the residual (I - C T) S of a root S (F, r) with the best primary filters."""
-    best = primary_of(coefficients, root)
+    best = primary_of(coefficients, root, metric)
     return root - torch.cat((best, coefficients @ best))
 
 
@@ -69,24 +71,42 @@ def error(coefficients: Tensor, root: Tensor) -> float:
     return torch.linalg.vector_norm(residual(coefficients, root)).item()
 
 
-def full_rank(root: Tensor, primary: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def components(root: Tensor, metric: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the principal components of a root S (F, r) in a metric M = R R (F, F); by default M is the identity.
+
+    Returns:
+        The singular values s of R S in descending order, and B, D^T (F, r): B[:, :P] D[:P] S is the best approximation
+        of S with rank P, and the tail of s^2 is its error.
+    """
+    if metric is None:
+        left, values, _ = torch.linalg.svd(root, full_matrices=False)
+        return values, left, left.T
+    squares, vectors = torch.linalg.eigh(metric)
+    weighting = (vectors * squares.sqrt()) @ vectors.T  # R
+    left, values, _ = torch.linalg.svd(weighting @ root, full_matrices=False)
+    return values, (vectors / squares.sqrt()) @ vectors.T @ left, left.T @ weighting
+
+
+def full_rank(root: Tensor, primary: int, dtype: torch.dtype = torch.float32, metric: Tensor | None = None) -> Tensor:
     """Return the coefficients A (F - P, P) of the best LinearConv with P primary filters for a root S (F, r).
 
-    With U the first P left singular vectors of S, A = U_s U_p^-1 would be exact, but huge for U_p close to singular.
-    Therefore small singular values of U_p are raised to a limit: the secondary filters stay exact, the primary filters
-    change by less than the limit, and the norm of A is at most its reciprocal. The function chooses the largest limit
-    whose error, with all values rounded to the `dtype` of the layer, is within `ERROR_MARGIN` of the smallest error.
+    With U an orthonormal basis of the first P components of S, A = U_s U_p^-1 would be exact, but huge for U_p close to
+    singular. Therefore small singular values of U_p are raised to a limit: the secondary filters stay exact, the
+    primary filters change by less than the limit, and the norm of A is at most its reciprocal. The function chooses the
+    largest limit whose error, with all values rounded to the `dtype` of the layer, is within `ERROR_MARGIN` of the
+    smallest error.
     """
-    left = torch.linalg.svd(root, full_matrices=False).U[:, :primary]
+    left = torch.linalg.qr(components(root, metric)[1][:, :primary]).Q
     vectors, values, adjoint = torch.linalg.svd(left[:primary], full_matrices=False)
     solutions = []
     for exponent in range(9):  # limits from 1 down to MIN_SINGULAR_VALUE
         lifted = values.clamp_min(max(10 ** (-exponent / 2), MIN_SINGULAR_VALUE))
         coefficients = left[primary:] @ adjoint.T / lifted @ vectors.T
         rounded = coefficients.to(dtype).double()
-        best = primary_of(rounded, root).to(dtype).double()
-        loss = torch.linalg.vector_norm(root - torch.cat((best, rounded @ best))).item()
-        solutions.append((loss, coefficients))
+        best = primary_of(rounded, root, metric).to(dtype).double()
+        remaining = root - torch.cat((best, rounded @ best))
+        weighted = remaining if metric is None else metric @ remaining
+        solutions.append(((remaining * weighted).sum().sqrt().item(), coefficients))
     allowed = ERROR_MARGIN * min(loss for loss, _ in solutions)
     return next(coefficients for loss, coefficients in solutions if loss <= allowed)
 

@@ -50,16 +50,16 @@ class Spectrum(NamedTuple):
         return sorted({1, *range(most, 0, -math.ceil(most / MAX_VALUES))})
 
 
-def full_rank_spectrum(root: Tensor) -> Spectrum:
-    """Return the errors of LinearConv with P = 0, ..., F - 1, for a root S (F, r)."""
+def full_rank_spectrum(root: Tensor, metric: Tensor | None = None) -> Spectrum:
+    """Return the errors of LinearConv with P = 0, ..., F - 1, for a root S (F, r) and a metric (F, F)."""
     filters = len(root)
-    left, values, _ = torch.linalg.svd(root, full_matrices=False)
+    values, basis, dual = fitting.components(root, metric)
     squares = root.new_zeros(filters)
     squares[: len(values)] = _tails(values)[:filters]
     return Spectrum(
-        (squares / _total(root)).sqrt(),
+        (squares / _total(values)).sqrt(),
         lambda primary: {"alpha": alpha_of(primary, filters)},
-        lambda primary: left[:, :primary] @ left[:, :primary].T,
+        lambda primary: basis[:, :primary] @ dual[:primary],
     )
 
 

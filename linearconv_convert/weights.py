@@ -62,14 +62,17 @@ def fit(layer: LinearConv, conv: Any, moments: Moments | None = None, prune: boo
     if layer.bias is not None:
         layer.bias.copy_(conv.bias)
     if layer.secondary_channels:
-        root = root_of_layer(conv, moments)
-        _fit_coefficients(layer, root, prune)
+        root, metric = root_of_layer(conv, moments), None
+        if moments is not None and type(layer).factors is LinearConv.factors:  # the other fits have no metric
+            metric = moments.metric
+        best = fitting.full_rank(root, layer.primary_channels, layer.conv_weights.dtype, metric)
+        _fit_coefficients(layer, root, best, prune)
         coefficients = reduce(torch.matmul, [factor.double() for factor in layer.factors()])  # (F - P, P)
-        layer.conv_weights.copy_(fitting.primary_of(coefficients, weight))
+        layer.conv_weights.copy_(fitting.primary_of(coefficients, weight, metric))
         if moments is not None:
-            output_error = fitting.error(coefficients, root) / _norm(root)
+            output_error = _norm(fitting.residual(coefficients, root, metric)) / _norm(root)
             if layer.bias is not None:
-                mean = fitting.residual(coefficients, moments.mean[:, None])[:, 0]
+                mean = fitting.residual(coefficients, moments.mean[:, None], metric)[:, 0]
                 layer.bias.add_(mean.to(layer.bias.dtype))
     return torch.linalg.vector_norm(layer.weight.double() - weight).item() / _norm(weight), output_error
 
@@ -83,10 +86,9 @@ def root_of_layer(conv: nn.Conv2d, moments: Moments | None = None) -> torch.Tens
     return fitting.root_of(conv.weight)
 
 
-def _fit_coefficients(layer, root, prune):
-    """Set the parameters of `A` with the method for the `factors` of the layer's class."""
+def _fit_coefficients(layer, root, best, prune):
+    """Set the parameters of `A` with the method for the `factors` of the layer's class, from the best full rank."""
     primary, factors = layer.primary_channels, type(layer).factors
-    best = fitting.full_rank(root, primary, layer.conv_weights.dtype)
     if hasattr(layer, "fit_coefficients"):
         layer.fit_coefficients(best)
     elif factors is LinearConv.factors:

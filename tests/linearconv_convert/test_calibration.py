@@ -7,7 +7,8 @@ import torch
 import torch.nn as nn
 
 from linearconv_convert import convert
-from linearconv_convert.calibration import output_moments
+from linearconv_convert.calibration import add_sensitivities, output_moments
+from linearconv_convert.inputs import Call, with_batch
 from models.base_xcnn import Base
 from tests.helpers.layers import relative_error
 from tests.helpers.networks import CONVERSIONS, images, tiny
@@ -91,3 +92,48 @@ def test_output_moments_are_those_of_numpy_and_leave_no_trace():
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     with pytest.raises(ValueError, match="no batch"):
         output_moments(model, {"stem": model.stem}, [])
+
+
+def test_the_sensitivity_of_logits_is_their_fisher_information():
+    """F = J^T (diag(p) - p p^T) J for the Jacobian J of the logits by the outputs before the activation in place."""
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(5 * 4, 6))
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), *head).requires_grad_(False)
+    image = torch.randn(1, 3, 4, 4)
+    call = with_batch(model, Call((image.expand(512, -1, -1, -1),), {}, "calibration"))
+    moments = output_moments(model, {"0": model[0]}, image)
+    add_sensitivities(model, {"0": model[0]}, moments, call)
+
+    output = model[0](image).detach()
+    jacobian = torch.autograd.functional.jacobian(lambda output: head(output.clone()), output)[0, :, 0].flatten(2)
+    p = head(output.clone())[0].softmax(0).detach()
+    fisher = torch.einsum("afp,ab,bgp->fg", jacobian, p.diag() - torch.outer(p, p), jacobian)  # (F, F)
+    assert relative_error(moments["0"].sensitivity / 512, fisher) < 0.15
+
+
+def test_channels_that_the_network_ignores_cost_no_primary_filters():
+    torch.manual_seed(0)
+    conv, head = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 1)
+    with torch.no_grad():
+        conv.weight[8:] *= 10  # most of the variance
+        head.weight[:, 8:] = 0
+    model = nn.Sequential(conv, head)
+    seen = torch.randn(64, 3, 8, 8)
+    small = convert(model, "rank", calibration=seen, skip="1")  # 8 primary filters
+    assert relative_error(small(seen), model(seen)) < 0.2
+    filters = convert(model, "rank", skip="1")
+    assert relative_error(filters(seen), model(seen)) > 0.4
+
+
+def test_a_network_without_gradients_is_calibrated_by_its_outputs_alone():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 16, 3)
+
+        def forward(self, x):
+            return self.conv(x).argmax(1)
+
+    seen = torch.randn(64, 3, 8, 8)
+    report = convert(Counts(), "rank", calibration=seen, return_report=True)[1]
+    assert report.layers[0].output_error > 0

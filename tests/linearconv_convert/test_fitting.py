@@ -1,5 +1,6 @@
 """Fits of LinearConv to given filters: as good as theory allows, with coefficients that float32 can take."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -146,3 +147,18 @@ def test_filters_of_zeros_are_met_by_zeros():
     column, row = fitting.low_rank(root, 4, 2, coefficients)
     assert column.isfinite().all() and row.isfinite().all()
     assert fitting.sparse(root, 4, 8, coefficients)[0].isfinite().all()
+
+
+def test_in_a_metric_the_fit_has_the_least_weighted_error():
+    root = filters_of("decaying", 24, 60).double()
+    factor = torch.randn(24, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    metric = factor @ factor.T + torch.eye(24)
+    coefficients = fitting.full_rank(root, 10, torch.float64, metric)
+    remaining = fitting.residual(coefficients, root, metric)
+    error = np.einsum("fr,fg,gr->", remaining, metric, remaining)
+    least = np.square(np.linalg.svd(np.linalg.cholesky(metric).T @ root.numpy(), compute_uv=False)[10:]).sum()
+    assert error == pytest.approx(least, rel=0.005) and error > least
+    values, basis, dual = fitting.components(root, metric)
+    assert values[10:].square().sum().item() == pytest.approx(least)
+    remaining = root - basis[:, :10] @ (dual[:10] @ root)
+    assert np.einsum("fr,fg,gr->", remaining, metric, remaining) == pytest.approx(least)
