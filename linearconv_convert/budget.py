@@ -103,11 +103,11 @@ def allocate(
         new = linearconv_like(layer, variants[name].conv, device="meta")
         if new.secondary_channels:
             moments = stats.moments.get(name)
-            root, metric = root_of_layer(layer, moments), moments and moments.metric
-            is_low_rank = variants[name].type == "lowrank"
-            spectra[name] = (
-                low_rank_spectrum(root, new.primary_channels) if is_low_rank else full_rank_spectrum(root, metric)
-            )
+            root = root_of_layer(layer, moments)
+            if variants[name].type == "lowrank":
+                spectra[name] = low_rank_spectrum(root, new.primary_channels)
+            else:
+                spectra[name] = full_rank_spectrum(root, moments.metric if moments else None)
     losses = dict.fromkeys(spectra, LossCurve())
     if target.evaluate is not None or call is not None:
         losses = measure_losses(model, spectra, stats.moments, call, target.evaluate)

@@ -76,7 +76,8 @@ def convert(
         init: `"fit"`, or `"scratch"` for weights from the initial distributions of the layers.
         calibration: a batch of the model's inputs (a tensor, tuple or dict), or several, with or without labels. With
             calibration, the outputs on these images are fitted (by their principal components) instead of the filters
-            of layers with one group, and the biases, if there are any, preserve the means of the outputs.
+            of layers with one group, and the biases, if there are any, preserve the means of the outputs. For full
+            rank, the outputs are weighted by the gradients of the network's output, where it can be differentiated.
         evaluate: a metric of a model, higher is better. The loss of a layer for a `budget` is then the share of the
             metric that is lost when only this layer is reduced.
         example_input: the model's input, to verify and to count multiply-adds: a tensor, a tuple of all arguments, or a

