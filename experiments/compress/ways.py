@@ -6,7 +6,7 @@ Every factorisation shares out the budget over the layers like `linearconv_conve
 output on calibration images, measured for one layer at a time. The study then computes the statistics of BatchNorm anew
 on these images, for all ways and for the dense network alike.
 
-    svd      r filters of the layer's kernel, F of 1x1; the principal components of the outputs
+    svd      r filters of the layer's kernel, F of 1x1; the weighted principal components of the outputs
     spatial  r filters of k x 1, F of 1 x k (Jaderberg et al., BMVC 2014)
     tucker   s filters of 1x1, r of the kernel, F of 1x1, s / C = r / F (Kim et al., ICLR 2016); outputs as for svd
     pruning  fewer channels, the least magnitude first over all layers; needs the package torch-pruning
@@ -22,9 +22,10 @@ import torch.nn as nn
 from torch import Tensor
 from torch.func import functional_call
 
-from linearconv_convert import convert
+from linearconv_convert import convert, fitting
 from linearconv_convert.budget import Option, share_out
-from linearconv_convert.calibration import output_moments
+from linearconv_convert.calibration import add_sensitivities, output_moments
+from linearconv_convert.inputs import Call
 from linearconv_convert.losses import MAX_IMAGES, MEASURED_ERRORS, MIN_LOSS, LossCurve
 from linearconv_convert.surgery import layers_of, replace
 from linearconv_convert.weights import root_of_layer
@@ -37,18 +38,17 @@ MAX_PRUNED = 0.95  # share of the channels of a layer
 
 
 class SVDPair:
-    """A layer's weight W (F, C, kh, kw) projected on the first r principal components U (F, r) of its outputs."""
+    """A layer's weight W (F, C, kh, kw) projected on the first r principal components of its outputs, in a metric."""
 
-    def __init__(self, weight: Tensor, root: Tensor) -> None:
-        self.weight = weight
-        self.left, values, _ = torch.linalg.svd(root, full_matrices=False)
+    def __init__(self, weight: Tensor, root: Tensor, metric: Tensor | None) -> None:
+        values, self.basis, dual = fitting.components(root, metric)
+        self.filters = torch.einsum("rf,fcyx->rcyx", dual, weight)
         self.energy = values.square()
         self.ranks = range(1, len(values) + 1)
 
     def factors(self, rank: int) -> list[Tensor]:
         """Return the weights of the convolutions that replace the layer."""
-        left = self.left[:, :rank]
-        return [torch.einsum("fr,fcyx->rcyx", left, self.weight), left[:, :, None, None]]
+        return [self.filters[:rank], self.basis[:, :rank, None, None]]
 
     def kept(self, rank: int) -> float:
         """Return the share of the squared norm that is kept."""
@@ -58,7 +58,7 @@ class SVDPair:
 class Spatial(SVDPair):
     """A layer's weight as filters along the columns, then along the rows, from the SVD of W as (C kh, F kw)."""
 
-    def __init__(self, weight: Tensor, root: Tensor) -> None:
+    def __init__(self, weight: Tensor, root: Tensor, metric: Tensor | None) -> None:
         filters, channels, height, width = weight.shape
         matrix = weight.permute(1, 2, 0, 3).reshape(channels * height, filters * width)
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
@@ -77,12 +77,12 @@ class Tucker:
 
     ranks = range(1, STEPS + 1)
 
-    def __init__(self, weight: Tensor, root: Tensor) -> None:
-        self.out = torch.linalg.svd(root, full_matrices=False).U
+    def __init__(self, weight: Tensor, root: Tensor, metric: Tensor | None) -> None:
+        _, self.out, dual = fitting.components(root, metric)
         inputs = weight.transpose(0, 1).flatten(1)
         self.into = torch.linalg.eigh(inputs @ inputs.T).eigenvectors.flip(1)
-        self.core = torch.einsum("fr,fcyx,cs->rsyx", self.out, weight, self.into)
-        self.total = weight.square().sum()
+        self.core = torch.einsum("rf,fcyx,cs->rsyx", dual, weight, self.into)
+        self.total = self.core.square().sum()
 
     def factors(self, rank: int) -> list[Tensor]:
         """Return the weights of the convolutions that replace the layer."""
@@ -128,9 +128,12 @@ def factorise(form: type, dense: nn.Module, share: float, images: Sequence[Tenso
     model = copy.deepcopy(dense)
     layers = {name: layer for name, layer in layers_of(model, nn.Conv2d).items() if layer.groups == 1}
     moments, batch = output_moments(model, layers, images), images[0][:MAX_IMAGES]
+    twin = copy.deepcopy(model)
+    call = Call((torch.cat(list(images)),), {}, "calibration", sum(map(len, images)), (0,))
+    add_sensitivities(twin, {name: twin.get_submodule(name) for name in layers}, moments, call)
     expected, options, forms = model(batch), {}, {}
     for name, layer in layers.items():
-        forms[name] = form(layer.weight.double(), root_of_layer(layer, moments[name]))
+        forms[name] = form(layer.weight.double(), root_of_layer(layer, moments[name]), moments[name].metric)
         chosen = forms[name].ranks[:: max(1, len(forms[name].ranks) // STEPS)]
         losses = {rank: -math.log(max(forms[name].kept(rank), 1e-9)) for rank in chosen}
         points = {}

@@ -50,7 +50,7 @@ def test_a_way_has_at_most_the_parameters_asked_for_and_loses_less_with_more(way
 @pytest.mark.parametrize("kernel", (3, 1))
 def test_a_factorised_layer_computes_what_its_factors_stand_for_and_all_of_them_are_exact(form, kernel):
     layer = nn.Conv2d(6, 8, kernel, stride=2, padding=kernel // 2, dtype=torch.float64)
-    parts = form(layer.weight.detach(), root_of_layer(layer))
+    parts = form(layer.weight.detach(), root_of_layer(layer), None)
     batch = torch.randn(2, 6, 11, 9, dtype=torch.float64)
     for rank in (parts.ranks[len(parts.ranks) // 2], parts.ranks[-1]):
         factors = parts.factors(rank)
