@@ -22,7 +22,7 @@ def pytest_addoption(parser):
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    """Three classes that a network tells apart by colour: 12 training and 4 test images each."""
+    """Three classes of different colours: 12 training and 4 test images each."""
     root = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     for channel, name in enumerate(("red", "green", "blue")):

@@ -27,7 +27,7 @@ def blocks(page, language):
 
 
 def commands(page):
-    """Every command on a page, in a block or in a line, as its words from `python` or `torchrun` on."""
+    """Every command on a page, in a block or in the text, as its words from `python` or `torchrun` on."""
     inline = re.findall(r"`(python [^`]+)`", FENCED.sub("", page.read_text()).replace("\n", " "))
     lines = re.split(r"\n|&&", "\n".join(blocks(page, "sh")).replace("\\\n", " "))
     for line in [*lines, *inline]:

@@ -1,4 +1,4 @@
-"""Sweeps: every run is done once, whatever interrupts them, and the table says what the runs measured."""
+"""Sweeps: every run is done once, also after interruptions, and the table has the results of the runs."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Calibration and example inputs are whatever the model takes, and what it does not take is told in one line."""
+"""Calibration and example inputs have the form that the model takes; another input is refused in one line."""
 
 import pytest
 import torch

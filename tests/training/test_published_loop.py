@@ -1,7 +1,7 @@
 """The training loop of the paper, written again from its description, as an oracle for ours: 40 steps in float64.
 
 Adam; cross-entropy; every 10th batch adds 0.01 times the sum of |C - I| over the layers, C being the correlation matrix
-of a layer's flattened primary filters. All filters are made at every pass, by the formula of the paper, from plain
+of a layer's flattened primary filters. All filters are built in every pass, by the formula of the paper, from plain
 tensors; of this repository only the network's initial values and the batches are used.
 """
 
