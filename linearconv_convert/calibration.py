@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from linearconv_convert.inputs import Call, calibration_calls, tensors_of
 from linearconv_convert.surgery import ConversionError, ConversionWarning, eval_with_hooks
 
-SENSITIVITY_IMAGES, SENSITIVITY_BATCH = 512, 32  # number of images for the gradients, and of images at a time
+SENSITIVITY_IMAGES, SENSITIVITY_BATCH = 512, 16  # number of images for the gradients, and of images at a time
 DAMPING = 0.01  # added to the eigenvalues of a sensitivity, whose mean is 1
 MIN_POSITIONS = 4  # least calibration positions for each output channel
 
@@ -70,15 +70,18 @@ def collect_stats(
     layers: dict[str, nn.Module],
     chosen: Iterable[str],
     calibration: object,
-    first: Call | None,
+    weighted_on: Call | None,
     counted: Call | None,
 ) -> CalibrationStats:
-    """Run a model on its calibration, for moments of the layers `chosen`, and count the multiply-adds of `counted`."""
+    """Run a model on its calibration, for moments of the layers `chosen`, and count the multiply-adds of `counted`.
+
+    The moments get the sensitivities on `weighted_on`, if it is given.
+    """
     positions, macs = ({}, None) if counted is None else trace_macs(model, layers, counted)
     of_one_group = {name: layers[name] for name in chosen if getattr(layers[name], "groups", 1) == 1}
     moments = {} if calibration is None else output_moments(model, of_one_group, calibration)
-    if first is not None and moments:
-        add_sensitivities(model, {name: of_one_group[name] for name in moments}, moments, first)
+    if weighted_on is not None and moments:
+        add_sensitivities(model, {name: of_one_group[name] for name in moments}, moments, weighted_on)
     few = {name: each.count for name, each in moments.items() if each.count < MIN_POSITIONS * len(each.first)}
     if few:
         name = max(few, key=lambda name: len(moments[name].first) / few[name])
@@ -136,7 +139,7 @@ def add_sensitivities(model: nn.Module, layers: dict[str, Any], moments: dict[st
                 objectives = [_random_objective(output, generator) for output in outputs if output.requires_grad]
                 torch.autograd.backward(objectives)
                 model.zero_grad()
-    except RuntimeError:  # no output, or an operation, can be differentiated
+    except (ConversionError, RuntimeError):  # the model does not run with gradients, or cannot be differentiated
         for each in moments.values():
             each.sensitivity = None
 

@@ -128,7 +128,8 @@ def convert(
             variants[name] = Variant(type, ranks[name], sparsity, DEFAULT_ALPHA if given is None else given, compute)
             convs[name] = split(layers[name])[1]
     fitted_on = calibration if init == "fit" or size else None
-    stats = collect_stats(scratch, layers, convs, fitted_on, first, counted)
+    weighted_on = first if type == "rank" else None  # the other fits have no metric
+    stats = collect_stats(scratch, layers, convs, fitted_on, weighted_on, counted)
     allocation = allocate(scratch, convs, variants, stats, first, size) if size else Allocation()
     variants |= allocation.variants
 

@@ -125,15 +125,19 @@ def test_channels_that_the_network_ignores_cost_no_primary_filters():
     assert relative_error(filters(seen), model(seen)) > 0.4
 
 
-def test_a_network_without_gradients_is_calibrated_by_its_outputs_alone():
-    class Counts(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(3, 16, 3)
+class Detached(nn.Module):
+    """Its output has no gradient, or its forward pass fails where gradients are recorded."""
 
-        def forward(self, x):
-            return self.conv(x).argmax(1)
+    def __init__(self, detach):
+        super().__init__()
+        self.conv, self.detach = nn.Conv2d(3, 16, 3), detach
 
+    def forward(self, x):
+        return self.detach(self.conv(x))
+
+
+@pytest.mark.parametrize("detach", [torch.Tensor.argmax, lambda maps: torch.from_numpy(maps.numpy())])
+def test_a_network_without_gradients_is_calibrated_by_its_outputs_alone(detach):
     seen = torch.randn(64, 3, 8, 8)
-    report = convert(Counts(), "rank", calibration=seen, return_report=True)[1]
+    report = convert(Detached(detach), "rank", calibration=seen, return_report=True)[1]
     assert report.layers[0].output_error > 0
