@@ -27,7 +27,7 @@ from linearconv_convert.inputs import Call, tensors_of
 from linearconv_convert.surgery import eval_with_hooks
 
 MAX_VALUES = 64  # number of settings that are compared for a layer
-MEASURED_ERRORS = (0.8, 0.5, 0.25, 0.1)
+MEASURED_ERRORS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
 MAX_IMAGES = 64  # number of images for the measurements
 MIN_LOSS = 1e-30  # loss of a layer without a measured effect
 MAX_ERROR = 1 - 1e-9  # an error of 1 would have an infinite loss
