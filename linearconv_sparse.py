@@ -159,7 +159,7 @@ def schedule_pruning(
             layer._steps_bound = None if layer._steps_bound is None else layer._steps_bound + 1
         renew_masks(mine)
 
-    hook = optimizer.register_step_post_hook(torch.compiler.disable(prune))  # disable() imports torch._dynamo
+    hook = optimizer.register_step_post_hook(torch.compiler.disable(prune))  # disable() imports the compiler
     for layer in layers:
         layer._hook_id, layer._steps_bound = hook.id, None
         if total_steps is not None:
