@@ -12,17 +12,12 @@ from functools import partial
 
 import torch.nn as nn
 
-from baselines.basis import BasisConv, to_basis
+from baselines.basis import to_basis
 from baselines.drop_in import build_with_layers
 from baselines.factorised import FactorisedConv
-from baselines.ghost import GhostConv, to_ghost
-from baselines.octave import to_octave
+from baselines.ghost import to_ghost
+from baselines.octave import build_octave
 from linearconv_variants import Variant
-
-
-def build_octave(network: Callable[..., nn.Module], alpha: float, **arguments: object) -> nn.Module:
-    """Return a network of octave convolutions."""
-    return to_octave(network(**arguments), alpha)
 
 
 @dataclass(frozen=True)
@@ -30,61 +25,44 @@ class Method:
     """An entry of the registry."""
 
     build: Callable[..., nn.Module]  # (network, alpha, **arguments), with a constructor and its arguments
-    help: str
-    title: str  # format string with the field `alpha`
+    description: str  # format string, may contain the field `alpha`
 
 
 BASELINES = {
     "octave": Method(
         build_octave,
-        "a share --alpha of the channels at half resolution (octave convolution)",
-        "octave convolution, {alpha:.0%} of the channels at half resolution",
+        "octave convolution, a share {alpha} of the channels at half resolution",
     ),
     "basis": Method(
-        partial(build_with_layers, BasisConv, to_basis),
-        "128 filters shared by groups of 128 channels, combined by 1x1 (learned filter basis)",
-        "learned filter basis, 128 filters for groups of 128 channels",
+        partial(build_with_layers, to_basis),
+        "learned filter basis, 128 filters shared by groups of 128 channels and combined by 1x1",
     ),
     "ghost": Method(
-        partial(build_with_layers, GhostConv, to_ghost),
-        "a share --alpha of the maps, the others by a depthwise 3x3 of these (Ghost module)",
-        "Ghost modules, {alpha:.0%} of the maps intrinsic",
+        partial(build_with_layers, to_ghost),
+        "Ghost modules, a share {alpha} of the maps intrinsic, the others by a depthwise 3x3 of these",
     ),
     "svd": Method(
-        partial(build_with_layers, FactorisedConv, FactorisedConv),
-        "two convolutions, by 1x1 the second, with the parameters of full-rank LinearConv",
-        "two factors, parameters as of LinearConv, full rank, alpha {alpha:g}",
+        partial(build_with_layers, FactorisedConv),
+        "two convolutions, the second 1x1, with the parameters of full-rank LinearConv, share {alpha}",
     ),
 }
-HELP = {name: method.help for name, method in BASELINES.items()}
+HELP = {name: method.description.format(alpha="--alpha") for name, method in BASELINES.items()}
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A method with its setting; it builds networks like :class:`linearconv_variants.Variant`.
+    """A method with its share alpha, in (0, 1]; it builds networks like :class:`linearconv_variants.Variant`."""
 
-    Raises:
-        ValueError: if the type is unknown or alpha is out of range.
-    """
-
-    type: str
+    type: str  # a name in BASELINES, and the name of runs
     alpha: float = 0.5
     rank, sparsity, compute = None, None, "auto"  # constants, for reports: the settings of LinearConv's variants
 
     def __post_init__(self) -> None:
-        if self.type not in BASELINES:
-            raise ValueError(f"type must be one of {', '.join(BASELINES)}, got {self.type!r}")
-        if not 0 < self.alpha <= 1 or (self.type == "octave" and self.alpha == 1):
-            interval = "(0, 1)" if self.type == "octave" else "(0, 1]"
-            raise ValueError(f"alpha must be in {interval} with type {self.type}, got {self.alpha}")
+        if not 0 < self.alpha <= 1:
+            raise ValueError(f"alpha must be in (0, 1], got {self.alpha}")
 
     def build(self, network: Callable[..., nn.Module], **arguments: object) -> nn.Module:
-        """Return a network built by the method; a ValueError if the method applies to no layer of the network.
-
-        Args:
-            network: constructor with the argument `conv`.
-            arguments: further arguments of the constructor.
-        """
+        """Return `network(conv=..., **arguments)` built by the method, or raise a ValueError if it does not apply."""
         return BASELINES[self.type].build(network, self.alpha, **arguments)
 
     @property
@@ -93,7 +71,7 @@ class Baseline:
         return self.type
 
     def __str__(self) -> str:
-        return BASELINES[self.type].title.format(alpha=self.alpha)
+        return BASELINES[self.type].description.format(alpha=self.alpha)
 
 
 def method_of(options: argparse.Namespace) -> Variant | Baseline:

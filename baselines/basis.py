@@ -12,33 +12,23 @@ and ReLU are between the two factors, so that no single convolution is equivalen
 import torch.nn as nn
 from torch import Tensor
 
-from baselines.drop_in import factory, like
+from baselines.drop_in import like
 
 BASIS_SIZE = 128  # S, channels of a group
 N_BASIS = 128  # B, filters
 
 
 class BasisConv(nn.Module):
-    """A filter basis that replaces a convolution.
+    """A filter basis that replaces a convolution without groups, whose input channels are a multiple of BASIS_SIZE."""
 
-    Args:
-        plain: the convolution that provides channels, geometry, bias, device and dtype; `groups` must be 1.
-        basis_size: S, channels of a group; a divisor of `in_channels`.
-        n_basis: B, filters that all groups share.
-
-    Shapes:
-        - input: (N, in_channels, H, W)
-        - output: (N, out_channels, H', W'), the output shape of `plain`
-    """
-
-    def __init__(self, plain: nn.Conv2d, basis_size: int = BASIS_SIZE, n_basis: int = N_BASIS) -> None:
+    def __init__(self, plain: nn.Conv2d) -> None:
         super().__init__()
-        self.groups = plain.in_channels // basis_size
-        maps = self.groups * n_basis
-        self.basis = like(plain, basis_size, n_basis)
-        self.norm = nn.BatchNorm2d(maps, **factory(plain))
+        self.groups = plain.in_channels // BASIS_SIZE
+        maps = self.groups * N_BASIS
+        self.basis = like(plain, BASIS_SIZE, N_BASIS)
+        self.norm = nn.BatchNorm2d(maps)
         self.relu = nn.ReLU(inplace=True)
-        self.combine = nn.Conv2d(maps, plain.out_channels, 1, bias=plain.bias is not None, **factory(plain))
+        self.combine = nn.Conv2d(maps, plain.out_channels, 1, bias=plain.bias is not None)
 
     def forward(self, input: Tensor) -> Tensor:
         of_groups = input.unflatten(1, (self.groups, -1)).flatten(0, 1)  # (N G, S, H, W)
@@ -46,9 +36,6 @@ class BasisConv(nn.Module):
         return self.combine(self.relu(self.norm(maps)))
 
 
-def to_basis(plain: nn.Conv2d, alpha: float | None = None) -> nn.Module:
-    """Return a :class:`BasisConv`, or the convolution itself if its input channels are not a multiple of 128.
-
-    The method has no share: `alpha` is ignored.
-    """
+def to_basis(plain: nn.Conv2d, alpha: float) -> nn.Module:
+    """Return a :class:`BasisConv`, or `plain` if its input channels are not a multiple of 128; `alpha` is ignored."""
     return plain if plain.in_channels % BASIS_SIZE else BasisConv(plain)

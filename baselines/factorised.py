@@ -8,24 +8,15 @@ r (K + F) <= P K + (F - P) P with K = C kh kw and P = max(1, int(alpha * F)). It
 
 import torch.nn as nn
 
-from baselines.drop_in import factory, like
+from baselines.drop_in import like
 
 
 class FactorisedConv(nn.Sequential):
-    """Two convolutions that replace one.
-
-    Args:
-        plain: the convolution that provides channels, geometry, bias, device and dtype; `groups` must be 1.
-        alpha: share of primary filters of the LinearConv layer whose number of weights is the limit.
-
-    Shapes:
-        - input: (N, in_channels, H, W)
-        - output: (N, out_channels, H', W'), the output shape of `plain`
-    """
+    """Two convolutions, with the weights of the LinearConv layer whose share of primary filters is `alpha`."""
 
     def __init__(self, plain: nn.Conv2d, alpha: float = 0.5) -> None:
         filters, size = plain.out_channels, plain.weight[0].numel()  # F, K
         primary = max(1, int(alpha * filters))  # P
         rank = max(1, (primary * size + (filters - primary) * primary) // (size + filters))
-        combine = nn.Conv2d(rank, filters, 1, bias=plain.bias is not None, **factory(plain))
+        combine = nn.Conv2d(rank, filters, 1, bias=plain.bias is not None)
         super().__init__(like(plain, plain.in_channels, rank, bias=False), combine)

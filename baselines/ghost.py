@@ -13,20 +13,16 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from baselines.drop_in import factory, like
+from baselines.drop_in import like
 
 
 class GhostConv(nn.Module):
     """A Ghost module that replaces a convolution.
 
     Args:
-        plain: the convolution that provides channels, geometry, device and dtype.
-        alpha: share of intrinsic maps. `max(1, int(alpha * out_channels))` channels are intrinsic; the others, at least
-            one, are ghosts of the intrinsic maps in turn. 1/2 is the published s = 2.
-
-    Shapes:
-        - input: (N, in_channels, H, W)
-        - output: (N, out_channels, H', W'), the output shape of `plain`, with the intrinsic maps before the ghosts
+        plain: the convolution that provides channels and geometry.
+        alpha: share of intrinsic maps. `max(1, int(alpha * out_channels))` channels are intrinsic and come first; the
+            others, at least one, are ghosts of the intrinsic maps in turn. 1/2 is the published s = 2.
     """
 
     def __init__(self, plain: nn.Conv2d, alpha: float = 0.5) -> None:
@@ -35,8 +31,7 @@ class GhostConv(nn.Module):
         self.ghosts = plain.out_channels - intrinsic
         self.rounds = -(-self.ghosts // intrinsic)  # number of ghosts of the first intrinsic map
         self.intrinsic = like(plain, plain.in_channels, intrinsic, bias=False)
-        depthwise = {"padding": 1, "groups": self.ghosts, "bias": False}
-        self.cheap = nn.Conv2d(self.ghosts, self.ghosts, 3, **depthwise, **factory(plain))
+        self.cheap = nn.Conv2d(self.ghosts, self.ghosts, 3, padding=1, groups=self.ghosts, bias=False)
 
     def forward(self, input: Tensor) -> Tensor:
         intrinsic = self.intrinsic(input)  # (N, m, H', W')
@@ -44,6 +39,6 @@ class GhostConv(nn.Module):
         return torch.cat((intrinsic, self.cheap(sources[:, : self.ghosts])), 1)
 
 
-def to_ghost(plain: nn.Conv2d, alpha: float = 0.5) -> nn.Module:
-    """Return a :class:`GhostConv`, or the convolution itself if no channel would be a ghost."""
+def to_ghost(plain: nn.Conv2d, alpha: float) -> nn.Module:
+    """Return a :class:`GhostConv`, or `plain` if no channel would be a ghost."""
     return plain if max(1, int(alpha * plain.out_channels)) == plain.out_channels else GhostConv(plain, alpha)

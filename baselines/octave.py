@@ -3,20 +3,20 @@
 Chen et al., "Drop an Octave: Reducing Spatial Redundancy in Convolutional Neural Networks with Octave Convolution",
 ICCV 2019 (arXiv 1904.05049).
 
-    model = to_octave(VGG11(), alpha=0.5)          # changed in place: 9,233,802 parameters, 0.45 of the FLOPs
+    model = build_octave(VGG11, alpha=0.5)         # 9,233,802 parameters, 0.45 of the FLOPs
 
 Between the first and the last convolution, the layers pass on pairs (high, low):
 
     high' = conv(high) + upsample(conv(low))        low' = conv(low) + conv(avg_pool(high))
 """
 
-from functools import partial
+from collections.abc import Callable
 
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from baselines.drop_in import factory, like
+from baselines.drop_in import like
 
 Pair = tuple[Tensor, Tensor]  # (N, C - c, H, W) and (N, c, H // 2, W // 2)
 CHAIN = nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d  # replaceable by layers for pairs
@@ -25,13 +25,8 @@ CHAIN = nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d  # repla
 class OctaveConv(nn.Module):
     """An octave convolution that replaces a plain one: up to four convolutions of its geometry, with its bias setting.
 
-    Args:
-        plain: the convolution that provides channels, geometry, device and dtype.
-        low_in, low_out: numbers of input and output channels at half resolution.
-
-    Shapes:
-        - input: a pair with `in_channels - low_in` and `low_in` channels, or a tensor if `low_in` is 0
-        - output: a pair with `out_channels - low_out` and `low_out` channels, or a tensor if `low_out` is 0
+    `low_in` of the input channels and `low_out` of the output channels are at half resolution. Input and output are
+    pairs, or tensors if there are no such channels.
     """
 
     def __init__(self, plain: nn.Conv2d, low_in: int, low_out: int) -> None:
@@ -66,32 +61,34 @@ class EachPart(nn.Module):
         return self.high(parts[0]), self.low(parts[1])
 
 
-def to_octave(network: nn.Module, alpha: float = 0.5) -> nn.Module:
-    """Return a network, changed in place, whose convolutions are octave convolutions with new weights.
+def build_octave(network: Callable[..., nn.Module], alpha: float, **arguments: object) -> nn.Module:
+    """Return `network(**arguments)` with octave convolutions.
 
     Args:
-        network: a network whose convolutions are in one nn.Sequential, nested or not, that otherwise holds only
-            BatchNorm2d, ReLU and max-pooling, such as Base and VGG11.
+        network: constructor of a network whose convolutions are in one nn.Sequential, nested or not, that otherwise
+            holds only BatchNorm2d, ReLU and max-pooling, such as Base and VGG11.
         alpha: share of the channels at half resolution, in (0, 1): `int(alpha * channels)` channels. The input images
             and the output of the last convolution have no such channels.
 
     Raises:
-        ValueError: for any other network.
+        ValueError: for any other network or alpha.
     """
-    trunk, low = _trunk(network), 0
-    layers = trunk.named_modules(remove_duplicate=False)  # in the order of execution
-    layers = [(name, layer) for name, layer in layers if not isinstance(layer, nn.Sequential)]
-    *_, last = (name for name, layer in layers if isinstance(layer, nn.Conv2d))
-    for name, layer in layers:
+    if not 0 < alpha < 1:
+        raise ValueError(f"octave needs alpha in (0, 1), got {alpha}")
+    model = network(**arguments)
+    trunk, low = _trunk(model), 0
+    *_, last = (layer for layer in trunk.modules() if isinstance(layer, nn.Conv2d))
+    for name, layer in list(trunk.named_modules(remove_duplicate=False)):  # in the order of execution
         if isinstance(layer, nn.Conv2d):
-            low_in, low = low, 0 if name == last else int(alpha * layer.out_channels)
-            norm = partial(_norm, **factory(layer))
+            low_in, low = low, 0 if layer is last else int(alpha * layer.out_channels)
             trunk.set_submodule(name, OctaveConv(layer, low_in, low))
         elif low and isinstance(layer, nn.BatchNorm2d):
-            trunk.set_submodule(name, EachPart(norm(layer, layer.num_features - low), norm(layer, low)))
-        elif low:
+            settings = layer.eps, layer.momentum, layer.affine, layer.track_running_stats
+            high = nn.BatchNorm2d(layer.num_features - low, *settings)
+            trunk.set_submodule(name, EachPart(high, nn.BatchNorm2d(low, *settings)))
+        elif low and not isinstance(layer, nn.Sequential):
             trunk.set_submodule(name, EachPart(layer, layer))
-    return network
+    return model
 
 
 def _trunk(network):
@@ -104,9 +101,3 @@ def _trunk(network):
                 return trunk
     chain = "convolutions, BatchNorm, ReLU and max-pooling in one nn.Sequential (Base, VGG11)"
     raise ValueError(f"octave needs a network of {chain}, not {type(network).__name__}")
-
-
-def _norm(layer, channels, **placed):
-    """A BatchNorm2d with the settings of `layer` and another number of channels."""
-    settings = layer.eps, layer.momentum, layer.affine, layer.track_running_stats
-    return nn.BatchNorm2d(channels, *settings, **placed)

@@ -1,12 +1,11 @@
 """Filter basis, Ghost module and factorised convolution against F.conv2d, and convolutions that stay plain."""
 
-from functools import partial
-
 import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+import baselines.basis
 from baselines.basis import BasisConv, to_basis
 from baselines.drop_in import drop_in
 from baselines.factorised import FactorisedConv
@@ -14,10 +13,7 @@ from baselines.ghost import GhostConv, to_ghost
 from linearconv import LinearConv
 
 GEOMETRY = {"stride": 2, "padding": 2, "dilation": 2, "padding_mode": "circular"}
-MADE = (BasisConv, FactorisedConv, GhostConv)
-CONVS = {
-    name: partial(drop_in, make) for name, make in (("basis", to_basis), ("ghost", to_ghost), ("svd", FactorisedConv))
-}
+REPLACE = {"basis": to_basis, "ghost": to_ghost, "svd": FactorisedConv}
 
 
 def convolve(layer, input):
@@ -28,8 +24,10 @@ def convolve(layer, input):
 
 
 @torch.no_grad()
-def test_basis_is_a_loop_over_groups_of_channels():
-    layer = BasisConv(nn.Conv2d(12, 7, 3, **GEOMETRY), basis_size=4, n_basis=5).eval()
+def test_basis_is_a_loop_over_groups_of_channels(monkeypatch):
+    monkeypatch.setattr(baselines.basis, "BASIS_SIZE", 4)
+    monkeypatch.setattr(baselines.basis, "N_BASIS", 5)
+    layer = BasisConv(nn.Conv2d(12, 7, 3, **GEOMETRY)).eval()
     nn.init.normal_(layer.norm.running_mean)
     nn.init.uniform_(layer.norm.running_var, 0.5, 2)
     input = torch.randn(2, 12, 9, 9)
@@ -73,23 +71,21 @@ def test_a_factorised_convolution_has_at_most_the_parameters_of_linearconv(chann
         ours = size(LinearConv(*channels, kernel_size, bias=bias, alpha=alpha))
         plain = nn.Conv2d(*channels, kernel_size, bias=bias)
         pair = FactorisedConv(plain, alpha)
-        made = drop_in(partial(FactorisedConv, alpha=alpha), *channels, kernel_size, bias=bias)
+        made = drop_in(FactorisedConv, alpha, *channels, kernel_size, bias=bias)
     one_more = plain.weight[0].numel() + plain.out_channels
     assert size(pair) <= ours < size(pair) + one_more or pair[0].out_channels == 1
     assert size(made) <= ours + (pair[0].out_channels == 1)  # of rank 1 it has one weight more than LinearConv
 
 
-@pytest.mark.parametrize("name", CONVS)
+@pytest.mark.parametrize("name", REPLACE)
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_layer_replaces_conv2d(name, bias):
-    layer = CONVS[name](128, 256, 3, 2, 1, bias=bias, dtype=torch.float64)
-    input = torch.randn(2, 128, 9, 9, dtype=torch.float64)
-    assert isinstance(layer, MADE)
-    assert layer(input).shape == F.conv2d(input, torch.zeros(256, 128, 3, 3).double(), stride=2, padding=1).shape
+    layer = drop_in(REPLACE[name], 0.5, 128, 256, 3, 2, 1, bias=bias)
+    assert isinstance(layer, (BasisConv, FactorisedConv, GhostConv))
+    assert layer(torch.randn(2, 128, 9, 9)).shape == (2, 256, 5, 5)
     plain = [module for module in layer.modules() if isinstance(module, nn.Conv2d)]
     assert sum(module.weight.numel() for module in plain) < 256 * 128 * 9
-    has_biases = bias and name != "ghost"
-    assert any(module.bias is not None for module in plain) == has_biases
+    assert any(module.bias is not None for module in plain) == (bias and name != "ghost")
 
 
 @pytest.mark.parametrize(
@@ -100,9 +96,9 @@ def test_a_layer_replaces_conv2d(name, bias):
         ("ghost", dict(in_channels=16, out_channels=1, kernel_size=3)),
         ("ghost", dict(in_channels=4, out_channels=16, kernel_size=1)),
         ("svd", dict(in_channels=3, out_channels=64, kernel_size=3)),
-        *((name, dict(in_channels=256, out_channels=256, kernel_size=3, groups=2)) for name in CONVS),
+        *((name, dict(in_channels=256, out_channels=256, kernel_size=3, groups=2)) for name in REPLACE),
     ],
 )
 def test_a_convolution_stays_plain_if_a_method_is_impossible_or_saves_nothing(name, arguments):
-    layer = CONVS[name](**arguments)
+    layer = drop_in(REPLACE[name], 0.5, **arguments)
     assert type(layer) is nn.Conv2d and str(layer) == str(nn.Conv2d(**arguments))

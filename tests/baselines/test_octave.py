@@ -1,12 +1,10 @@
 """Octave convolution: examples computed by hand, and suitable and unsuitable networks."""
 
-import copy
-
 import pytest
 import torch
 import torch.nn as nn
 
-from baselines.octave import EachPart, OctaveConv, to_octave
+from baselines.octave import EachPart, OctaveConv, build_octave
 from models.base_xcnn import Base
 from models.resnet_xcnn import ResNet18
 from models.squeezenet_xcnn import SqueezeNet
@@ -30,9 +28,7 @@ def test_both_parts_have_the_values_computed_by_hand():
     high, low = layer((torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]]), torch.tensor([[[[5.0]]]])))
     assert high.tolist() == [[[[2 + 1 + 50, 4 + 1 + 50], [6 + 1 + 50, 12 + 1 + 50]]]]
     assert low.tolist() == [[[[3 * (1 + 2 + 3 + 6) / 4 + 500 + 7]]]]
-
-
-def test_low_maps_are_repeated_not_interpolated():
+    # maps at half resolution are repeated, not interpolated
     layer = pointwise(2, 1, 1, 0, {"high_to_high": (0, 0), "low_to_high": (1, 0)})
     high = layer((torch.zeros(1, 1, 4, 4), torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])))
     assert high[0, 0].tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]]
@@ -51,7 +47,7 @@ def test_paths_have_the_geometry_and_the_parameters_of_the_plain_convolution(low
 
 def test_a_network_without_low_channels_equals_the_plain_one():
     plain = Base(width=THIN).eval()  # 4, 8, 16 and 32 channels
-    octave = to_octave(copy.deepcopy(plain), alpha=0.01).eval()
+    octave = build_octave(Base, 0.01, width=THIN).eval()
     state = octave.state_dict()
     plain.load_state_dict({key.replace("high_to_high.", ""): state[key] for key in state})
     images = torch.randn(2, 3, 32, 32)
@@ -60,7 +56,7 @@ def test_a_network_without_low_channels_equals_the_plain_one():
 
 @pytest.mark.parametrize("network, alpha", [(Base, 0.25), (VGG11, 0.75)])
 def test_half_resolution_is_used_between_the_first_and_the_last_convolution(network, alpha):
-    model = to_octave(network(width=0.25), alpha)
+    model = build_octave(network, alpha, width=0.25)
     shapes = []
     for layer in model.modules():
         if isinstance(layer, OctaveConv):
@@ -76,7 +72,7 @@ def test_half_resolution_is_used_between_the_first_and_the_last_convolution(netw
 
 def test_every_parameter_has_a_gradient():
     torch.manual_seed(0)
-    model = to_octave(VGG11(width=THIN), 0.75)
+    model = build_octave(VGG11, 0.75, width=THIN)
     model(torch.randn(4, 3, 36, 36)).square().sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and (parameter.dim() == 1 or parameter.grad.any()), name
@@ -84,7 +80,7 @@ def test_every_parameter_has_a_gradient():
 
 def test_norms_keep_their_settings():
     norm = nn.BatchNorm2d(4, eps=0.5, momentum=0.2, affine=False)
-    network = to_octave(nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Conv2d(4, 5, 3)), 0.25)
+    network = build_octave(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Conv2d(4, 5, 3)), 0.25)
     assert (network[1].high.num_features, network[1].low.num_features) == (3, 1)
     for part in (network[1].high, network[1].low):
         assert (part.eps, part.momentum, part.affine) == (0.5, 0.2, False)
@@ -93,4 +89,4 @@ def test_norms_keep_their_settings():
 @pytest.mark.parametrize("network", [ResNet18, SqueezeNet, lambda **_: nn.Sequential(nn.Conv2d(4, 4, 3, groups=2))])
 def test_other_networks_are_refused_in_one_line(network):
     with pytest.raises(ValueError, match=r"^octave needs a network of .* \(Base, VGG11\), not \w+$"):
-        to_octave(network(width=THIN))
+        build_octave(network, 0.5, width=THIN)
