@@ -11,6 +11,7 @@ import torch.nn as nn
 from linearconv import LinearConv
 from linearconv_convert import surgery
 from linearconv_convert.adapters import KINDS, split
+from linearconv_convert.batch_norm import correct_batch_norm
 from linearconv_convert.budget import Allocation, CompressionTarget, allocate
 from linearconv_convert.calibration import collect_stats
 from linearconv_convert.inputs import Verification, calibration_calls, known_call, with_batch
@@ -76,7 +77,8 @@ def convert(
         init: `"fit"`, or `"scratch"` for weights from the initial distributions of the layers.
         calibration: a batch of the model's inputs (a tensor, tuple or dict), or several, with or without labels. With
             calibration, the outputs on these images are fitted (by their principal components) instead of the filters
-            of layers with one group, and the biases, if there are any, preserve the means of the outputs. For full
+            of layers with one group, the biases, if there are any, preserve the means of the outputs, and the
+            statistics of BatchNorm change as much as those of its inputs (batch_norm.py). For full
             rank, the outputs are weighted by the gradients of the network's output, where it can be differentiated.
         evaluate: a metric of a model, higher is better. The loss of a layer for a `budget` is then the share of the
             metric that is lost when only this layer is reduced.
@@ -153,6 +155,8 @@ def convert(
             found |= {"macs_before": count_macs(conv, positions), "macs_after": count_macs(new, positions)}
         rows.append(LayerReport(name, count_parameters(conv), count_parameters(new), reason=reason, **found))
     converted = surgery.replace(target, replacements)
+    if replacements and init == "fit" and calibration is not None:
+        correct_batch_norm(converted, scratch, calibration)
     after, others = count_parameters(converted), other_layers(converted, layers)
     report = Report(rows, before, after, stats.macs, allocation.together, allocation.curve, others)
     if report.converted:
