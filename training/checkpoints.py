@@ -138,20 +138,18 @@ def read_log(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
 
 
-def checkpoint_name(epoch: int, batch: int) -> str:
-    """Return the file name of the checkpoint after `epoch` epochs and `batch` batches of the next one."""
-    return f"checkpoint-{epoch:04d}" + (f"-{batch:06d}" if batch else "") + ".pt"
-
-
 def save(folder: Path, state: dict, best: bool = False) -> None:
-    """Write a checkpoint, with `best` also as best.pt, and the log. Older checkpoints except one are deleted.
+    """Write the checkpoint after an epoch and batches of the next one, with `best` also as best.pt, and the log.
+
+    Older checkpoints except one are deleted.
 
     Raises:
         OSError: if a file cannot be written; earlier checkpoints are unchanged.
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)  # in memory first: torch's own error on a full disk does not name the reason
-    for name in ([BEST] if best else []) + [checkpoint_name(state["epoch"], state["batch"])]:
+    within = f"-{state['batch']:06d}" if state["batch"] else ""
+    for name in ([BEST] if best else []) + [f"checkpoint-{state['epoch']:04d}{within}.pt"]:
         with atomic_file(folder / name) as part:
             part.write_bytes(buffer.getbuffer())
     write_log(folder, state["history"])

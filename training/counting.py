@@ -50,37 +50,6 @@ def _masks(model):
     return [layer.mask for layer in model.modules() if isinstance(layer, LinearConvSparse)]
 
 
-def _paper_conv(layer, output):  # each rule maps a layer and its output for one image to operations
-    per_output = (prod(layer.kernel_size) + (layer.bias is not None)) * layer.in_channels // layer.groups
-    return output.numel() * per_output
-
-
-def _paper_linearconv(layer, output):
-    filter_size = layer.in_channels * prod(layer.kernel_size)
-    making = sum((2 * factor.shape[1] - 1) * len(factor) * filter_size for factor in layer.factors() if len(factor))
-    return _paper_conv(layer, output) + making
-
-
-def _paper_max_pool(layer, output):
-    size = layer.kernel_size
-    return (size if isinstance(size, int) else prod(size)) * output.numel()
-
-
-def _conv_and_building_macs(layer, output):
-    building = 0 if layer.combines_maps else layer.coefficients * layer.filter_size
-    return count_macs(layer, output[..., :1, :, :].numel()) + building
-
-
-PAPER_RULES = {
-    nn.Conv2d: _paper_conv,
-    LinearConv: _paper_linearconv,
-    nn.BatchNorm2d: lambda layer, output: 4 * output.numel(),
-    nn.ReLU: lambda layer, output: output.numel(),
-    nn.MaxPool2d: _paper_max_pool,
-    nn.Linear: lambda layer, output: (2 * layer.in_features - 1) * output.numel(),
-}
-
-
 def flops_paper(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     """Return the FLOPs of one image by the paper's convention, which reproduces its Table 1.
 
@@ -89,7 +58,31 @@ def flops_paper(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     LinearConv: its convolution as above, plus the generation of its filters, where multiplications and additions count
     separately and in_channels is NOT divided by groups. Other modules and functional calls count nothing.
     """
-    return _profile(model, input_size, PAPER_RULES, default_rules=False)
+    model, images = _without_values(model, 1, input_size)
+    operations = []
+    for layer in model.modules():
+        layer.register_forward_hook(lambda layer, _, output: operations.append(_paper_operations(layer, output)))
+    model.eval()(images)
+    return sum(operations)
+
+
+def _paper_operations(layer, output):
+    if isinstance(layer, (nn.Conv2d, LinearConv)):
+        per_output = (prod(layer.kernel_size) + (layer.bias is not None)) * layer.in_channels // layer.groups
+        generation = 0
+        if isinstance(layer, LinearConv):
+            filter_size = layer.in_channels * prod(layer.kernel_size)
+            factors = [factor for factor in layer.factors() if len(factor)]  # (rows, columns) each
+            generation = sum((2 * factor.shape[1] - 1) * len(factor) * filter_size for factor in factors)
+        return output.numel() * per_output + generation
+    if isinstance(layer, nn.BatchNorm2d):
+        return 4 * output.numel()
+    if isinstance(layer, nn.ReLU):
+        return output.numel()
+    if isinstance(layer, nn.MaxPool2d):
+        size = layer.kernel_size
+        return (size if isinstance(size, int) else prod(size)) * output.numel()
+    return (2 * layer.in_features - 1) * output.numel() if isinstance(layer, nn.Linear) else 0
 
 
 def flops(model: nn.Module, input_size: tuple[int, int, int]) -> int:
@@ -98,7 +91,21 @@ def flops(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     A LinearConv layer counts the multiply-adds of a forward pass as executed: the convolution with P filters and the
     combination of their feature maps, or the building of all F filters and the convolution with them.
     """
-    return _profile(model, input_size, {LinearConv: _conv_and_building_macs})
+    # Imported here, because --help does not need thop.
+    import setuptools  # noqa: F401  provides distutils, which thop needs, on Python 3.12 and later
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # thop compares versions with distutils
+        import thop
+    model, images = _without_values(model, 1, input_size)
+    kinds = {type(layer) for layer in model.modules() if isinstance(layer, LinearConv)}
+    total, _ = thop.profile(model, (images,), custom_ops=dict.fromkeys(kinds, _linearconv_rule), verbose=False)
+    return int(total)
+
+
+def _linearconv_rule(layer, _, output):
+    building = 0 if layer.combines_maps else layer.coefficients * layer.filter_size
+    layer.total_ops += count_macs(layer, output[..., :1, :, :].numel()) + building
 
 
 def macs_inference(model: nn.Module, input_size: tuple[int, int, int]) -> int:
@@ -113,31 +120,6 @@ def macs_inference(model: nn.Module, input_size: tuple[int, int, int]) -> int:
         empty, images = _without_values(model, number, input_size)
         totals.append(trace_macs(empty, {}, Call((images,), {}, "zeros"))[1])
     return totals[1] - totals[0]
-
-
-def _profile(model, input_size, rules, default_rules=True):
-    """Run thop with `rules` {type: rule}, which apply to subclasses too, and with its own rules if `default_rules`."""
-
-    def hook(rule):
-        def add(layer, input, output):
-            layer.total_ops += rule(layer, output)
-
-        return add
-
-    # Imported here, because --help does not need thop.
-    import setuptools  # noqa: F401  provides distutils, which thop needs, on Python 3.12 and later
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # thop compares versions with distutils
-        import thop
-        from thop.profile import register_hooks as thop_rules
-    model, images = _without_values(model, 1, input_size)
-    custom_ops = {} if default_rules else dict.fromkeys(thop_rules, hook(lambda layer, output: 0))
-    for kind in {type(module) for module in model.modules()}:
-        if base := next((base for base in kind.__mro__ if base in rules), None):
-            custom_ops[kind] = hook(rules[base])
-    total, _ = thop.profile(model, (images,), custom_ops=custom_ops, verbose=False)
-    return int(total)
 
 
 def _without_values(model, number, input_size):

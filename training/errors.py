@@ -8,6 +8,7 @@ import threading
 import time
 
 from dataloaders import DataError
+from linearconv_convert.surgery import ConversionError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 REPEAT = 2.0  # seconds in which a launcher and the system may both send a signal
@@ -28,7 +29,7 @@ class UsageError(RunError):
     """The run is impossible with the given options."""
 
 
-EXPECTED = (RunError, DataError, OSError, MemoryError, KeyboardInterrupt)  # any other exception is a bug
+EXPECTED = (RunError, DataError, ConversionError, OSError, MemoryError, KeyboardInterrupt)  # all others are bugs
 
 
 def out_of_memory(error: BaseException) -> bool:

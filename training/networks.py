@@ -43,9 +43,9 @@ class Networks:
     """
 
     starts = STARTS  # choices of --init
+    without = ("distill", "temperature")  # options of a recipe that these networks do not have
     defaults: dict[str, object] = {}  # default values of options
-    is_converted = False  # True for networks that have a method `convert`, see library.py
-    has_teacher = False
+    is_converted = False  # True for networks with a method `convert`, see library.py
 
     def __init__(self, networks: dict[str, Callable[..., nn.Module]]) -> None:
         self.networks = networks
@@ -58,9 +58,6 @@ class Networks:
         add("--width", type=positive_float, default=1.0, help="multiplies every channel count (default: 1)")
         names = tuple(self.networks)
         add("--network", choices=names, default=names[0], help="which network of this family (default: the first)")
-
-    def check(self, options: argparse.Namespace) -> None:
-        """Raise a ValueError for options that exclude each other."""
 
     def label(self, options: argparse.Namespace) -> list[str]:
         """Return the parts of a run's name that distinguish the network from others."""

@@ -7,8 +7,8 @@ Wrong options end the script with one line on stderr and exit code 2.
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -18,15 +18,15 @@ from dataloaders import DATASETS, IN_MEMORY
 from images.stream import default_workers
 from linearconv_variants import OneLineParser, Variant, non_negative_int, positive_float, positive_int
 from training.networks import Networks
-from training.recipe import CHANGEABLE, OTHER_DEFAULTS, RECIPES, SHORT, Recipe, add_recipe_options
+from training.recipe import CHANGEABLE, RECIPES, SHORT, Recipe, add_recipe_options
 
 
 class Options(argparse.Namespace):
     """The parsed command line.
 
     Each option is an attribute, except that `variant` (a :class:`linearconv_variants.Variant` or a
-    :class:`baselines.Baseline`) replaces `type`, `rank` and so on. `program` and `networks` are attributes too. Recipe
-    options that were not given are None, and the recipe decides.
+    :class:`baselines.Baseline`) replaces `type`, `rank` and so on. `program`, `networks` and `given`, the values that
+    are not the parser's defaults, are attributes too. Recipe options that were not given are None: the recipe decides.
     """
 
     def pick(self, *names: str) -> dict[str, object]:
@@ -40,19 +40,17 @@ def parse_arguments(parser: OneLineParser, argv: Sequence[str] | None = None) ->
     Raises:
         SystemExit: with code 2 after one line on stderr.
     """
-    given = vars(parser.parse_args(argv))
+    parsed = vars(parser.parse_args(argv))
+    given = {name: value for name, value in parsed.items() if value != parser.get_default(name)}
     try:
-        variant = method_of(argparse.Namespace(**given))
-        for field in fields(Variant):
-            given.pop(field.name, None)
-        device = _check_device(given["device"])
-        if given["amp"] is None:
-            given["amp"] = device.type == "cpu" and cpu_computes_in_bfloat16()
-        options = Options(**given, variant=variant, program=parser.prog)
+        variant = method_of(argparse.Namespace(**parsed))
+        others = {name: value for name, value in parsed.items() if name not in Variant.__dataclass_fields__}
+        options = Options(**others, variant=variant, program=parser.prog, given=given)
         _check(options)
-        options.networks.check(options)
     except ValueError as error:
         parser.error(error)
+    if options.amp is None:
+        options.amp = options.device == "cpu" and cpu_computes_in_bfloat16()
     return options
 
 
@@ -70,8 +68,7 @@ def make_parser(
     add("--dataset", choices=DATASETS, help="default: cifar10, or digits (bundled) if it is not available")
     add("--data-root", default="dataset", metavar="DIR", help="folder of the data sets (default: dataset)")
     add("--no-download", dest="download", action="store_false", help="use only the files in --data-root")
-    size = OTHER_DEFAULTS["image_size"]
-    add("--image-size", type=positive_int, default=size, help=f"imagefolder only: side in pixels (default: {size})")
+    add("--image-size", type=positive_int, default=32, help="imagefolder only: side in pixels (default: 32)")
     kept = "imagefolder only: keep the images in memory, or stream them from disk (default: auto, by the free memory)"
     add("--in-memory", choices=IN_MEMORY, default="auto", help=kept)
     usual = f"default: one per core, at most 8; here {default_workers()}"
@@ -83,7 +80,7 @@ def make_parser(
     kinds = "the architecture's own, a short one, or a careful one for trained weights"
     usual = networks.defaults.get("recipe", "paper")
     group.add_argument("--recipe", choices=RECIPES, default="paper", help=f"{kinds} (default: {usual})")
-    add_recipe_options(group, networks.starts, networks.has_teacher)
+    add_recipe_options(group, networks.starts, networks.without)
 
     add = parser.add_argument_group("training").add_argument
     add("--seed", type=int, default=0, help="seed of initialisation, shuffling and augmentation (default: 0)")
@@ -141,19 +138,11 @@ def _check(options):
         raise ValueError(f"--seed must be a non-negative 64-bit integer, got {options.seed}")
     if options.sync_batch_norm and (options.device == "cpu" or os.environ.get("WORLD_SIZE", "1") == "1"):
         raise ValueError("--sync-batch-norm needs GPUs and several processes: torch has none for CPUs")
-
-
-def _check_device(name):
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"--device {name!r} is not a device: give cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA device"
-        raise ValueError(f"--device {name} asks for a GPU, but torch finds {found} here: use --device cpu")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device {name} is not supported: give cpu, cuda or cuda:N")
-    return device
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", options.device):
+        raise ValueError(f"--device {options.device} is not supported: give cpu, cuda or cuda:N")
+    gpus = torch.cuda.device_count()
+    if options.device != "cpu" and (torch.device(options.device).index or 0) >= gpus:
+        raise ValueError(f"--device {options.device} needs a GPU, but torch finds {gpus or 'no'} CUDA devices")
 
 
 def cpu_computes_in_bfloat16() -> bool:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from training.distributed import Group
 
-FIRST_ESTIMATE = 100  # steps
+FIRST_LINE = 100  # steps
 SILENCE = 60  # seconds after which a line is printed if there is no terminal
 
 
@@ -79,41 +79,35 @@ class Progress:
 
 
 class Display:
-    """Show progress: a bar on a terminal, else a line at least once a minute; a line for each epoch; the time left.
+    """Show progress: a bar on a terminal, else a line after 100 steps and once a minute; and a line for each epoch.
 
-    An epoch has `steps` steps, and the run begins or is resumed with `progress`.
+    Args:
+        progress: progress at the beginning.
+        epochs, steps: number of epochs, and of steps per epoch.
+        batch_size: images per step.
+        quiet: show no bar, in processes that do not print.
     """
 
-    def __init__(self, progress: Progress, epochs: int, steps: int, batch_size: int, quiet: bool) -> None:
+    def __init__(self, progress: Progress, epochs: int, steps: int, batch_size: int, quiet: bool = False) -> None:
         self.epochs, self.steps, self.batch_size = epochs, steps, batch_size
         self.first, self.start = self._done(progress), time.monotonic()
         self.shown = self.start
-        # None: no bar without a terminal
-        self.bar = tqdm(
-            total=epochs * steps, initial=self.first, disable=quiet or None, unit="batch", dynamic_ncols=True
-        )
-
-    def __enter__(self) -> "Display":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
+        hidden = quiet or None  # None: without a terminal
+        self.bar = tqdm(total=epochs * steps, initial=self.first, disable=hidden, unit="batch", dynamic_ncols=True)
 
     def show_step(self, progress: Progress) -> None:
-        """Show a finished step: on the bar, or as a line if the last line is a minute old."""
+        """Show a finished step."""
         self.bar.update()
-        now = time.monotonic()
-        if self._done(progress) == self.first + FIRST_ESTIMATE:
-            seconds = self._seconds_per_step(progress) * self.steps
-            self._print(f"about {duration(seconds)} per epoch, {self._time_left(progress)} left")
-        elif now - self.shown > (SILENCE if self.bar.disable else 1):
-            self.shown = now
-            loss = f"{progress.loss_sum.item() / (progress.batch * self.batch_size):.4f}"
-            if self.bar.disable:
-                where = f"epoch {progress.epoch + 1}/{self.epochs}, batch {progress.batch}/{self.steps}"
-                self._print(f"{where}: loss {loss}, {self._time_left(progress)} left")
-            else:
-                self.bar.set_postfix(epoch=progress.epoch + 1, loss=loss)
+        is_first = self._done(progress) == self.first + FIRST_LINE
+        if time.monotonic() - self.shown < (SILENCE if self.bar.disable else 1) and not is_first:
+            return
+        self.shown = time.monotonic()
+        loss = f"{progress.loss_sum.item() / (progress.batch * self.batch_size):.4f}"
+        if self.bar.disable:
+            where = f"epoch {progress.epoch + 1}/{self.epochs}, batch {progress.batch}/{self.steps}"
+            self._print(f"{where}: loss {loss}, {self._time_left(progress)} left")
+        else:
+            self.bar.set_postfix(epoch=progress.epoch + 1, loss=loss)
 
     def show_epoch(self, progress: Progress, train_seconds: float) -> None:
         """Print the line of a finished epoch."""
@@ -133,17 +127,8 @@ class Display:
     def _done(self, progress):
         return progress.epoch * self.steps + progress.batch
 
-    def _seconds_per_step(self, progress):
-        """The mean since the beginning, evaluations included."""
-        return (time.monotonic() - self.start) / max(1, self._done(progress) - self.first)
-
     def _time_left(self, progress):
-        return duration(self._seconds_per_step(progress) * (self.epochs * self.steps - self._done(progress)))
-
-
-def duration(seconds: float) -> str:
-    """Return a time in words: `40 s`, `12 min`, `2 h 5 min`."""
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+        """The time for the remaining steps at the mean speed since the beginning, evaluations included."""
+        done = self._done(progress)
+        seconds_per_step = (time.monotonic() - self.start) / (done - self.first)
+        return tqdm.format_interval(seconds_per_step * (self.epochs * self.steps - done))

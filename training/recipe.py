@@ -34,7 +34,6 @@ def option(
     help: str,
     *,
     may_change: bool = False,
-    needs_teacher: bool = False,
     **arguments: object,
 ) -> object:
     """Return a dataclass field that is also an option of the command line, where its default is None.
@@ -42,11 +41,10 @@ def option(
     Args:
         values: a type for argparse, or the choices.
         may_change: whether --may-change accepts the option for a resumed run.
-        needs_teacher: whether only scripts that have a teacher, the network before conversion, offer the option.
+        arguments: further arguments of `add_argument`.
     """
     kind = {"type": values} if callable(values) else {"choices": values}
-    metadata = {"may_change": may_change, "needs_teacher": needs_teacher}
-    return field(default=default, metadata=metadata | {"arguments": {"help": help, **kind, **arguments}})
+    return field(default=default, metadata={"may_change": may_change, "arguments": {"help": help, **kind, **arguments}})
 
 
 @dataclass(frozen=True)
@@ -82,12 +80,11 @@ class Recipe:
         0.0,
         positive_share,
         "share of the loss that is soft targets of the network before conversion (default: 0.5); 1: without labels",
-        needs_teacher=True,
         nargs="?",
         const=0.5,
         metavar="SHARE",
     )
-    temperature: float = option(4.0, positive_float, "temperature of the soft targets (default: 4)", needs_teacher=True)
+    temperature: float = option(4.0, positive_float, "temperature of the soft targets (default: 4)")
 
     def changed_by(self, options: object) -> "Recipe":
         """Return the recipe with the options given on a command line; options that were not given are None."""
@@ -114,16 +111,16 @@ class Recipe:
         return f"{name}, lr {self.lr:g}{drops}, {self.epochs} epochs, batch {self.batch_size}"
 
 
-def add_recipe_options(group: argparse._ArgumentGroup, starts: Sequence[str], has_teacher: bool) -> None:
-    """Add an option for each field of :class:`Recipe` to a parser's group; `starts` are the choices of --init."""
+def add_recipe_options(group: argparse._ArgumentGroup, starts: Sequence[str], without: Sequence[str]) -> None:
+    """Add an option for each field of :class:`Recipe`, except `without`; `starts` are the choices of --init."""
     for setting in fields(Recipe):
+        if setting.name in without:
+            group.set_defaults(**{setting.name: None})
+            continue
         arguments = dict(setting.metadata["arguments"])
         if setting.name == "init":
             arguments["choices"] = starts
-        if has_teacher or not setting.metadata["needs_teacher"]:
-            group.add_argument(f"--{setting.name.replace('_', '-')}", **arguments)
-        else:
-            group.set_defaults(**{setting.name: None})
+        group.add_argument(f"--{setting.name.replace('_', '-')}", **arguments)
 
 
 FAST = Recipe(  # for random weights; chosen on held-out training images: docs/accuracy.md
@@ -149,16 +146,9 @@ TUNE = Recipe(  # for trained weights: docs/zoo.md; the warm-up protects convert
 )
 SHORT = {"fast": FAST, "tune": TUNE}
 RECIPES = ("paper", *SHORT)
-OTHER_DEFAULTS = {  # of options outside the recipe
-    "alpha": Variant.alpha,
-    "pruning": Variant.pruning,
-    "image_size": 32,
-    "of": "parameters",
-    "calibrate": 512,
-}
 
 
-def recipe_for(options: object, dataset: str | None, paper: Recipe, digits: Recipe | None = None) -> Recipe:
+def recipe_for(options: argparse.Namespace, dataset: str | None, paper: Recipe, digits: Recipe | None = None) -> Recipe:
     """Return the recipe named on the command line, or of the architecture, changed by the given options.
 
     Raises:
@@ -166,11 +156,9 @@ def recipe_for(options: object, dataset: str | None, paper: Recipe, digits: Reci
     """
     own = digits if digits and dataset == "digits" else paper
     recipe = SHORT.get(options.recipe, own).changed_by(options)
-    defaults = vars(Recipe(lr=1.0, epochs=1)) | options.networks.defaults
-    given = vars(options.variant) | vars(options)
     for name, needs in without_effect(options, recipe, dataset).items():
-        value, default = given.get(name), defaults.get(name, OTHER_DEFAULTS.get(name))
-        if value and value != default:  # 0: switched off
+        value = options.given.get(name)
+        if value and value != getattr(Recipe, name, None):  # 0: switched off
             raise UsageError(f"--{name.replace('_', '-')} {value} has no effect here: it needs {needs}")
     return recipe
 
@@ -196,6 +184,7 @@ def without_effect(options: argparse.Namespace, recipe: Recipe, dataset: str | N
         "init": (is_linearconv or recipe.init == "scratch", linearconv),
         "stem": (variant.type not in ("dense", "octave"), "a type that replaces each convolution by itself"),
         "dense_epochs": (is_linearconv and recipe.dense_epochs < epochs, f"{linearconv}, and epochs after it"),
+        "distill": (getattr(options, "weights", None), "--weights, which the teacher has"),
         "temperature": (recipe.distill, "--distill"),
         "of": (budget, "--budget"),
         "budget": (variant.type != "dense", "a type to convert to"),

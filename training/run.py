@@ -15,10 +15,8 @@ from typing import NamedTuple
 
 import torch
 import torch.nn as nn
-from torch import Tensor
 
 from dataloaders import DataError, DataSet, Loader, dataloaders, describe, kept_in_memory
-from linearconv import LinearConv
 from linearconv_convert.weights import copy_weights
 from training import checkpoints, counting, report
 from training.distributed import Group, join
@@ -72,22 +70,18 @@ def _run(options: Options, recipes: Recipes, group: Group, stack: ExitStack) -> 
         torch.use_deterministic_algorithms(True)
     networks, recipe = options.networks, recipe_for(options, options.dataset, *recipes)
     input_size, num_classes = _image_shape(options)
-    folder = data = checkpoint = images = None
-    if options.output:
-        folder = _open_folder(options, None, group, stack)  # an unusable folder raises before the data are read
-
+    # A folder that cannot be used raises before the data are read.
+    folder = _open_folder(options, None, group, stack) if options.output else None
     torch.manual_seed(options.seed)
     network = networks.build(options, recipe, input_size, num_classes, group)
+    loaded = loader = None
     if networks.is_converted:
-        if not options.count_only:  # the conversion needs training images or the checkpoint
-            data = load_data(options, recipes, group)
-            folder = folder or _open_folder(options, data.dataset, group, stack)
-            checkpoint = _load_checkpoint(folder, group)
-            if checkpoint and checkpoint[0].get("network"):
-                network.record = checkpoint[0]["network"]
-            elif needed := networks.images_needed(options, recipe):
-                images = training_images(data.loaders[0], needed)
-        network = networks.convert(network, options, recipe, input_size, group, images)
+        if not options.count_only:  # the conversion needs images, or the record in a checkpoint
+            loaded = data, folder, checkpoint = _load(options, recipes, folder, group, stack)
+            loader = data.loaders[0]
+            if checkpoint:
+                network.record = checkpoint[0].get("network", network.record)
+        network = networks.convert(network, options, recipe, group, loader)
 
     counts = report.count_against_dense(network.model, network.dense, input_size)
     report.show_counts(networks.title(options), counts, input_size, num_classes)
@@ -97,9 +91,7 @@ def _run(options: Options, recipes: Recipes, group: Group, stack: ExitStack) -> 
             checkpoints.write_json(folder / checkpoints.REPORT, result)
         return
 
-    data = data or load_data(options, recipes, group)
-    folder = folder or _open_folder(options, data.dataset, group, stack)
-    checkpoint = checkpoint or _load_checkpoint(folder, group)
+    data, folder, checkpoint = loaded or _load(options, recipes, folder, group, stack)
     if group.is_rank0 and group.size > 1 and not options.output:
         (folder / checkpoints.LOG).touch()  # reserves the number of the default folder, in case torchrun restarts
     print(f"{data.recipe.epochs} epochs of {len(data.loaders[0])} steps; output folder: {folder}")
@@ -144,19 +136,25 @@ class Data(NamedTuple):
         return {"classes": self.info.classes, "image_size": self.info.image_size, "num_images": num_images}
 
 
-def load_data(options: Options, recipes: Recipes, group: Group) -> Data:
-    """Return the data set of the options; by default CIFAR-10, or the digits if CIFAR-10 is not available."""
+def _load(options, recipes, folder, group, stack):
+    """Return the data, the output folder, and the checkpoint (state, path) of a run that is resumed, or None."""
     try:
-        return _load(options.dataset or "cifar10", options, recipes, group)
+        data = _load_data(options.dataset or "cifar10", options, recipes, group)
     except DataError as error:
         if options.dataset:
             raise
         print(f"CIFAR-10 is not available: {error}")
         print("Training on the bundled digits instead, with a recipe of their own; --dataset chooses another set.")
-        return _load("digits", options, recipes, group)
+        data = _load_data("digits", options, recipes, group)
+    folder = folder or _open_folder(options, data.dataset, group, stack)
+
+    def newest():
+        return checkpoints.load_newest(folder) if checkpoints.holds_checkpoint(folder) else None
+
+    return data, folder, group.broadcast_from_rank0(newest)
 
 
-def _load(name, options, recipes, group):
+def _load_data(name, options, recipes, group):
     recipe = recipe_for(options, name, *recipes)
     place = {"name": name, "root": options.data_root, "device": group.device, "image_size": options.image_size}
     copies = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine
@@ -178,35 +176,12 @@ def _load(name, options, recipes, group):
     return Data(name, info, recipe, in_memory, tuple(loaders))
 
 
-def training_images(loader: Loader, count: int) -> list[Tensor]:
-    """Return the first `count` images of a loader's next pass, in batches of 64; the loader's state is unchanged."""
-    state, images = loader.state_dict(), []
-    for batch, _ in loader:
-        images.append(batch)
-        if sum(map(len, images)) >= count:
-            break
-    loader.load_state_dict(state)
-    return list(torch.cat(images)[:count].split(64))
-
-
 def _open_folder(options, dataset, group, stack):
     """Return the output folder, locked by rank 0; the name of the default folder contains the data set."""
     resume = "auto" if group.restarts and options.resume == "never" else options.resume  # torchrun's restarts resume
-    if options.output:
-        folder = checkpoints.open_folder(Path(options.output), resume)
-    else:
-        default = Path("ckpt") / Path(options.program).stem / run_name(options, dataset)
-        folder = checkpoints.open_folder(default, resume, numbered=True)
-    return group.broadcast_from_rank0(lambda: stack.enter_context(folder))
-
-
-def _load_checkpoint(folder, group):
-    """Return state and path of the newest checkpoint of a run that is resumed, or None for a new run."""
-
-    def load():
-        return checkpoints.load_newest(folder) if checkpoints.holds_checkpoint(folder) else None
-
-    return group.broadcast_from_rank0(load)
+    folder = Path(options.output or Path("ckpt") / Path(options.program).stem / run_name(options, dataset))
+    opened = checkpoints.open_folder(folder, resume, numbered=not options.output)
+    return group.broadcast_from_rank0(lambda: stack.enter_context(opened))
 
 
 # ---- train ----------------------------------------------------------------------------------------------------------
@@ -221,14 +196,11 @@ def train(
     group: Group,
     checkpoint: tuple[dict, Path] | None = None,
 ) -> Trainer:
-    """Train a network for all epochs, from a checkpoint if given, and return its trainer.
+    """Train a network for all epochs, from a checkpoint (state, path) if given, and return its trainer.
 
     With --dense-epochs a first trainer trains the dense network, and a second one the converted network.
     """
     recipe = data.recipe
-    channels_last = options.channels_last and _channels_last_is_safe(network.model, group.device)
-    for loader in data.loaders:
-        loader.memory_format = torch.channels_last if channels_last else torch.contiguous_format
     settings = TrainingSettings(
         recipe=recipe,
         dataset=data.dataset,
@@ -247,8 +219,7 @@ def train(
         group=group,
         teacher=network.dense if recipe.distill else None,
         record=network.record,
-        channels_last=channels_last,
-        **options.pick("compile", "sync_batch_norm", "save_every"),
+        **options.pick("channels_last", "compile", "sync_batch_norm", "save_every"),
     )
     progress, dense_epochs = None, recipe.dense_epochs
     is_converted = checkpoint and (checkpoint[0]["epoch"], checkpoint[0]["batch"]) > (dense_epochs, 0)
@@ -264,10 +235,3 @@ def train(
         trainer.load_state(*checkpoint, options.may_change)
     trainer.fit()
     return trainer
-
-
-def _channels_last_is_safe(model, device):
-    """Return False on a CPU for strided 1x1 convolutions with few channels: torch 2.11 to 2.15 corrupt memory."""
-    layers = (layer for layer in model.modules() if isinstance(layer, (nn.Conv2d, LinearConv)))
-    strided = (layer for layer in layers if layer.kernel_size == (1, 1) and max(layer.stride) > 1)
-    return device.type != "cpu" or all(layer.in_channels >= 16 for layer in strided)

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from corr_reg import mean_correlation
 from dataloaders import Loader
+from linearconv import LinearConv
 from linearconv_convert.surgery import first_line
 from linearconv_sparse import schedule_pruning
 from training import checkpoints, counting
@@ -40,6 +41,7 @@ class Trainer:
         progress: progress of the trainer for the epochs before `first_epoch`; default: a new run, which sets the seeds.
         teacher: network that computes the soft targets for distillation; not trained.
         record: from it the network can be built again without its script; saved in checkpoints.
+        channels_last: memory format of the network and its images, where torch computes correctly with it.
         save_every: minutes after which a checkpoint is saved within an epoch.
     """
 
@@ -63,7 +65,6 @@ class Trainer:
     ) -> None:
         self.group = group or Group()
         self.device = self.group.device
-        self.train_loader, self.test_loader = loaders
         self.settings, self.recipe, self.folder, self.save_every = settings, settings.recipe, folder, save_every
         self.last_epoch = self.recipe.epochs if last_epoch is None else last_epoch
         self.autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=settings.amp)
@@ -71,7 +72,11 @@ class Trainer:
             checkpoints.seed_random(settings.seed + self.group.rank)  # dropout differs between processes
         self.progress = progress or Progress()
 
+        channels_last = channels_last and _channels_last_is_safe(model, self.device)
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.train_loader, self.test_loader = loaders
+        for loader in loaders:
+            loader.memory_format = memory_format
         self.model = model.to(self.device, memory_format=memory_format)
         if sync_batch_norm:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
@@ -100,17 +105,12 @@ class Trainer:
         """Train up to the last epoch, and return the progress.
 
         Raises:
-            UsageError: if a resumed run has already been trained for more epochs.
             RunError: after SIGINT or SIGTERM, when a checkpoint has been saved, or if a loss, gradient or weight is not
                 finite.
         """
         progress, recipe = self.progress, self.recipe
-        if progress.epoch > recipe.epochs:
-            raise UsageError(
-                f"{self.folder} has been trained for {progress.epoch} epochs: give more --epochs to resume"
-            )
         display = Display(progress, recipe.epochs, self.steps, recipe.batch_size, quiet=not self.group.is_rank0)
-        with self.stop, display:
+        with self.stop, display.bar:
             while progress.epoch < self.last_epoch:
                 images = self._train_epoch(display)
                 self._finish_epoch(images, display)
@@ -254,9 +254,11 @@ class Trainer:
         """Resume from a checkpoint of :func:`checkpoints.load_newest`; settings in `may_change` may differ.
 
         Raises:
-            UsageError: if the checkpoint has another network, variant, data set or recipe.
+            UsageError: if the checkpoint has another network, variant, data set or recipe, or more epochs.
         """
         changed = self.settings.check(state["settings"], path, may_change)
+        if state["epoch"] > self.recipe.epochs:
+            raise UsageError(f"{path} has been trained for {state['epoch']} epochs: give more --epochs to resume")
         if "batch_size" in changed and state["batch"]:
             raise UsageError(f"{path} is within an epoch, where the batch size cannot change: finish the epoch first")
         try:
@@ -278,3 +280,10 @@ class Trainer:
         print(f"resuming after {progress} from {path}")
         if other := [f"{name} {was}" for name, was in state["versions"].items() if VERSIONS.get(name) != was]:
             print(f"it was written by {', '.join(other)}: the resumed run is not bit for bit the uninterrupted one")
+
+
+def _channels_last_is_safe(model, device):
+    """Return False on a CPU for strided 1x1 convolutions with few channels: torch 2.11 to 2.15 corrupt memory."""
+    layers = (layer for layer in model.modules() if isinstance(layer, (nn.Conv2d, LinearConv)))
+    strided = (layer for layer in layers if layer.kernel_size == (1, 1) and max(layer.stride) > 1)
+    return device.type != "cpu" or all(layer.in_channels >= 16 for layer in strided)

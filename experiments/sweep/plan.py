@@ -20,7 +20,7 @@ from training.options import dataset_label, make_parser, parse_arguments, run_na
 from training.recipe import SHORT, Recipe, without_effect
 from training.report import ROOT
 
-WITHOUT_EFFECT = "count_only data_root device download help in_channels may_change networks num_classes output"
+WITHOUT_EFFECT = "count_only data_root device download given help in_channels may_change networks num_classes output"
 WITHOUT_EFFECT = {*WITHOUT_EFFECT.split(), "program", "resume", "save_every", "variant"}  # on the result
 LISTED = {"type", "rank", "sparsity", "alpha", "network", "seed", "dataset"}  # a sweep has options for lists of these
 ANY_RECIPE = Recipe(lr=1.0, epochs=1000, weight_decay=1.0, distill=0.5)  # with which every option has an effect

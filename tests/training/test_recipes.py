@@ -51,7 +51,7 @@ def test_a_recipe_option_is_one_line(monkeypatch):
 
     monkeypatch.setattr(recipe, "Recipe", Extended)
     parser = OneLineParser()
-    recipe.add_recipe_options(parser, starts=("published",), has_teacher=False)
+    recipe.add_recipe_options(parser, starts=("published",), without=("distill",))
     help = parser.format_help()
     assert "strength of the shaking" in help and "--distill" not in help
     given = parser.parse_args(["--shake", "0.5"])

@@ -202,7 +202,8 @@ def test_two_signals_at_once_save_the_run(data, tmp_path, attempt):
         time.sleep(draw.uniform(0, 0.02))
     assert exit_code(pid) == 143
     state, path = checkpoints.load_newest(tmp_path / "run")
-    assert path.name == checkpoints.checkpoint_name(state["epoch"], state["batch"])
+    within = f"-{state['batch']:06d}" if state["batch"] else ""
+    assert path.name == f"checkpoint-{state['epoch']:04d}{within}.pt"
     assert not list((tmp_path / "run").glob("*.part*"))
 
 
@@ -270,11 +271,12 @@ def test_processes_that_cannot_be_joined_are_refused(refused, monkeypatch):
 
 
 def test_length_folder_and_time_left_are_printed(run, capsys, monkeypatch):
-    monkeypatch.setattr("training.progress.FIRST_ESTIMATE", 2)
-    monkeypatch.setattr("training.progress.SILENCE", 0)
+    monkeypatch.setattr("training.progress.FIRST_LINE", 2)
     folder = run("base", RUN)
     lines = capsys.readouterr().out.splitlines()
     assert f"3 epochs of 4 steps; output folder: {folder}" in lines
-    assert sum(line.startswith("about 0 s per epoch, ") and line.endswith(" left") for line in lines) == 1
-    assert sum(line.startswith("epoch 2/3, batch ") and line.endswith(" left") for line in lines) == 4
+    assert [line.endswith(" left") for line in lines if line.startswith("epoch 1/3, batch 2/4: loss ")] == [True]
     assert [line.endswith(" left") for line in lines if line.startswith("epoch   ")] == [True, True, False]
+    monkeypatch.setattr("training.progress.SILENCE", 0)
+    run("base", RUN, "other")
+    assert sum(line.startswith("epoch 2/3, batch ") for line in capsys.readouterr().out.splitlines()) == 4
