@@ -9,9 +9,8 @@ from collections.abc import Sequence
 
 from experiments.markdown import markdown_table
 
-AT_ONCE, FURTHER = "at once", "from scratch"
-FROM_SCRATCH = {"rank": "LinearConv", "dense": "thinner dense", "ghost": "Ghost modules"}  # by type
-NAMES = {
+AT_ONCE, FROM_SCRATCH = "at once", "from scratch"
+NAMES = {  # of a unit's way, or of the type of a network from scratch
     "linearconv": "LinearConv",
     "svd": "SVD pair",
     "spatial": "spatial SVD",
@@ -19,6 +18,7 @@ NAMES = {
     "pruning": "channel pruning",
     "dense": "dense",
 }
+SCRATCH_NAMES = {"rank": "LinearConv", "dense": "thinner dense", "ghost": "Ghost modules"}
 
 
 def losses(runs: Sequence[dict]) -> tuple[dict[str, dict[float, list[float]]], float]:
@@ -29,63 +29,72 @@ def losses(runs: Sequence[dict]) -> tuple[dict[str, dict[float, list[float]]], f
         `LinearConv, 2 epochs, teacher`, and the size is the share of parameters that was asked for.
     """
     dense = {run["report"]["seed"]: run["report"] for run in runs if run["setting"] == "-t dense"}
-    sizes = {run["report"]["budget"] for run in runs if run["report"].get("way", "dense") != "dense"}
-    found = {}
-    for run in runs:
-        report = run["report"]
+    reports = [run["report"] for run in runs if run["setting"] != "-t dense"]
+    budgets = {report["budget"] for report in reports if report.get("way", "dense") != "dense"}
+    found: dict[str, dict[float, list[float]]] = {}
+    for report in reports:
         reference = dense.get(report["seed"])
-        if run["setting"] == "-t dense" or reference is None:
+        if reference is None:
             continue
-        if "way" in report:
-            tuned = f"{report['epochs']} epochs" + (", teacher" if report["teacher"] else "")
-            way, size = f"{NAMES[report['way']]}, {tuned if report['epochs'] else AT_ONCE}", report["budget"]
-        else:
+        size = report.get("budget")
+        if size is None:  # a network from scratch
             share = report["parameters"] / reference["parameters"]
-            size = min(sizes or [share], key=lambda size: abs(size - share))  # noqa: B023
-            way = f"{FROM_SCRATCH[report['type']]} from scratch, {report['epochs']} epochs"
+            size = min(budgets, key=lambda budget: abs(budget - share), default=share)  # noqa: B023
         lost = reference["test_accuracy"] - report["test_accuracy"]
-        found.setdefault(way, {}).setdefault(size, []).append(lost)
-    return found, statistics.fmean(report["test_accuracy"] for report in dense.values()) if dense else math.nan
+        found.setdefault(_way(report), {}).setdefault(size, []).append(lost)
+    accuracies = [report["test_accuracy"] for report in dense.values()]
+    return found, statistics.fmean(accuracies) if accuracies else math.nan
+
+
+def _way(report):
+    """The name of the way of a report, with its training."""
+    if "way" not in report:
+        return f"{SCRATCH_NAMES[report['type']]} {FROM_SCRATCH}, {report['epochs']} epochs"
+    if not report["epochs"]:
+        return f"{NAMES[report['way']]}, {AT_ONCE}"
+    teacher = ", teacher" if report["teacher"] else ""
+    return f"{NAMES[report['way']]}, {report['epochs']} epochs{teacher}"
 
 
 def markdown(runs: Sequence[dict]) -> list[str]:
-    """Return the lines of both tables; the least loss at each size, at once and trained further, is bold."""
+    """Return the lines of both tables; the least loss at each size, at once and after training, is bold."""
     found, accuracy = losses(runs)
-    sizes = sorted({size for ways in found.values() for size in ways}, reverse=True)
+    sizes = sorted({size for by_size in found.values() for size in by_size}, reverse=True)
+    means = {way: {size: statistics.fmean(lost) for size, lost in by_size.items()} for way, by_size in found.items()}
+    least: dict[tuple[bool, float], float] = {}
+    for way, by_size in means.items():
+        for size, mean in by_size.items():
+            group = (AT_ONCE in way, size)
+            least[group] = min(mean, least.get(group, math.inf))
     rows = []
-    for way in sorted(found, key=lambda way: (FURTHER in way, AT_ONCE not in way, way.partition(", ")[2])):
+    for way in sorted(found, key=lambda way: (FROM_SCRATCH in way, AT_ONCE not in way, way.partition(", ")[2])):
         row = [way]
         for size in sizes:
-            rivals = [
-                found[other][size] for other in found if (AT_ONCE in other) == (AT_ONCE in way) and size in found[other]
-            ]
-            row.append(_cell(found[way].get(size), min(map(statistics.fmean, rivals), default=0)))
+            lost = found[way].get(size, [])
+            deviation = f" ± {statistics.stdev(lost):.2f}" if len(lost) > 1 else ""
+            cell = f"{means[way][size]:.2f}{deviation}" if lost else ""
+            row.append(f"**{cell}**" if lost and means[way][size] == least[AT_ONCE in way, size] else cell)
         rows.append(row)
-    seeds = max((len(values) for ways in found.values() for values in ways.values()), default=0)
+    seeds = max((len(lost) for by_size in found.values() for lost in by_size.values()), default=0)
     lines = [f"Points of test accuracy lost against dense ({accuracy:.2f} %); mean over up to {seeds} seeds.", ""]
-    lines += [*markdown_table(["way", *(f"{100 * size:g} %" for size in sizes)], rows), ""]
-    groups = {}
-    for run in runs:
-        if "speed" in run["report"]:
-            groups.setdefault((run["report"]["budget"], NAMES[run["report"]["way"]]), []).append(run["report"])
+    lines += markdown_table(["way", *(f"{100 * size:g} %" for size in sizes)], rows)
+    return [*lines, "", *_sizes_and_speeds(runs)]
+
+
+def _sizes_and_speeds(runs):
+    """The lines of the table of sizes and speeds, for the networks at once."""
+    groups: dict[tuple[float, str], list[dict]] = {}
+    for report in (run["report"] for run in runs):
+        if "speed" in report:
+            groups.setdefault((report["budget"], NAMES[report["way"]]), []).append(report)
     rows = []
     for (size, name), reports in sorted(groups.items(), reverse=True):
         row = [name, f"{100 * size:g} %"]
-        row += [
-            f"{statistics.fmean(report[key] for report in reports):,.0f}" for key in ("parameters", "macs_inference")
-        ]
+        for key in ("parameters", "macs_inference"):
+            row.append(f"{statistics.fmean(report[key] for report in reports):,.0f}")
         for runtime in ("torch", "onnxruntime"):
             speeds = [report["speed"][runtime] for report in reports if runtime in report["speed"]]
             row.append(f"{statistics.median(speeds):.2f}" if speeds else "not measured")
         rows.append(row)
     header = ["way", "size", "parameters", "multiply-adds", "speed, torch", "speed, onnxruntime"]
-    return lines + markdown_table(header, rows)
-
-
-def _cell(values, least):
-    """Return the mean of points lost and its deviation, bold for the least mean."""
-    if not values:
-        return ""
-    mean = statistics.fmean(values)
-    text = f"{mean:.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
-    return f"**{text}**" if mean <= least else text
+    return markdown_table(header, rows)

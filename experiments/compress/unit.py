@@ -34,10 +34,10 @@ from training import counting
 from training.checkpoints import REPORT, holds_checkpoint, load_newest, open_folder, write_json, write_log
 from training.distributed import Group
 from training.errors import EXPECTED, UsageError, report_failure
+from training.library import training_images
 from training.options import Options, parse_arguments
 from training.recipe import TUNE, TrainingSettings
 from training.report import origin
-from training.run import training_images
 from training.trainer import Trainer
 
 DENSE = "dense"  # a "way": the dense network, trained on
