@@ -102,11 +102,7 @@ class Variant:
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> "Variant":
-        """Return the variant given by the options of :func:`add_options`.
-
-        Raises:
-            ValueError: as for :class:`Variant`.
-        """
+        """Return the variant given by the options of :func:`add_options`; raises what :class:`Variant` raises."""
         given = vars(options)
         return cls(**{name: given[name] for name in cls.__dataclass_fields__ if name in given})
 
@@ -120,7 +116,7 @@ class Variant:
         return partial(entry.layer, alpha=self.alpha, compute=self.compute, **settings)
 
     def build(self, network: Callable[..., nn.Module], **arguments: object) -> nn.Module:
-        """Return a network with this layer as its convolutions: `network(conv=self.conv, **arguments)`."""
+        """Return a network with this layer as its convolutions."""
         return network(conv=self.conv, **arguments)
 
     @property
@@ -142,10 +138,9 @@ def add_options(
     others: dict[str, str] | None = None,
     usual_ranks: str = "",
 ) -> None:
-    """Add -t, -r, -s, --alpha and --compute to a parser.
+    """Add -t, -r, -s, --alpha and --compute to a parser or an argument group.
 
     Args:
-        parser: the parser of a command line, or an argument group.
         types: types to choose from. Default: all variants and `dense`
         several: accept lists for -t, -r, -s and --alpha, with None as their default, for sweeps.
         others: further types, {name: meaning}.
@@ -163,8 +158,8 @@ def add_options(
         usual = f"default: {', '.join(f'{entry.default:g}' for entry in owners.values())}"
         usual = usual_ranks if usual_ranks and setting == "rank" else usual
         add(option, f"--{setting}", type=float, help=f"{values} ({usual})", **lists)
-    alpha = "share of primary filters, in (0, 1] (default: 0.5)"
-    add("--alpha", type=float, default=None if several else 0.5, help=alpha, **lists)
+    help = "share of primary filters, in (0, 1] (default: 0.5)"
+    add("--alpha", type=float, default=None if several else 0.5, help=help, **lists)
     add("--compute", choices=COMPUTE_MODES, default="auto", help="how LinearConv is evaluated (default: auto)")
 
 
@@ -176,7 +171,6 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 # ---- numbers of a command line, as types for argparse ---------------------------------------------------------------
-
 
 LARGEST = {int: 2**31 - 1, float: 3e38}  # 32 bits hold larger numbers neither as int nor as float
 

@@ -31,7 +31,7 @@ from training import Recipe, main
 
 
 class PoolTo(nn.Module):
-    """Average feature maps to `side` x `side`; the maps of 32x32 images have this size and stay unchanged."""
+    """Average feature maps to `side` x `side`, unless they have this size. A module, so that fx can trace Base."""
 
     def __init__(self, side):
         super().__init__()
