@@ -8,11 +8,11 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
 
 from linearconv import LinearConv
 from linearconv_lowrank import LinearConvLowRank
 from linearconv_rankratio import LinearConvRankRatio
-from linearconv_sparse import LinearConvSparse
 from tests.helpers.layers import VARIANTS, explicit_filters, prune_half, reference, relative_error
 
 GEOMETRIES = {
@@ -35,14 +35,15 @@ computes = pytest.mark.parametrize("compute", ("filters", "features"))
 @variants
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES.keys())
 @computes
-@pytest.mark.parametrize("dtype, limit", ((torch.float32, 1e-5), (torch.float64, 1e-12)))
-def test_the_output_equals_an_independent_float64_computation(variant, geometry, compute, dtype, limit):
-    torch.manual_seed(0)
-    layer = prune_half(variant(6, 12, **geometry, dtype=dtype, compute=compute))
-    input = torch.randn(2, 6, 11, 9, dtype=dtype)
-    output = layer.eval()(input)
-    assert output.dtype == dtype
-    assert relative_error(output, reference(layer, input)) < limit
+def test_the_output_equals_an_independent_float64_computation(variant, geometry, compute):
+    for dtype, limit in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
+        torch.manual_seed(0)
+        layer = prune_half(variant(6, 12, **geometry, dtype=dtype, compute=compute)).eval()
+        input = torch.randn(2, 6, 11, 9, dtype=dtype)
+        output = layer(input)
+        assert output.dtype == dtype
+        assert relative_error(output, reference(layer, input)) < limit
+        assert relative_error(layer.weight, explicit_filters(layer)) < limit
 
 
 @variants
@@ -71,14 +72,11 @@ def test_filters_and_features_agree_in_output_and_gradient(variant, shape):
 def test_parameters_have_the_published_names_and_shapes(variant):
     layer = variant(8, 14, 3)
     shapes = {name: tuple(p.shape) for name, p in layer.named_parameters()}
-    assert shapes["conv_weights"] == (7, 8, 3, 3)
-    assert shapes["bias"] == (14,)
+    rank = 3 if isinstance(layer, LinearConvRankRatio) else 2  # 3 = int(7 * 0.5)
+    factors = {"linear_weights": (7, 7)}
     if isinstance(layer, LinearConvLowRank):
-        rank = 2 if type(layer) is LinearConvLowRank else 3  # 3 = int(7 * 0.5)
-        assert shapes["column_weights"] == (7, rank) and shapes["row_weights"] == (rank, 7)
-    else:
-        assert shapes["linear_weights"] == (7, 7)
-    assert layer.weight.shape == (14, 8, 3, 3)
+        factors = {"column_weights": (7, rank), "row_weights": (rank, 7)}
+    assert shapes == {"conv_weights": (7, 8, 3, 3), "bias": (14,)} | factors
 
 
 @variants
@@ -103,70 +101,18 @@ def test_arguments_are_refused_where_conv2d_refuses_them(variant, wrong):
     assert str(ours.value) == str(theirs.value)
 
 
-@pytest.mark.parametrize("alpha", (0, -0.5, 1.01, float("nan")))
-def test_alpha_outside_its_range_is_refused(alpha):
-    with pytest.raises(ValueError, match="alpha"):
-        LinearConv(4, 8, 3, alpha=alpha)
-
-
-def test_settings_outside_their_range_are_refused():
-    with pytest.raises(ValueError, match="compute"):
-        LinearConv(4, 8, 3, compute="fast")
-    for rank in (0, -1, 2.5, True):
-        with pytest.raises(ValueError, match="rank"):
-            LinearConvLowRank(4, 8, 3, rank=rank)
-    for rank in (0, 1.5, -0.1, float("nan")):
-        with pytest.raises(ValueError, match="rank"):
-            LinearConvRankRatio(4, 8, 3, rank=rank)
-    for sparsity in (1, 1.2, -0.1, float("nan")):
-        with pytest.raises(ValueError, match="sparsity"):
-            LinearConvSparse(4, 8, 3, sparsity=sparsity)
-    with pytest.raises(ValueError, match="schedule"):
-        LinearConvSparse(4, 8, 3, schedule="sudden")
-    with pytest.raises(ValueError, match="prune_begin"):
-        LinearConvSparse(4, 8, 3, prune_begin=5, prune_end=4)
-
-
 @variants
-@pytest.mark.parametrize(
-    "geometry", (dict(padding=1), dict(padding="same", padding_mode="circular"), dict(groups=2, bias=False)), ids=str
-)
-def test_fuse_gives_the_equivalent_conv2d(variant, geometry):
-    layer = prune_half(variant(4, 6, 3, **geometry)).eval()
+def test_fuse_gives_the_equivalent_conv2d(variant):
+    layer, input = prune_half(variant(4, 6, 3, padding="same", padding_mode="circular")).eval(), torch.randn(2, 4, 7, 7)
     layer.conv_weights.requires_grad_(False)
     before = torch.get_rng_state()
     conv = layer.fuse()
     assert torch.equal(before, torch.get_rng_state())  # no random number is spent on it
     assert type(conv) is nn.Conv2d and not conv.training and not conv.weight.requires_grad
-    input = torch.randn(2, 4, 7, 7)
-    torch.testing.assert_close(conv(input), layer(input), rtol=1e-5, atol=1e-5)
     expected = layer(input).clone()
+    torch.testing.assert_close(conv(input), expected, rtol=1e-5, atol=1e-5)
     conv.weight.zero_()
     torch.testing.assert_close(layer(input), expected)  # no memory is shared
-
-
-@variants
-@computes
-def test_unbatched_empty_and_channels_last_inputs(variant, compute):
-    layer = variant(4, 6, 3, padding=1, compute=compute)
-    batch = torch.randn(2, 4, 8, 8)
-    torch.testing.assert_close(layer.eval()(batch[0]), layer(batch)[0], rtol=1e-5, atol=1e-5)
-    assert layer(batch[:0]).shape == (0, 6, 8, 8)
-    output = layer.to(memory_format=torch.channels_last)(batch.to(memory_format=torch.channels_last))
-    assert output.is_contiguous(memory_format=torch.channels_last)
-
-
-@variants
-@computes
-def test_shapes_without_data_on_the_meta_device(variant, compute):
-    layer = variant(4, 6, 3, compute=compute, device="meta")
-    for mode in (True, False):
-        with torch.set_grad_enabled(mode):
-            assert layer.train(mode)(torch.empty(2, 4, 8, 8, device="meta")).shape == (2, 6, 6, 6)
-    layer.to_empty(device="cpu").reset_parameters()
-    input = torch.randn(2, 4, 8, 8)
-    assert relative_error(layer(input), reference(layer, input)) < 1e-5
-    assert all((mask == 1).all() for name, mask in layer.named_buffers() if name == "mask")
 
 
 @computes
@@ -189,28 +135,19 @@ def test_initial_distributions_are_the_published_ones(compute):
 @computes
 def test_without_secondary_filters_the_layer_is_a_plain_convolution(variant, shape, compute):
     layer = variant(4, kernel_size=3, compute=compute, **shape)
-    conv = nn.Conv2d(4, layer.out_channels, 3)
+    conv, input = nn.Conv2d(4, layer.out_channels, 3), torch.randn(2, 4, 6, 6)
     assert sum(p.numel() for p in layer.parameters()) == sum(p.numel() for p in conv.parameters())
-    output = layer(torch.randn(2, 4, 6, 6))
-    output.square().sum().backward()
+    layer(input).square().sum().backward()
     assert all(parameter.grad is not None for parameter in layer.parameters())  # as DistributedDataParallel needs
     conv.load_state_dict({"weight": layer.conv_weights, "bias": layer.bias})
-    input = torch.randn(2, 4, 6, 6)
     torch.testing.assert_close(layer(input), conv(input))
 
 
 @variants
-@pytest.mark.parametrize("out_channels, alpha, primary", ((7, 0.5, 3), (2, 0.5, 1), (5, 0.1, 1), (10, 0.7, 7)))
+@pytest.mark.parametrize("out_channels, alpha, primary", ((7, 0.5, 3), (5, 0.1, 1), (10, 0.7, 7)))
 def test_odd_widths_give_int_alpha_f_primary_filters(variant, out_channels, alpha, primary):
     layer = prune_half(variant(3, out_channels, 3, alpha=alpha))
     assert layer.conv_weights.shape[0] == primary
-    input = torch.randn(1, 3, 5, 5)
-    assert relative_error(layer.eval()(input), reference(layer, input)) < 1e-5
-
-
-def test_a_rank_above_the_number_of_filters_is_taken_as_given():
-    layer = LinearConvLowRank(3, 8, 3, rank=10)
-    assert layer.column_weights.shape == (4, 10) and layer.row_weights.shape == (10, 4)
     input = torch.randn(1, 3, 5, 5)
     assert relative_error(layer.eval()(input), reference(layer, input)) < 1e-5
 
@@ -252,27 +189,13 @@ def test_wrong_input_raises_the_error_of_conv2d(wrong, compute):
 
 @variants
 @computes
-def test_an_inplace_activation_may_follow_without_batch_norm(variant, compute):
-    torch.manual_seed(0)
-    images, labels = torch.randn(16, 3, 8, 8), torch.arange(16) % 2
-    conv = partial(variant, compute=compute)
-    model = nn.Sequential(
-        conv(3, 8, 3, padding=1),
-        nn.ReLU(inplace=True),
-        conv(8, 16, 3),
-        nn.ReLU(inplace=True),
-        nn.Flatten(),
-        nn.Linear(576, 2),
-    )
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(30):
-        loss = F.cross_entropy(model(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.1 * losses[0]
+def test_an_inplace_activation_may_follow(variant, compute):
+    layer, input = variant(3, 8, 3, compute=compute), torch.randn(2, 3, 6, 6)
+    gradients = []
+    for inplace in (True, False):
+        loss = F.relu(layer(input), inplace).square().sum()
+        gradients.append(torch.autograd.grad(loss, layer.parameters()))
+    torch.testing.assert_close(*gradients)
 
 
 # ---- the output is a function of input and parameters alone ----------------------------------------------------------
@@ -283,45 +206,16 @@ def _step_the_optimizer(layer, input):
     torch.optim.Adam(layer.parameters(), lr=0.1).step()
 
 
-def _load(layer, input):
-    state = layer.state_dict()
-    layer.load_state_dict({name: value + 1 if value.is_floating_point() else value for name, value in state.items()})
-
-
-def _copy_into_data(layer, input):
-    for parameter in layer.parameters():  # as an average of the weights is copied in
-        parameter.data.copy_(torch.randn_like(parameter))
-
-
 def _edit_shared_memory(layer, input):
     layer.conv_weights.detach().numpy()[:] += 1  # another library does not count the version up
-
-
-def _replace_a_parameter(layer, input):
-    layer.conv_weights = nn.Parameter(layer.conv_weights.detach() + 1)
 
 
 def _parametrize(layer, input):
     parametrize.register_parametrization(layer, "conv_weights", nn.Softsign())
 
 
-def _change_dtype(layer, input):
-    layer.to(torch.float64)
-
-
-CHANGES = (
-    _step_the_optimizer,
-    _load,
-    _copy_into_data,
-    _edit_shared_memory,
-    _replace_a_parameter,
-    _parametrize,
-    _change_dtype,
-)
-
-
 @variants
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", (_step_the_optimizer, _edit_shared_memory, _parametrize))
 @computes
 def test_the_next_pass_sees_every_change(variant, change, compute):
     layer = prune_half(variant(4, 6, 3, compute=compute)).eval()
@@ -329,21 +223,21 @@ def test_the_next_pass_sees_every_change(variant, change, compute):
     with torch.inference_mode():
         before = layer(input)
     change(layer, input)
-    input = input.to(layer.conv_weights.dtype)
     with torch.inference_mode():
         after = layer(input)
     assert relative_error(after, reference(layer, input)) < 1e-5
-    assert change is _change_dtype or not torch.allclose(before, after)
+    assert not torch.allclose(before, after)
 
 
 @variants
 @computes
 def test_a_pass_leaves_nothing_in_the_layer(variant, compute):
-    layer = variant(4, 6, 3, compute=compute)
-    attributes, state = dict(vars(layer)), list(layer.state_dict())
+    layer = prune_half(variant(4, 6, 3, compute=compute))
+    attributes, state = dict(vars(layer)), {name: value.clone() for name, value in layer.state_dict().items()}
     for training in (True, False):
-        layer.train(training)(torch.randn(1, 4, 6, 6))
-    assert vars(layer.train()) == attributes and list(layer.state_dict()) == state
+        layer.train(training)(torch.randn(1, 4, 6, 6)).sum().backward()
+    assert vars(layer.train()) == attributes
+    assert all(torch.equal(value, state.pop(name)) for name, value in layer.state_dict().items()) and not state
     assert not layer._forward_hooks and not layer._forward_pre_hooks
 
 
@@ -364,58 +258,14 @@ def test_works_under_autocast(variant, compute):
 
 @variants
 @computes
-def test_works_under_jit_trace_and_export(variant, compute):
-    layer, input = prune_half(variant(4, 6, 3, compute=compute)).eval(), torch.randn(2, 4, 7, 7)
-    with torch.no_grad():
-        expected = layer(input)
-        traced = torch.jit.trace(layer, input)
-        exported = torch.export.export(layer, (input,)).module()
-    for program in (traced, exported):
-        torch.testing.assert_close(program(input), expected, rtol=1e-5, atol=1e-5)
-    assert "conv_weights" in dict(traced.named_parameters())
-    with torch.no_grad():
-        traced.conv_weights.zero_()
-        bias = traced.bias.detach()[:, None, None]
-        torch.testing.assert_close(traced(input), bias.expand_as(expected), atol=1e-6, rtol=0)
-
-
-@variants
-@computes
-def test_works_under_torch_compile(variant, compute):
+def test_works_under_trace_export_compile_and_checkpointing(variant, compute):
     torch._dynamo.reset()
-    layer = prune_half(variant(4, 6, 3, compute=compute))
-    compiled, input = torch.compile(layer, backend="aot_eager"), torch.randn(2, 4, 7, 7)
-    for training in (True, False):
-        layer.train(training)
-        torch.testing.assert_close(compiled(input), layer(input), rtol=1e-5, atol=1e-5)
-    gradient = torch.autograd.grad(compiled(input).sum(), layer.conv_weights)[0]
-    torch.testing.assert_close(gradient, torch.autograd.grad(layer(input).sum(), layer.conv_weights)[0])
-
-
-@variants
-@computes
-def test_works_under_torch_func(variant, compute):
-    layer = prune_half(variant(4, 6, 3, compute=compute))
-    parameters = {name: p.detach() for name, p in layer.named_parameters()}
-    images = torch.randn(3, 4, 6, 6)
-
-    def loss(parameters, image):
-        return torch.func.functional_call(layer, parameters, (image,)).square().sum()
-
-    per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, images)
-    for index, image in enumerate(images):
-        one = torch.func.grad(loss)(parameters, image)
-        for name in parameters:
-            torch.testing.assert_close(per_sample[name][index], one[name], rtol=1e-4, atol=1e-4)
-
-    stacked = {name: torch.stack([value, 2 * value]) for name, value in parameters.items()}
-    layer.eval()
-    with torch.no_grad():  # an ensemble
-        outputs = torch.func.vmap(lambda p: torch.func.functional_call(layer, p, (images,)))(stacked)
-        torch.testing.assert_close(outputs[0], layer(images), rtol=1e-5, atol=1e-5)
-
-
-def test_explicit_filters_of_the_tests_agree_with_the_weight_property():
-    for make in VARIANTS.values():
-        layer = prune_half(make(4, 6, 3))
-        assert relative_error(layer.weight, explicit_filters(layer)) < 1e-6
+    layer, input = prune_half(variant(4, 6, 3, compute=compute)), torch.randn(2, 4, 7, 7)
+    for program in (torch.jit.trace(layer, input), torch.export.export(layer, (input,)).module()):
+        torch.testing.assert_close(program(input), layer(input), rtol=1e-5, atol=1e-5)
+    expected = torch.autograd.grad(layer(input).square().sum(), layer.parameters())
+    for function in (torch.compile(layer, backend="aot_eager"), partial(checkpoint, layer, use_reentrant=False)):
+        output = function(input)
+        torch.testing.assert_close(output, layer(input), rtol=1e-5, atol=1e-5)
+        gradients = torch.autograd.grad(output.square().sum(), layer.parameters())
+        torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-4)

@@ -14,7 +14,7 @@ from linearconv import LinearConv
 from linearconv_convert import load_converted
 from linearconv_convert.__main__ import main as convert_command
 from linearconv_convert.networks import read_record
-from tests.helpers.runs import EVERY_SCRIPT, ROOT
+from tests.helpers.runs import ROOT
 from tests.training.test_scripts import REPORT_KEYS
 from tests.training.test_survival import assert_same_run, at_step
 from training import library
@@ -85,14 +85,12 @@ def test_a_network_is_converted_to_a_budget_trained_and_reported(run, capsys, we
     [
         ("-t sparse -s 0.5", "mask"),
         ("-t dense", "weight"),
-        pytest.param("-t lowrank --budget 0.6", "column_weights", marks=pytest.mark.slow),
         pytest.param("-t rank -r 0.5 --alpha 0.25", "column_weights", marks=pytest.mark.slow),
     ],
 )
 def test_every_variant_trains(run, weights, variant, parameter):
     folder = run("zoo", f"{QUICK} --weights {weights} {variant} --epochs 1")
     report, state = report_of(folder), torch.load(folder / "best.pt", weights_only=True)["model"]
-    assert report["nonzero_parameters"] <= report["dense_parameters"]
     assert (report["parameters"] < report["dense_parameters"]) == ("dense" not in variant)
     assert any(name.endswith(parameter) for name in state)
     pruned = [(mask == 0).double().mean().item() for name, mask in state.items() if name.endswith("mask")]
@@ -119,17 +117,13 @@ def test_training_starts_from_the_weights_and_with_scratch_from_random_ones(trai
     given = state_of()
     dense = trainer(f"{QUICK} --weights {weights} -t dense").model.state_dict()
     assert all(torch.equal(dense[name], tensor) for name, tensor in given.items())
-    options, name = f"{QUICK} --weights {weights} -t rank --alpha 0.9", "features.6.expand3x3"
+    options, name = f"{QUICK} --weights {weights} -t rank --alpha 0.9 --stem dense", "features.6.expand3x3"
     fitted, scratch = (trainer(f"{options} --init {init}").model for init in ("fit", "scratch"))
     layer, filters = fitted.get_submodule(name), given[f"{name}.weight"]
+    assert type(fitted.features[0]) is torch.nn.Conv2d
     assert isinstance(layer, LinearConv) and 0 < (layer.weight - filters).norm() < 0.3 * filters.norm()
     assert (scratch.get_submodule(name).weight - filters).norm() > 0.5 * filters.norm()
     assert not torch.equal(scratch.get_submodule("classifier.1").weight, fitted.get_submodule("classifier.1").weight)
-
-
-def test_the_stem_stays_dense_on_request(trainer):
-    model = trainer(f"{QUICK} -t rank --stem dense").model
-    assert type(model.features[0]) is torch.nn.Conv2d and isinstance(model.features[3].squeeze, LinearConv)
 
 
 def test_a_classifier_of_other_classes_is_named_and_starts_at_random(trainer, capsys, tmp_path):
@@ -182,9 +176,7 @@ def test_two_processes_train_one_network(data, tmp_path, weights):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2"]
     options = f"{ROOT}/models/zoo_xcnn.py {CALIBRATED} --weights {weights} -t rank --budget 0.5 --distill --epochs 1"
     options += f" --dataset imagefolder --data-root {data} --output {tmp_path / 'two'} --batch-size 5 --device cpu"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, *options.split()]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *launcher, *options.split()], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("convolutions converted") == 1
     assert report_of(tmp_path / "two")["budget"] == 0.5
@@ -204,18 +196,9 @@ def test_the_network_is_loaded_from_a_checkpoint_alone(run, weights, variant, mo
     images = torch.randn(4, 3, 32, 32)
     torch.testing.assert_close(model(images), trained(images))  # `trained` has another memory format
     assert read_record(folder / "best.pt")["image_size"] == 32
-
-
-@pytest.mark.slow
-def test_a_checkpoint_is_exported(run, weights, tmp_path, capsys):
-    folder = run("zoo", f"{CALIBRATED} --weights {weights} -t rank --epochs 1")
-    path = tmp_path / "small.pt2"
-    convert_command([str(folder / "best.pt"), "--export", str(path)])
-    out = capsys.readouterr().out
-    assert "torchvision:squeezenet1_1: " in out and "\ndeployed" in out
-    model = load_converted(folder / "best.pt").eval()
-    images = torch.randn(3, 3, 32, 32)
-    torch.testing.assert_close(torch.export.load(path).module()(images), model(images), rtol=1e-4, atol=1e-5)
+    convert_command([str(folder / "best.pt"), "--export", str(folder / "small.pt2")])
+    exported = torch.export.load(folder / "small.pt2").module()
+    torch.testing.assert_close(exported(images), model(images), rtol=1e-4, atol=1e-5)
 
 
 # ---- bad input -----------------------------------------------------------------------------------------------------
@@ -225,22 +208,17 @@ def test_a_checkpoint_is_exported(run, weights, tmp_path, capsys):
     "options, message",
     [
         ("-t rank", "--network"),
-        ("--network resnet18", "is not FILE.py:NAME, torchvision:NAME or timm:NAME"),
         ("--network torchvision:resnet19", "torchvision cannot build resnet19"),
         (f"{NETWORK} --weights nowhere.pth", "nowhere.pth"),
         (f"{NETWORK} -t dense --budget 0.5", "--budget"),
-        (f"{NETWORK} --budget 1.5", "--budget"),
         (f"{NETWORK} --budget 0.5 --alpha 0.25", "leave it out"),
         (f"{NETWORK} -t sparse --budget 0.5", "choose alpha for full rank"),
         (f"{NETWORK} --of macs", "--budget"),
         (f"{NETWORK} --budget 0.001 --calibrate 0", "cannot be reached"),
         (f"{NETWORK} --distill", "--weights"),
-        (f"{NETWORK} --temperature 2", "--distill"),
         (f"{NETWORK} --dense-epochs 2", "--dense-epochs"),
-        (f"{NETWORK} --init spectral", "--init"),
         (f"{NETWORK} --image-size 8 --calibrate 9", "does not run on"),
         ("--network torchvision:vit_b_16 -t dense", "does not take 3x32x32 images"),
-        (f"{NETWORK} --dataset mnist --no-download", "images of 3 channels"),
         (f"{NETWORK} --num-classes 5", "--num-classes"),
     ],
 )
@@ -259,9 +237,3 @@ def test_weights_of_other_networks_and_of_a_teacher_with_other_classes_are_refus
     assert "--distill" in line and "classifier.1.weight" in line
     torch.save(state_of("shufflenet_v2_x0_5"), tmp_path / "other.pth")
     assert "does not fit the network" in refused("zoo", f"{QUICK} --weights {tmp_path / 'other.pth'} -t rank")
-
-
-def test_the_paper_recipe_is_torchvisions():
-    _, recipe, _ = EVERY_SCRIPT["zoo"]
-    assert (recipe.lr, recipe.epochs, recipe.batch_size, recipe.milestones) == (0.1, 90, 256, (30, 60))
-    assert (recipe.optimizer, recipe.weight_decay, recipe.reg_weight) == ("sgd", 1e-4, 0.01)
