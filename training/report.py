@@ -91,7 +91,9 @@ def show_counts(title: str, counts: dict[str, int], input_size: tuple[int, int, 
     for title, key, dense_key in COUNTS:
         ours, dense = counts[key], counts[dense_key]
         short = f"{ours / 1e6:.2f} M" if key == "parameters" else f"{ours / 1e9:.3f} B"
-        print(f"  {title:30s}{ours:>15,} = {short:9s}  (dense {dense:,}; {100 * ours / dense:.1f} %)")
+        print(f"  {title:30s}{ours:>15,} = {short:9s}  {ours / dense:.2f} times dense ({dense:,})")
+    if counts["flops_paper"] > counts["flops_paper_dense"]:
+        print("  The paper's convention counts the building of all filters, in every forward pass: docs/counts.md.")
     sys.stdout.flush()
 
 
