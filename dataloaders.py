@@ -107,7 +107,6 @@ def dataloaders(
     download: bool = True,
     device: str | torch.device = "cpu",
     seed: int = 0,
-    channels_last: bool = False,
     validation: int = 0,
     flip: str = "random",
     shard: tuple[int, int] = (0, 1),
@@ -125,7 +124,7 @@ def dataloaders(
             images, for choices that must not depend on the test images.
         flip: `"random"` or `"alternating"`, for sets whose images are flipped; see `Loader`.
         in_memory: see `kept_in_memory`.
-        batch_size, seed, channels_last, shard: see `Loader`.
+        batch_size, seed, shard: see `Loader`.
         workers: see `StreamLoader`.
 
     Returns:
@@ -150,7 +149,7 @@ def dataloaders(
     if validation:
         train, test = _hold_out(train, validation)
 
-    options = {"batch_size": batch_size, "channels_last": channels_last, "shard": shard}
+    options = {"batch_size": batch_size, "shard": shard}
     augmentation = {"shuffle": True, "seed": seed, "flip": info.flip, "alternating": flip == "alternating"}
     (images, labels), (test_images, test_labels) = train, test  # paths of images in streamed sets
     labels, test_labels = labels.to(device), test_labels.to(device)

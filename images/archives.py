@@ -3,8 +3,7 @@
     load = published("CIFAR10")
     train, test = load(Path("dataset"), True)      # each (images uint8 (N, 3, 32, 32), labels int64 (N,))
 
-torchvision defines the files, MD5 sums and mirrors of each set. It checks the MD5 sum of an archive before it unpacks
-the archive, so an interrupted download is repeated and never read.
+torchvision defines the files, MD5 sums and mirrors of each set, and checks the sum of an archive before unpacking.
 """
 
 import socket
@@ -16,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from images.info import DataError, Split, no_torchvision, one_line
+from images.info import DataError, Split, import_torchvision, one_line
 
 TIMEOUT = 10  # limit for a server's answer, in seconds
 
@@ -40,12 +39,8 @@ def published(name: str, padding: int = 0) -> Callable[[Path, bool], tuple[Split
 
 def _load(name, padding, root, download):
     """Both splits, from the files in `root`, else from the archives in `root`, else from the network."""
-    try:
-        from torchvision import datasets
-        from torchvision.datasets.utils import check_integrity
-    except Exception as error:
-        raise no_torchvision(error, name, "digits or imagefolder") from error
-    dataset = getattr(datasets, name)
+    datasets = import_torchvision("datasets", name, "digits or imagefolder")
+    dataset, check_integrity = getattr(datasets, name), datasets.utils.check_integrity
     folder, address, archives = _archives(dataset, root)
     timeout = socket.getdefaulttimeout()
     try:

@@ -1,8 +1,7 @@
 """Augmentation of whole batches: random crop and horizontal flip with separate draws per image, then normalisation.
 
-A few tensor operations build a batch from images in memory; no operation works on a single image. The distribution of
-each image is exactly the distribution of torchvision's `RandomCrop(size, padding)` and `RandomHorizontalFlip(0.5)` on
-the uint8 values. Normalisation comes last, so the padding is black.
+The distribution of each image is exactly the distribution of torchvision's `RandomCrop(size, padding)` and
+`RandomHorizontalFlip(0.5)` on the uint8 values. Normalisation comes last, so the padding is black.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,12 +19,9 @@ BLOCK = 2**20
 
 
 def crop(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
-    """Pad images with zeros on every side, and return a window of the original size of each image.
+    """Pad images (B, C, H, W) with zeros on every side, and return a window of the original size of each image.
 
-    Args:
-        images: (B, C, H, W), any dtype.
-        padding: pixels on each side.
-        top, left: (B,) int64 in 0 .. 2 * padding, the start of each window; `padding` returns the input image.
+    `top` and `left` (B,) int64 in 0 .. 2 * padding are the start of each window.
     """
     batch, channels, height, width = images.shape
     # A row of a window is `width` contiguous values in memory, so the crop is a gather of B * C * H rows. The gather
@@ -44,13 +40,9 @@ class BatchLoader(Loader):
     Each pass draws all crops and flips at its start, so that no batch on a GPU waits for the host.
 
     Args:
-        images: uint8 (N, C, H, W).
-        labels: int64 (N,), on the same device.
-        mean, std, options: arguments of `Loader`.
+        images: uint8 (N, C, H, W), on the device of the labels.
+        labels, mean, std, options: arguments of `Loader`.
         padding: width of the zero padding for random crops, in pixels.
-
-    Raises:
-        ValueError: for a batch size below 1, or for different numbers of images and labels.
     """
 
     def __init__(
@@ -64,8 +56,6 @@ class BatchLoader(Loader):
         **options: Any,
     ):
         super().__init__(labels, mean, std, **options)
-        if len(images) != len(labels):
-            raise ValueError(f"{len(images)} images, but {len(labels)} labels")
         self.images, self.padding = images, padding
 
     def batches(self, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:

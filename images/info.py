@@ -1,13 +1,12 @@
-"""Shared parts of all readers of data sets: descriptions, decoding of an image, free memory, channel statistics.
-
-Only `decode` imports Pillow, so that scripts without image files do not wait for the import.
-"""
+"""Shared parts of all readers of data sets: descriptions, decoding of an image, free memory, channel statistics."""
 
 import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -29,9 +28,9 @@ class DataSet:
     """A data set: its reader, the shape of its images, and the augmentation in training.
 
     Args:
-        load: called with the folder of the data (a Path) and a flag that allows downloads. The function returns the
-            training and the test images, each as `(images, labels)`: uint8 (N, in_channels, image_size, image_size) and
-            int64 (N,). It raises `DataError` if they are not available. None for an imagefolder, see `tree.py`.
+        load: called with the folder of the data (a Path) and a flag that allows downloads. Returns the training and the
+            test images, each as `(images, labels)`: uint8 (N, in_channels, image_size, image_size) and int64 (N,), or
+            raises `DataError`. None for an imagefolder, see `tree.py`.
         classes: names of the classes, in the order of the labels.
         mean, std: of each channel, for values scaled to 0 .. 1; None: computed from the training images.
         in_channels, image_size: channels, and height and width, of an image.
@@ -53,10 +52,13 @@ class DataSet:
         return len(self.classes)
 
 
-def no_torchvision(error: Exception, purpose: str, instead: str) -> DataError:
-    """Return the error for a task (`purpose`) that needs torchvision, whose import has raised `error` of any type."""
-    cure = f"install the torchvision that belongs to torch {torch.__version__}, or use {instead}"
-    return DataError(f"{purpose} needs torchvision, which cannot be imported ({one_line(error)}): {cure}")
+def import_torchvision(module: str, purpose: str, instead: str) -> ModuleType:
+    """Return a module of torchvision, or raise a DataError that names the purpose and what to use instead."""
+    try:
+        return import_module(f"torchvision.{module}")
+    except Exception as error:  # a torchvision for another torch raises any error
+        cure = f"install the torchvision that belongs to torch {torch.__version__}, or use {instead}"
+        raise DataError(f"{purpose} needs torchvision, which cannot be imported ({one_line(error)}): {cure}") from error
 
 
 def one_line(error: Exception) -> str:
@@ -95,7 +97,7 @@ def decode(path: bytes, transform: Callable) -> np.ndarray:
     Raises:
         DataError: if decoding or the transform fails; the message names the file.
     """
-    from PIL import Image
+    from PIL import Image  # scripts without image files do not wait for this import
 
     name = os.fsdecode(path)
     try:

@@ -14,14 +14,12 @@ class Loader(ABC):
     """Batches of a set of images, optionally shuffled and augmented.
 
     Iteration yields `(images, labels)`: float32 `(B, C, H, W)`, normalised as `(x / 255 - mean) / std`, and int64
-    `(B,)`, on the device of `labels`. A pass contains every image once; the last batch may be smaller.
-
-    A pass draws its order and its augmentation at its start, on the CPU: the same seed gives the same batches on every
-    device. To resume a pass bit for bit, load the `state_dict()` from before this pass, and continue with
-    `batches(skip)`.
+    `(B,)`, on the device of `labels`. A pass contains every image once; the last batch may be smaller. Its order and
+    augmentation are drawn at its start, on the CPU. To resume a pass bit for bit, load the `state_dict()` from before
+    this pass, and continue with `batches(skip)`.
 
     Args:
-        labels: int64 (N,), one for each image.
+        labels: int64 (N,), one for each image, on the device for the batches.
         mean, std: C numbers each, for values scaled to 0 .. 1.
         batch_size: number of images in a batch of this process.
         shuffle: draw a new order in every pass; otherwise the order is the order of `labels`.
@@ -81,11 +79,11 @@ class Loader(ABC):
         """Begin a pass and yield its batches, except the first `skip`."""
 
     def state_dict(self) -> dict[str, Tensor | int]:
-        """Return the state of the generator and the number of passes."""
+        """Return the state before the next pass."""
         return {"generator": self.generator.get_state(), "passes": self.passes}
 
     def load_state_dict(self, state: dict[str, Tensor | int]) -> None:
-        """Load a `state_dict()`, so that the next pass has the same draws as the next pass of the saved loader."""
+        """Load a `state_dict()`: the next pass has the draws of the saved loader's next pass."""
         self.generator.set_state(state["generator"].cpu())
         self.passes = state.get("passes", 0)  # earlier checkpoints lack this entry
 

@@ -2,11 +2,9 @@
 
     train = StreamLoader(paths, labels, mean, std, size=224, random_crop=True, shuffle=True, flip=True, batch_size=256)
 
-Images are transformed by torchvision's usual recipe for large photographs. In training: `RandomResizedCrop(size)` and a
-flip. In a test: the shorter side is resized to `size * 256 / 224`, and the central `size` x `size` pixels are cropped.
-
-All random draws for an image depend only on the seed, the pass and the image. Therefore the batches are the same for
-any number of workers, and a resumed pass returns the same batches as an uninterrupted pass.
+Training images: `RandomResizedCrop(size)` and a flip. Test images: the shorter side is resized to `size * 256 / 224`,
+and the central `size` x `size` pixels are cropped. All random draws for an image depend only on the seed, the pass and
+the image: the batches are the same for any number of workers, and in a resumed pass.
 """
 
 import atexit
@@ -23,12 +21,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from images.info import DataError, decode, no_torchvision, one_line
+from images.info import DataError, decode, import_torchvision, one_line
 from images.loader import Loader
 
 MOST_WORKERS = 8  # default limit
 MAX_PIXELS = 2**27  # limit for a resized test image, 400 MB
-LEFT_TO_PARENT = (signal.SIGINT, signal.SIGTERM)
+LEFT_TO_PARENT = (signal.SIGINT, signal.SIGTERM)  # which needs its workers until it has saved
 
 
 def default_workers() -> int:
@@ -42,12 +40,10 @@ class StreamLoader(Loader):
 
     Args:
         paths: paths (N,) of a `Listing`.
-        labels: int64 (N,), on the device for the batches.
-        mean, std, options: arguments of `Loader`.
+        labels, mean, std, options: arguments of `Loader`.
         size: height and width of the images in a batch.
         random_crop: use `RandomResizedCrop(size)`; otherwise the center of each image.
-        workers: number of processes that decode, for the lifetime of the loader; with 0 this process decodes. Default:
-            `default_workers()`
+        workers: number of processes that decode; 0: this process decodes. Default: `default_workers()`
 
     Raises:
         DataError: if torchvision cannot be imported.
@@ -75,7 +71,6 @@ class StreamLoader(Loader):
             sampler=self.requests,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
-            worker_init_fn=_leave_signals_to_parent,
             pin_memory=labels.is_cuda,
             generator=torch.Generator(),  # otherwise DataLoader draws from the global generator in every pass
         )
@@ -133,31 +128,18 @@ class StreamLoader(Loader):
 
 
 def _end_workers(batches):
-    """Shut down the workers.
-
-    If another worker was killed while it held a shared lock, a worker cannot end. It ignores SIGTERM, so this function
-    kills it; otherwise this process would wait forever.
-    """
+    """Shut down the workers, and kill those that wait for a lock which a killed worker held; they ignore SIGTERM."""
     batches._shutdown_workers()
     for worker in batches._workers:
         if worker.is_alive():
             worker.kill()
 
 
-def _leave_signals_to_parent(_):
-    """Ignore Ctrl-C and SIGTERM, which reach all processes; the parent needs its workers until it has saved."""
-    for number in LEFT_TO_PARENT:
-        signal.signal(number, signal.SIG_IGN)
-
-
 class _Decoded(Dataset):
     """The images of a request, uint8 (B, 3, size, size) in channels_last format, or a DataError for a damaged image."""
 
     def __init__(self, paths, size, random_crop):
-        try:
-            from torchvision.transforms import v2
-        except Exception as error:
-            raise no_torchvision(error, "streaming images from disk", "--in-memory yes") from error
+        v2 = import_torchvision("transforms.v2", "streaming images from disk", "--in-memory yes")
         self.paths, self.random_crop, self.flip = paths, random_crop, v2.functional.horizontal_flip
         self.shorter_side = round(size * 256 / 224)  # of a test image before its center is cropped
         middle = v2.Compose([v2.Resize(self.shorter_side), v2.CenterCrop(size)])

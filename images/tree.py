@@ -4,22 +4,20 @@
 
     train, test = read_tree(root, size=32)       # each (images uint8 (N, 3, size, size), labels int64 (N,))
 
-Images may be in subfolders of a class, and may have any size and mode. They are converted to RGB and resized to `size`
-x `size` (antialiased bilinear; the aspect ratio changes). Regular files with an ending in `IMAGE_ENDINGS` are images;
-other files and hidden files are ignored. All other errors raise a `DataError` with the file or folder.
+Images may be in subfolders of a class, and have any mode. They are converted to RGB and resized (antialiased bilinear;
+the aspect ratio changes). Regular files with an ending in `IMAGE_ENDINGS` are images; other files are ignored.
 """
 
 import os
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from images.info import DataError, Listing, Split, decode, physical_memory
 
@@ -68,8 +66,7 @@ def read_tree(root: Path, size: int) -> tuple[Split, Split]:
     """Read the images of `list_tree`, resized to height and width `size`.
 
     Raises:
-        DataError: as `list_tree`, for an image that cannot be decoded, or, before reading, for more images than fit
-            into memory.
+        DataError: as `list_tree`, for an image that cannot be decoded, or for more images than fit into memory.
     """
     splits = list_tree(root)
     needed, present = decoded_bytes(splits, size) / 2**30, physical_memory() / 2**30
@@ -83,19 +80,16 @@ def read_tree(root: Path, size: int) -> tuple[Split, Split]:
 def read_images(paths: np.ndarray, size: int) -> Tensor:
     """Return the images of a listing, uint8 (N, 3, size, size); a DataError names an image that cannot be decoded."""
     images = np.empty((len(paths), 3, size, size), np.uint8)
-    bar = tqdm(total=len(paths), desc="reading images", unit="image", disable=None)
-    with bar, ThreadPoolExecutor(THREADS) as pool:
-        for done in pool.map(partial(_read_chunk, images, paths), range(0, len(paths), CHUNK)):
-            bar.update(done)
+    chunks = range(0, len(paths), CHUNK)
+    bar = {"desc": "reading images", "unit": f"x{CHUNK} images", "disable": None}
+    thread_map(partial(_read_chunk, images, paths), chunks, max_workers=THREADS, **bar)
     return torch.from_numpy(images)
 
 
 def _read_chunk(images, paths, start):
-    """Decode up to CHUNK files into their places in `images`, and return their number."""
-    chunk = paths[start : start + CHUNK]
-    for i, path in enumerate(chunk, start):
+    """Decode up to CHUNK files into their places in `images`."""
+    for i, path in enumerate(paths[start : start + CHUNK], start):
         images[i] = decode(path, partial(_resized, size=images.shape[-1])).transpose(2, 0, 1)
-    return len(chunk)
 
 
 def _resized(image, size):

@@ -1,6 +1,5 @@
 """dataloaders(): descriptions of the data sets, their augmentation, and the options."""
 
-import builtins
 import sys
 from collections import Counter
 from functools import partial
@@ -108,15 +107,11 @@ def test_images_that_differ_from_their_registration_are_refused(monkeypatch, sha
 
 
 def test_a_torchvision_that_cannot_be_imported_is_named_with_a_remedy(tmp_path, monkeypatch):
-    real = builtins.__import__
+    def broken(module):
+        raise RuntimeError(f"operator {module}::nms\ndoes not exist")
 
-    def broken(module, *args, **kwargs):
-        if module.startswith("torchvision"):
-            raise RuntimeError("operator torchvision::nms\ndoes not exist")
-        return real(module, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", broken)
-    refused(lambda: dataloaders("cifar10", tmp_path), "torchvision::nms", torch.__version__, "digits")
+    monkeypatch.setattr("images.info.import_module", broken)
+    refused(lambda: dataloaders("cifar10", tmp_path), "torchvision.datasets::nms", torch.__version__, "digits")
     refused(lambda: StreamLoader([], torch.zeros(0), [0], [1], size=8, batch_size=1), "--in-memory yes")
     dataloaders("digits")
 
@@ -181,11 +176,11 @@ def test_an_imagefolder_is_normalised_by_its_statistics_and_augmented_like_cifar
 
 
 def test_options_reach_the_loaders(tree):
-    options = {"batch_size": 4, "image_size": 16, "channels_last": True}
+    options = {"batch_size": 4, "image_size": 16}
     trains = [dataloaders("imagefolder", tree, seed=seed, **options)[1] for seed in (1, 1, 2)]
     first, again, other = (next(iter(train))[0] for train in trains)
     assert torch.equal(first, again) and not torch.equal(first, other)
-    assert first.shape == (4, 3, 16, 16) and first.is_contiguous(memory_format=torch.channels_last)
+    assert first.shape == (4, 3, 16, 16)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -222,7 +217,7 @@ def test_only_an_imagefolder_is_streamed():
 
 
 def test_streamed_loaders_have_the_interface_of_loaders_in_memory(tree):
-    options = {"image_size": 24, "batch_size": 4, "validation": 3, "channels_last": True, "flip": "alternating"}
+    options = {"image_size": 24, "batch_size": 4, "validation": 3, "flip": "alternating"}
     info, *streamed = dataloaders("imagefolder", tree, in_memory="no", workers=0, **options)
     expected, *kept = dataloaders("imagefolder", tree, **options)
     assert info == expected  # mean and std too, of so few images
@@ -232,7 +227,6 @@ def test_streamed_loaders_have_the_interface_of_loaders_in_memory(tree):
         assert ours.state_dict().keys() == theirs.state_dict().keys() and ours.share(1, 1) == theirs.share(1, 1)
         (images, labels), (others, other_labels) = next(iter(ours)), next(iter(theirs))
         assert torch.equal(labels, other_labels) and images.shape == others.shape and images.dtype == others.dtype
-        assert images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_mean_and_std_of_a_streamed_set_are_those_of_evenly_spaced_images(tree, monkeypatch):

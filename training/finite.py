@@ -19,7 +19,7 @@ class FiniteCheck:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         self.model, self.optimizer = model, optimizer
         self.every = 1 if device.type == "cpu" else CHECK_EVERY
-        self.bad_steps = torch.zeros((), device=device)
+        self.bad = torch.zeros((), device=device)  # 1 after a bad step
         self.checked = 0
 
     def check(self, loss: Tensor) -> bool:
@@ -28,19 +28,15 @@ class FiniteCheck:
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)).float()) + loss.detach()
         if self.every == 1:
             return math.isfinite(norm.item())
-        self.bad_steps += 1 - norm.isfinite().float()
-        self.optimizer.found_inf = self.bad_steps.clamp(max=1)
+        self.bad = torch.maximum(self.bad, 1 - norm.isfinite().float())
+        self.optimizer.found_inf = self.bad
         self.checked += 1
-        return self.checked % self.every != 0 or self.all_finite()
-
-    def all_finite(self) -> bool:
-        """Return False if a loss or gradient of any step so far was not finite; this waits for the device."""
-        return not self.bad_steps.item()
+        return self.checked % self.every != 0 or not self.bad.item()
 
     def may_save(self) -> bool:
-        """Return False if anything so far, or a parameter or buffer now, was not finite: the last step may overflow."""
+        """Return False if any step, or a parameter or buffer now, is not finite: the last step may overflow."""
         are_finite = [tensor.isfinite().all() for tensor in self.model.state_dict().values()]
-        return self.all_finite() and bool(torch.stack(are_finite).all())
+        return not self.bad.item() and bool(torch.stack(are_finite).all())
 
     def bad_layers(self) -> list[str]:
         """Return the names of the layers whose parameters or gradients are currently not finite."""

@@ -6,7 +6,6 @@ Wrong options end the script with one line on stderr and exit code 2.
 """
 
 import argparse
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,13 +41,15 @@ def parse_arguments(parser: OneLineParser, argv: Sequence[str] | None = None) ->
     """
     parsed = vars(parser.parse_args(argv))
     given = {name: value for name, value in parsed.items() if value != parser.get_default(name)}
+    others = {name: value for name, value in parsed.items() if name not in Variant.__dataclass_fields__}
     try:
         variant = method_of(argparse.Namespace(**parsed))
-        others = {name: value for name, value in parsed.items() if name not in Variant.__dataclass_fields__}
-        options = Options(**others, variant=variant, program=parser.prog, given=given)
-        _check(options)
+        _check_device(parsed["device"])
     except ValueError as error:
         parser.error(error)
+    options = Options(**others, variant=variant, program=parser.prog, given=given)
+    if not 0 <= options.seed < 2**63:
+        parser.error(f"--seed must be a non-negative 64-bit integer, got {options.seed}")
     if options.amp is None:
         options.amp = options.device == "cpu" and cpu_computes_in_bfloat16()
     return options
@@ -122,27 +123,12 @@ def dataset_label(options: Options, dataset: str | None) -> str | None:
     return Path(options.data_root).resolve().name if dataset == "imagefolder" else dataset
 
 
-def _check(options):
-    """Raise a ValueError for options that exclude each other or are not available."""
-    resume = options.resume != "never"
-    labelled = options.distill != 1  # soft targets alone need no labels
-    if not options.count_only and ((options.num_classes and labelled) or options.in_channels):
-        raise ValueError("--num-classes and --in-channels go with --count-only: in training the data decides")
-    if options.count_only and resume:
-        raise ValueError("--count-only trains nothing, so there is nothing to --resume")
-    if options.may_change and not resume:
-        raise ValueError("--may-change goes with --resume")
-    if options.in_memory == "no" and options.dataset != "imagefolder":
-        raise ValueError("--in-memory no goes with --dataset imagefolder: the other sets are always kept in memory")
-    if not 0 <= options.seed < 2**63:
-        raise ValueError(f"--seed must be a non-negative 64-bit integer, got {options.seed}")
-    if options.sync_batch_norm and (options.device == "cpu" or os.environ.get("WORLD_SIZE", "1") == "1"):
-        raise ValueError("--sync-batch-norm needs GPUs and several processes: torch has none for CPUs")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", options.device):
-        raise ValueError(f"--device {options.device} is not supported: give cpu, cuda or cuda:N")
+def _check_device(name):
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError(f"--device {name} is not supported: give cpu, cuda or cuda:N")
     gpus = torch.cuda.device_count()
-    if options.device != "cpu" and (torch.device(options.device).index or 0) >= gpus:
-        raise ValueError(f"--device {options.device} needs a GPU, but torch finds {gpus or 'no'} CUDA devices")
+    if name != "cpu" and (torch.device(name).index or 0) >= gpus:
+        raise ValueError(f"--device {name} needs a GPU, but torch finds {gpus or 'no'} CUDA devices")
 
 
 def cpu_computes_in_bfloat16() -> bool:

@@ -1,4 +1,4 @@
-"""The recipe of a run, which defines the training options, and the settings that are compared with a checkpoint's.
+"""The recipe of a run, which defines the training options, and the comparison of settings with a checkpoint's.
 
     clip: float = option(0.0, non_negative_float, "largest norm of a step's gradient; 0: no limit", metavar="NORM")
 
@@ -8,14 +8,14 @@ with a checkpoint and --may-change are derived from it.
 
 import argparse
 import math
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from itertools import zip_longest
 from pathlib import Path
 
 from linearconv_variants import (
     LINEARCONV_TYPES,
-    Variant,
     non_negative_float,
     non_negative_int,
     positive_float,
@@ -92,6 +92,13 @@ class Recipe:
         recipe = replace(self, **{name: value for name, value in given.items() if value is not None})
         return replace(recipe, milestones=tuple(sorted(recipe.milestones)))
 
+    def settings(self) -> dict[str, object]:
+        """Return the fields that decide the result; drops at milestones do not depend on the number of epochs."""
+        settings = vars(self) | {"milestones": list(self.milestones)}
+        if self.schedule == "steps":
+            del settings["epochs"]
+        return settings
+
     def lr_at(self, epochs: float) -> float:
         """Return the learning rate after a number of epochs, which may be fractional."""
         rising = min(1.0, epochs / self.warmup) if self.warmup else 1.0
@@ -167,14 +174,16 @@ def without_effect(options: argparse.Namespace, recipe: Recipe, dataset: str | N
     """Return the names of the options that have no effect in a run, each with what it needs to have one."""
     variant, budget = options.variant, getattr(options, "budget", None)
     is_fitted = variant.type != "dense" and (recipe.init == "fit" or budget)
-    epochs, is_folder = recipe.epochs, dataset == "imagefolder"
+    epochs, is_folder, folder = recipe.epochs, dataset == "imagefolder", "--dataset imagefolder"
     is_linearconv, linearconv = variant.type in LINEARCONV_TYPES, "a LinearConv type"
+    on_gpus = options.device != "cpu"
     drops = recipe.schedule == "steps" and min(recipe.milestones, default=0) < epochs
     needs = {
         "alpha": (variant.type not in ("dense", "basis"), "a type with primary filters"),
         "pruning": (variant.type == "sparse", "-t sparse"),
-        "image_size": (is_folder, "--dataset imagefolder"),
-        "workers": (is_folder, "--dataset imagefolder"),
+        "image_size": (is_folder, folder),
+        "workers": (is_folder, folder),
+        "in_memory": (is_folder, f"{folder}, as the other sets are always kept in memory"),
         "milestones": (drops, "--schedule steps and more epochs"),
         "reg_weight": (is_linearconv, linearconv),
         "warmup": (recipe.warmup <= epochs, f"at least as many epochs, not {epochs}"),
@@ -189,59 +198,37 @@ def without_effect(options: argparse.Namespace, recipe: Recipe, dataset: str | N
         "of": (budget, "--budget"),
         "budget": (variant.type != "dense", "a type to convert to"),
         "calibrate": (is_fitted, "a type to convert to, and --init fit or --budget"),
+        "num_classes": (options.count_only or recipe.distill == 1, "--count-only; in training the data decides"),
+        "in_channels": (options.count_only, "--count-only; in training the data decides"),
+        "resume": (not options.count_only, "a run that trains"),
+        "may_change": (options.resume != "never", "--resume"),
+        "sync_batch_norm": (on_gpus and os.environ.get("WORLD_SIZE", "1") != "1", "GPUs and several processes"),
     }
     return {name: text for name, (has_effect, text) in needs.items() if not has_effect}
 
 
-@dataclass(frozen=True)
-class TrainingSettings:
-    """All settings that decide the result of a run; a run is resumed only from a checkpoint with equal settings."""
+# ---- comparison with a checkpoint -----------------------------------------------------------------------------------
 
-    network: str
-    variant: Variant
-    recipe: Recipe
-    dataset: str
-    num_classes: int
-    width: float = 1.0
-    seed: int = 0
-    amp: bool = field(default=False, metadata={"may_change": True})
-    processes: int = field(default=1, metadata={"may_change": True})
-    validation: int = 0
-    classes: tuple[str, ...] | None = None  # names; None: unknown, also in older checkpoints
-    image_size: int | None = None
-    num_images: tuple[int, int] | None = None  # of training and test
-    in_memory: bool = True  # streamed images are augmented differently
-    of_network: dict[str, object] = field(default_factory=dict)  # options that only this kind of networks has
 
-    def state_dict(self) -> dict[str, object]:
-        """Return the settings as a flat dictionary of plain values, for checkpoints.
+CHANGEABLE = (*(setting.name for setting in fields(Recipe) if setting.metadata["may_change"]), "amp", "processes")
 
-        Settings that a resumed run may always change are omitted: the compute path of the layers, and the number of
-        epochs if the learning rate does not depend on it.
-        """
-        state = asdict(self)
-        state |= state.pop("variant") | state.pop("recipe")
-        state |= state.pop("of_network")
-        state.pop("compute", None)
-        if self.recipe.schedule == "steps":
-            del state["epochs"]
-        return state | {"milestones": list(self.recipe.milestones)}
 
-    def check(self, saved: dict[str, object], path: Path, may_change: Sequence[str] = ()) -> list[str]:
-        """Return the names of the settings that differ from a checkpoint's settings.
+def changed_settings(
+    settings: dict[str, object], saved: dict[str, object], path: Path, may_change: Sequence[str] = ()
+) -> list[str]:
+    """Return the names of the settings of a run that differ from the settings in its checkpoint.
 
-        A setting that is missing in the checkpoint had its default value; without a default, it is not compared.
+    An option of a recipe that is missing in the checkpoint had its default value.
 
-        Raises:
-            UsageError: if any other setting differs; the message names all of these.
-        """
-        saved = {setting.name: setting.default for setting in SETTINGS if setting.default is not None} | saved
-        state = self.state_dict()
-        different = [name for name in state if name in saved and saved[name] != state[name]]
-        if refused := [name for name in different if name not in may_change]:
-            changes = ", ".join(_difference(name, saved[name], state[name]) for name in refused)
-            raise UsageError(f"{path} is a checkpoint of another run ({changes}): resume with its options and data")
-        return different
+    Raises:
+        UsageError: if a setting differs that is not in `may_change`; the message names all of these.
+    """
+    saved = {option.name: option.default for option in fields(Recipe)} | saved
+    different = [name for name in settings if name in saved and saved[name] != settings[name]]
+    if refused := [name for name in different if name not in may_change]:
+        changes = ", ".join(_difference(name, saved[name], settings[name]) for name in refused)
+        raise UsageError(f"{path} is a checkpoint of another run ({changes}): resume with its options and data")
+    return different
 
 
 def _difference(name, there, here):
@@ -249,7 +236,3 @@ def _difference(name, there, here):
         pairs = enumerate(zip_longest(there, here, fillvalue="none"))
         name, (there, here) = next((f"class {index}", pair) for index, pair in pairs if pair[0] != pair[1])
     return f"{name} {there} there, {here} here"
-
-
-SETTINGS = (*fields(Recipe), *fields(TrainingSettings))
-CHANGEABLE = tuple(setting.name for setting in SETTINGS if setting.metadata.get("may_change"))  # with --may-change

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +25,7 @@ from training.errors import EXPECTED, out_of_memory, prepare_output, report_fail
 from training.memory import keep_freed_memory
 from training.networks import Network, Networks, Shape
 from training.options import Options, make_parser, parse_arguments, run_name
-from training.recipe import Recipe, TrainingSettings, recipe_for
+from training.recipe import Recipe, recipe_for
 from training.trainer import Trainer
 
 Recipes = tuple[Recipe, Recipe | None]  # the architecture's recipe, and its recipe for the digits
@@ -95,14 +96,15 @@ def _run(options: Options, recipes: Recipes, group: Group, stack: ExitStack) -> 
     if group.is_rank0 and group.size > 1 and not options.output:
         (folder / checkpoints.LOG).touch()  # reserves the number of the default folder, in case torchrun restarts
     print(f"{data.recipe.epochs} epochs of {len(data.loaders[0])} steps; output folder: {folder}")
-    trainer = train(network, data, options, num_classes, folder, group, checkpoint)
+    settings = _settings(options, data, num_classes, group)
+    trainer = train(network, data, options, settings, folder, group, checkpoint)
 
     if trainer.train_loader.flip:
         result["test_accuracy_with_flips"] = trainer.evaluate(flipped=True)  # called in all processes
     if group.is_rank0:
         result["nonzero_parameters"] = counting.count_nonzero_parameters(trainer.model)
-        result |= {"dataset": data.dataset, "in_memory": data.in_memory, **data.identity()}
-        result |= vars(data.recipe) | trainer.progress.outcome()
+        result |= settings | vars(data.recipe)
+        result |= trainer.progress.outcome()
         checkpoints.write_json(folder / checkpoints.REPORT, result)
         report.show_outcome(result, folder / checkpoints.REPORT)
 
@@ -130,10 +132,16 @@ class Data(NamedTuple):
     in_memory: bool
     loaders: tuple[Loader, Loader]  # training and test
 
-    def identity(self) -> dict[str, object]:
-        """Return class names, size and numbers of images: a run is resumed only with the same ones."""
-        num_images = tuple(loader.num_images for loader in self.loaders)
-        return {"classes": self.info.classes, "image_size": self.info.image_size, "num_images": num_images}
+
+def _settings(options, data, num_classes, group):
+    """Return all settings that decide the result: a run is resumed only from a checkpoint with equal settings."""
+    settings = data.recipe.settings() | asdict(options.variant)
+    settings.pop("compute", None)  # equal results to rounding
+    settings |= options.pick("network", "width", "seed", "amp", "validation")
+    settings |= {"dataset": data.dataset, "num_classes": num_classes, "processes": group.size}
+    settings |= {"in_memory": data.in_memory, "classes": data.info.classes, "image_size": data.info.image_size}
+    settings["num_images"] = tuple(loader.num_images for loader in data.loaders)  # training and test
+    return settings | options.networks.settings(options)
 
 
 def _load(options, recipes, folder, group, stack):
@@ -191,7 +199,7 @@ def train(
     network: Network,
     data: Data,
     options: Options,
-    num_classes: int,
+    settings: dict[str, object],
     folder: Path,
     group: Group,
     checkpoint: tuple[dict, Path] | None = None,
@@ -201,19 +209,10 @@ def train(
     With --dense-epochs a first trainer trains the dense network, and a second one the converted network.
     """
     recipe = data.recipe
-    settings = TrainingSettings(
-        recipe=recipe,
-        dataset=data.dataset,
-        num_classes=num_classes,
-        processes=group.size,
-        in_memory=data.in_memory,
-        of_network=options.networks.settings(options),
-        **data.identity(),
-        **options.pick("network", "variant", "width", "seed", "amp", "validation"),
-    )
     make_trainer = partial(
         Trainer,
         loaders=data.loaders,
+        recipe=recipe,
         settings=settings,
         folder=folder,
         group=group,

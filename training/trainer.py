@@ -23,7 +23,7 @@ from training.finite import FiniteCheck
 from training.objective import REGULARISE_EVERY, loss_of, regularisers
 from training.optimizers import FilterDecay, make_optimizer, set_learning_rate
 from training.progress import Display, Progress
-from training.recipe import TrainingSettings
+from training.recipe import Recipe, changed_settings
 
 VERSIONS = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
 AGREE_EVERY = 10  # steps after which several processes agree whether to save and to stop
@@ -35,7 +35,8 @@ class Trainer:
     Args:
         model: the network, which maps images (B, C, H, W) to logits (B, classes).
         loaders: training and test loader of :func:`dataloaders.dataloaders`.
-        settings: the settings that decide the result; saved in checkpoints.
+        recipe: the training options.
+        settings: all settings that decide the result, with "seed" and "amp"; saved in checkpoints.
         group: the processes that train the network together; default: this process, on the CPU.
         first_epoch, last_epoch: the epochs that this trainer trains; default: all epochs.
         progress: progress of the trainer for the epochs before `first_epoch`; default: a new run, which sets the seeds.
@@ -49,7 +50,8 @@ class Trainer:
         self,
         model: nn.Module,
         loaders: tuple[Loader, Loader],
-        settings: TrainingSettings,
+        recipe: Recipe,
+        settings: dict[str, object],
         folder: Path,
         group: Group | None = None,
         *,
@@ -65,11 +67,11 @@ class Trainer:
     ) -> None:
         self.group = group or Group()
         self.device = self.group.device
-        self.settings, self.recipe, self.folder, self.save_every = settings, settings.recipe, folder, save_every
-        self.last_epoch = self.recipe.epochs if last_epoch is None else last_epoch
-        self.autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=settings.amp)
+        self.recipe, self.settings, self.folder, self.save_every = recipe, settings, folder, save_every
+        self.last_epoch = recipe.epochs if last_epoch is None else last_epoch
+        self.autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=settings["amp"])
         if progress is None:
-            checkpoints.seed_random(settings.seed + self.group.rank)  # dropout differs between processes
+            checkpoints.seed_random(settings["seed"] + self.group.rank)  # dropout differs between processes
         self.progress = progress or Progress()
 
         channels_last = channels_last and _channels_last_is_safe(model, self.device)
@@ -88,12 +90,12 @@ class Trainer:
             self.teacher = teacher.requires_grad_(False).eval().to(self.device, memory_format=memory_format)
 
         self.steps = len(self.train_loader)
-        self.optimizer = make_optimizer(self.model, self.recipe)
-        self.filter_decay = FilterDecay(self.model, self.recipe)
+        self.optimizer = make_optimizer(self.model, recipe)
+        self.filter_decay = FilterDecay(self.model, recipe)
         self.finite = FiniteCheck(self.model, self.optimizer, self.device)
         self.average = None
-        if self.recipe.average:
-            decay = max(0.0, 1 - 1 / (self.recipe.average * self.steps))
+        if recipe.average:
+            decay = max(0.0, 1 - 1 / (recipe.average * self.steps))
             self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay))
         schedule_pruning(self.model, self.optimizer, (self.last_epoch - first_epoch) * self.steps)
 
@@ -238,7 +240,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "train_loader": self.order if self.progress.batch else self.train_loader.state_dict(),
             "random": self.group.gather(checkpoints.random_state(self.device)),
-            "settings": self.settings.state_dict(),
+            "settings": self.settings,
             "versions": VERSIONS,
             **self.progress.state_dict(self.group),
         }
@@ -256,7 +258,7 @@ class Trainer:
         Raises:
             UsageError: if the checkpoint has another network, variant, data set or recipe, or more epochs.
         """
-        changed = self.settings.check(state["settings"], path, may_change)
+        changed = changed_settings(self.settings, state["settings"], path, may_change)
         if state["epoch"] > self.recipe.epochs:
             raise UsageError(f"{path} has been trained for {state['epoch']} epochs: give more --epochs to resume")
         if "batch_size" in changed and state["batch"]:

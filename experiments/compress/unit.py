@@ -28,15 +28,14 @@ from experiments.sweep.plan import script_parser
 from experiments.thinner import networks_of
 from linearconv_convert import ConversionError, deploy, export
 from linearconv_convert.exporting import onnx_runner
-from linearconv_convert.surgery import layers_of
-from linearconv_variants import OneLineParser, Variant, non_negative_int, positive_share
+from linearconv_variants import OneLineParser, non_negative_int, positive_share
 from training import counting
 from training.checkpoints import REPORT, holds_checkpoint, load_newest, open_folder, write_json, write_log
 from training.distributed import Group
-from training.errors import EXPECTED, UsageError, report_failure
+from training.errors import EXPECTED, report_failure
 from training.library import training_images
 from training.options import Options, parse_arguments
-from training.recipe import TUNE, TrainingSettings
+from training.recipe import TUNE, Recipe
 from training.report import origin
 from training.trainer import Trainer
 
@@ -61,8 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with open_folder(Path(options.output), "auto") as folder:
             study_one(own, options, folder)
-    except ConversionError as error:
-        return report_failure(UsageError(str(error)), "compress")
     except EXPECTED as error:
         return report_failure(error, "compress")
     return 0
@@ -89,17 +86,11 @@ def study_one(own: Namespace, options: Options, folder: Path) -> None:
     report |= {"dataset": options.dataset, "seed": options.seed, "amp": options.amp, "num_classes": info.num_classes}
     report |= {"epochs": own.tune, "teacher": own.teacher, **counting.count(small, size), **origin(options.device)}
     if own.tune:
-        settings = TrainingSettings(
-            name,
-            Variant("dense"),
-            replace(TUNE, epochs=own.tune, distill=TEACHER * own.teacher),
-            options.dataset,
-            info.num_classes,
-            in_memory=isinstance(loaders[0], BatchLoader),
-            of_network={"way": own.way, "budget": own.budget},
-            **options.pick("width", "seed", "amp", "validation"),
-        )
-        report |= tune(small, dense if own.teacher else None, loaders, settings, folder, options)
+        recipe = replace(TUNE, epochs=own.tune, distill=TEACHER * own.teacher)
+        settings = recipe.settings() | options.pick("dataset", "width", "seed", "amp", "validation")
+        settings |= {"network": name, "type": DENSE, "way": own.way, "budget": own.budget}
+        settings |= {"num_classes": info.num_classes, "in_memory": isinstance(loaders[0], BatchLoader)}
+        report |= tune(small, dense if own.teacher else None, loaders, recipe, settings, folder, options)
     else:
         found = accuracy(small, loaders[1], options)
         report |= {"test_accuracy": found, "best_test_accuracy": found, "best_epoch": 0}
@@ -123,25 +114,21 @@ def tune(
     model: nn.Module,
     teacher: nn.Module | None,
     loaders: Sequence[Loader],
-    settings: TrainingSettings,
+    recipe: Recipe,
+    settings: dict[str, object],
     folder: Path,
     options: Options,
 ) -> dict[str, object]:
     """Train a network, or resume its training; return the accuracies for the report."""
-    # On a CPU, torch's strided 1x1 convolutions with few channels are wrong in the channels_last format.
-    thin = [layer for layer in layers_of(model, nn.Conv2d).values() if layer.in_channels < 16]
-    channels_last = options.channels_last and not any(max(layer.stride) > 1 for layer in thin)
-    for loader in loaders:
-        loader.memory_format = torch.channels_last if channels_last else torch.contiguous_format
     trainer = Trainer(
         model,
         tuple(loaders),
+        recipe,
         settings,
         folder,
         Group(device=options.device),
         teacher=teacher,
-        channels_last=channels_last,
-        save_every=options.save_every,
+        **options.pick("channels_last", "save_every"),
     )
     if holds_checkpoint(folder):
         trainer.load_state(*load_newest(folder))

@@ -241,5 +241,3 @@ def test_batches_on_a_gpu_are_equal_and_do_not_wait_for_the_host():
 def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match="batch_size"):
         raw_loader(random_images(3), batch_size=0)
-    with pytest.raises(ValueError, match="3 images, but 2 labels"):
-        BatchLoader(random_images(3), torch.arange(2), [0] * 3, [1] * 3, batch_size=1)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from dataloaders import BatchLoader
 from linearconv_variants import Variant
 from models.base_xcnn import Base
-from training.recipe import Recipe, TrainingSettings
+from training.recipe import Recipe
 from training.trainer import Trainer
 
 STEPS, BATCH, LR, WEIGHT = 40, 5, 1e-3, 0.01
@@ -67,8 +67,7 @@ def test_the_trainer_takes_the_steps_of_the_published_loop(variant, tmp_path, mo
     losses, backward = [], torch.Tensor.backward
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: losses.append(loss.item()) or backward(loss))
     model.register_forward_pre_hook(lambda _, inputs: tuple(x.double() for x in inputs))
-    settings = TrainingSettings("Base", variant, Recipe(LR, 1, BATCH, reg_weight=WEIGHT), "random", 10)
-    Trainer(model, loaders, settings, tmp_path).fit()
+    Trainer(model, loaders, Recipe(LR, 1, BATCH, reg_weight=WEIGHT), {"seed": 0, "amp": False}, tmp_path).fit()
     monkeypatch.undo()
     expected = train_as_published(state, batches)
     assert len(losses) == STEPS

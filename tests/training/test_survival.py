@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -12,15 +11,14 @@ import sys
 import time
 from contextlib import contextmanager
 
-import numpy as np
 import pytest
 import torch
 
 import linearconv_sparse
 import training
-from tests.helpers.runs import EVERY_SCRIPT, ROOT, exit_code, fork, start
+from tests.helpers.runs import EVERY_SCRIPT, ROOT, exit_code, start
 from training import checkpoints
-from training.checkpoints import random_state, read_log, restore_random_state
+from training.checkpoints import read_log
 from training.trainer import Trainer
 
 SMALL = "--width 0.125 --epochs 3"
@@ -245,16 +243,6 @@ def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(run, capsys, 
     assert_same_run(run("base", f"-t dense {SMALL} --resume"), run("base", f"-t dense {SMALL}", "unbroken"))
 
 
-def test_a_quota_ends_the_run_with_one_line(run, capfd):
-    def within_quota():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))  # bytes of a file, less than a checkpoint
-        run("base", "-t dense --width 0.25 --epochs 1")
-
-    assert exit_code(fork(within_quota)) == 2
-    assert capfd.readouterr().err.splitlines()[-1].endswith("File too large")
-    assert not list(run.folder("run").glob("*.pt*"))
-
-
 def test_a_folder_that_vanishes_ends_the_run_with_one_line(run, capsys, monkeypatch):
     at_step(6, lambda trainer: shutil.rmtree(trainer.folder), monkeypatch)
     code, line = ended(capsys, run, "base", f"-t dense {SMALL}")
@@ -289,11 +277,6 @@ def test_an_infinite_gradient_changes_no_weight(run, capsys, monkeypatch):
     assert all(torch.equal(tensor, blow_up.weights[name]) for name, tensor in blow_up.model.named_parameters())
 
 
-def test_a_learning_rate_that_is_far_too_high_ends_with_code_3(run, capsys):
-    code, line = ended(capsys, run, "allconv", "-t dense --width 0.125 --epochs 30 --lr 1e18")
-    assert code == 3 and "learning rate 1e+18" in line
-
-
 def test_on_other_devices_the_flag_is_read_now_and_then():
     from training.finite import FiniteCheck
 
@@ -310,7 +293,7 @@ def test_on_other_devices_the_flag_is_read_now_and_then():
         optimizer.step()
         if step == 0:
             before = model.weight.detach().clone()
-    assert seen == [True, True, False, True, True, False] and not check.all_finite()
+    assert seen == [True, True, False, True, True, False] and not check.may_save()
     assert torch.equal(model.weight, before)  # the optimizer took no step after the first bad one
 
 
@@ -323,7 +306,7 @@ def test_options_that_may_change_do(run, refused, capsys):
     assert "batch_size 9 there, 6 here" in line and "lr" not in line.split("(")[1]
     run("base", "-t rank --width 0.125 --epochs 4 --lr 0.01 --milestones 3 --resume --may-change lr milestones")
     assert [record["lr"] for record in read_log(folder)] == pytest.approx([0.001, 0.001, 0.01, 0.001])
-    assert "goes with --resume" in refused("base", "-t rank --may-change lr", "other")
+    assert "needs --resume" in refused("base", "-t rank --may-change lr", "other")
 
 
 def test_a_checkpoint_of_other_versions_is_used_and_said_so(run, capsys):
@@ -333,13 +316,6 @@ def test_a_checkpoint_of_other_versions_is_used_and_said_so(run, capsys):
     torch.save(state | {"versions": state["versions"] | {"torch": "1.4.0"}}, path)
     run("base", "-t rank --width 0.125 --epochs 2 --resume")
     assert "written by torch 1.4.0: the resumed run is not bit for bit" in capsys.readouterr().out
-
-
-def test_every_random_generator_is_restored():
-    state = random_state(torch.device("cpu"))
-    expected = random.random(), np.random.rand(), torch.rand(1).item()
-    restore_random_state(state, torch.device("cpu"))
-    assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
