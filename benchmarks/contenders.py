@@ -7,23 +7,11 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from experiments import paper
 from linearconv import LinearConv
 from linearconv_lowrank import LinearConvLowRank
-from models.allconv_xcnn import AllConv
-from models.base_xcnn import Base
-from models.mobilenetv2_xcnn import MobileNetV2
-from models.resnet_xcnn import ResNet18
-from models.resnext_xcnn import ResNeXt29_2x64d
-from models.vgg_xcnn import VGG11
 
-NETWORKS = {
-    "VGG11": VGG11,
-    "ResNet18": ResNet18,
-    "AllConv": AllConv,
-    "Base": Base,
-    "MobileNetV2": MobileNetV2,
-    "ResNeXt29": ResNeXt29_2x64d,
-}
+NETWORKS = {name.replace("-", ""): network for name, network in paper.NETWORKS.items()}
 VARIANTS = {"full rank": LinearConv, "rank 10": partial(LinearConvLowRank, rank=10)}
 TRAINING = {"train 50": 50, "train 256": 256, "train 1024": 1024}  # images in a step
 INFERENCE = {"infer 1": 1, "infer 8": 8, "infer 50": 50, "infer 256": 256, "infer 1024": 1024}  # images in a batch

@@ -21,7 +21,7 @@ import torch
 import torch.nn as nn
 
 from benchmarks.contenders import IMAGE, INFERENCE, NETWORKS, as_in_the_paper
-from benchmarks.measuring import add_network_options, add_sitting, command_line, compare
+from benchmarks.measuring import add_network_options, add_sitting, command_line, compare, show
 from benchmarks.speed import make_step
 from linearconv import LinearConv
 from linearconv_convert import ConversionError, deploy, export
@@ -29,41 +29,35 @@ from linearconv_convert.exporting import onnx_runner
 from training.memory import keep_freed_memory
 from training.report import ROOT
 
-DEFAULT_NETWORKS = ("VGG11", "ResNet18", "AllConv", "Base", "MobileNetV2")
+DEFAULT_NETWORKS = [name for name in NETWORKS if name != "ResNeXt29"]
 BATCHES = {task: batch for task, batch in INFERENCE.items() if batch <= 256}
-
-
-def contenders(network: str) -> dict[str, nn.Module]:
-    """Return the networks that torch runs, {name: network}, in eval mode."""
-    torch.manual_seed(0)
-    dense, layers, paper = (NETWORKS[network](conv=conv).eval() for conv in (nn.Conv2d, LinearConv, as_in_the_paper))
-    named = {"dense": dense, "dense, folded": deploy(dense), "layers": layers}
-    return named | {"as in the paper": paper, "deployed": deploy(layers)}
 
 
 def benchmark(network: str, options: Namespace) -> list[dict]:
     """Return one row for each batch size and contender of a network."""
-    models = contenders(network)
+    torch.manual_seed(0)
+    dense, layers, paper = (NETWORKS[network](conv=conv).eval() for conv in (nn.Conv2d, LinearConv, as_in_the_paper))
+    models = {"dense": dense, "dense, folded": deploy(dense), "layers": layers}
+    models |= {"as in the paper": paper, "deployed": deploy(layers)}
     if options.precision == "bfloat16":  # autocast casts the other networks in every pass
         for name in ("dense, folded", "deployed"):
             models[name].to(torch.bfloat16)
-    sizes = {}
-    for name, model in models.items():
-        sizes[name] = sum(tensor.nbytes for tensor in model.state_dict().values())
+    sizes = {name: sum(tensor.nbytes for tensor in model.state_dict().values()) for name, model in models.items()}
     runners = {}
-    if options.precision == "float32":
-        for name in ("dense", "deployed"):
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "model.onnx"
-                sizes[f"{name}, onnxruntime"] = export(models[name], path, torch.randn(2, *IMAGE)).bytes
-                runners[f"{name}, onnxruntime"] = onnx_runner(path)
+    for name in ("dense", "deployed") if options.precision == "float32" else ():
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            sizes[f"{name}, onnxruntime"] = export(models[name], path, torch.randn(2, *IMAGE)).bytes
+            runners[f"{name}, onnxruntime"] = onnx_runner(path)
     rows = []
     for task, batch in BATCHES.items():
-        images = torch.randn(batch, *IMAGE)
+        images, new = torch.randn(batch, *IMAGE), []
         steps = {name: make_step(model, task, options) for name, model in models.items()}
         steps |= {name: partial(run, images) for name, run in runners.items()}
         for name, row in compare(steps, options.seconds, options.device).items():
-            rows.append({"network": network, "task": task, "contender": name, "bytes": sizes[name], **row})
+            new.append({"network": network, "task": task, "contender": name, "bytes": sizes[name], **row})
+        show(new)
+        rows += new
     return rows
 
 
@@ -75,13 +69,9 @@ def main() -> None:
     rows = []
     for network in options.networks:
         try:
-            new = benchmark(network, options)
+            rows += benchmark(network, options)
         except ConversionError as error:  # the packages for ONNX are missing
             parser.error(error)
-        rows += new
-        for task in BATCHES:
-            shown = [f"{row['contender']} {row['ratio']:.2f}" for row in new if row["task"] == task]
-            print(f"{network}, {task}: {', '.join(shown)}", flush=True)
     output = options.output or ROOT / "results" / f"deployment_{options.device}_{options.precision}.json"
     add_sitting(output, rows, options.device, onnxruntime=version("onnxruntime"))
 

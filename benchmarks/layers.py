@@ -11,13 +11,13 @@ total time with the faster choice for each layer. The results are in results/lay
 import itertools
 import statistics
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 import torch.nn as nn
 
-import linearconv
 from benchmarks.contenders import IMAGE, NETWORKS, TASKS, TRAINING, VARIANTS
 from benchmarks.measuring import add_network_options, command_line, measure
 from training.checkpoints import write_json
@@ -28,15 +28,13 @@ WAYS = ("filters", "features")
 MAP_COSTS = (16, 32, 64, 96, 128, 192, 256)  # candidate values of the constant
 
 
-def layers_of(network: Callable[[], nn.Module]) -> dict[tuple, int]:
+def layers_of(network: Callable[[], nn.Module]) -> Counter:
     """Return {(arguments of nn.Conv2d, side of the input): number of layers} for all layers with one group."""
-    found = {}
+    found = Counter()
 
     def note(layer, inputs, _):
-        if layer.groups == 1:
-            arguments = (layer.in_channels, layer.out_channels, layer.kernel_size[0], layer.stride[0], layer.padding[0])
-            key = (*arguments, layer.bias is not None, inputs[0].shape[-1])
-            found[key] = found.get(key, 0) + 1
+        arguments = (layer.in_channels, layer.out_channels, layer.kernel_size[0], layer.stride[0], layer.padding[0])
+        found[(*arguments, layer.bias is not None, inputs[0].shape[-1])] += layer.groups == 1
 
     model = network().eval()
     for module in model.modules():
@@ -44,31 +42,23 @@ def layers_of(network: Callable[[], nn.Module]) -> dict[tuple, int]:
             module.register_forward_hook(note)
     with torch.no_grad():
         model(torch.randn(1, *IMAGE))
-    return found
+    return +found  # without zeros
 
 
-def make_step(
-    layer: nn.Module, images: torch.Tensor, training: bool, autocast: Callable[[], torch.autocast]
-) -> Callable[[], None]:
+def make_step(layer: nn.Module, images: torch.Tensor, training: bool, precision: str) -> Callable[[], None]:
     """Return a function that runs the layer once: the forward pass, in training also the backward pass."""
     layer.to(images.device, memory_format=torch.channels_last).train(training)
-    if not training:
-
-        @torch.inference_mode()
-        def step():
-            with autocast():
-                layer(images)
-
-        return step
-    images = images.detach().requires_grad_(images.shape[1] > 3)  # the input images get no gradient
+    images = images.detach().requires_grad_(training and images.shape[1] > 3)  # the input images get no gradient
     wanted = [tensor for tensor in (images, *layer.parameters()) if tensor.requires_grad]
+    autocast = partial(torch.autocast, images.device.type, torch.bfloat16, enabled=precision == "bfloat16")
     with autocast():
         gradient = torch.randn_like(layer(images).detach())
 
     def step():
-        with autocast():
+        with torch.inference_mode(not training), autocast():
             output = layer(images)
-        torch.autograd.grad(output, wanted, gradient)
+        if training:
+            torch.autograd.grad(output, wanted, gradient)
 
     return step
 
@@ -83,8 +73,7 @@ def benchmark(task: str, key: tuple, options: Namespace) -> dict[str, float]:
     layers = {"dense": nn.Conv2d(*arguments, bias=bias)}
     for (variant, conv), way in itertools.product(VARIANTS.items(), WAYS):
         layers[f"{variant}, {way}"] = conv(*arguments, bias=bias, compute=way)
-    autocast = partial(torch.autocast, options.device, torch.bfloat16, enabled=options.precision == "bfloat16")
-    steps = {name: make_step(layer, images, task in TRAINING, autocast) for name, layer in layers.items()}
+    steps = {name: make_step(layer, images, task in TRAINING, options.precision) for name, layer in layers.items()}
     seconds = measure(steps, options.seconds, options.device)
     return {name: 1e6 * statistics.median(values) for name, values in seconds.items()}
 
@@ -92,14 +81,9 @@ def benchmark(task: str, key: tuple, options: Namespace) -> dict[str, float]:
 def shares_of_the_best(rows: Sequence[dict], map_cost: float) -> dict[tuple[str, str, str], float]:
     """Return the time of all layers with the faster choices, divided by their time with the choices of the rule.
 
-    Args:
-        rows: rows of the result file.
-        map_cost: value of the rule's constant.
-
-    Returns:
-        One share, at most 1, for each network, task and variant.
+    There is one share, at most 1, for each network, task and variant in the rows of the result file.
     """
-    best, rule = {}, {}
+    best, rule = Counter(), Counter()
     for row, (variant, conv) in itertools.product(rows, VARIANTS.items()):
         *arguments, bias, _ = row["layer"]
         layer = conv(*arguments, bias=bias, device="meta")
@@ -107,8 +91,8 @@ def shares_of_the_best(rows: Sequence[dict], map_cost: float) -> dict[tuple[str,
         chosen = "features" if saved > map_cost * layer.out_channels else "filters"
         taken = {way: row["count"] * row["microseconds"][f"{variant}, {way}"] for way in WAYS}
         key = row["network"], row["task"], variant
-        best[key] = best.get(key, 0) + min(taken.values())
-        rule[key] = rule.get(key, 0) + taken[chosen]
+        best[key] += min(taken.values())
+        rule[key] += taken[chosen]
     return {key: best[key] / rule[key] for key in best}
 
 
@@ -126,8 +110,6 @@ def main() -> None:
             row = {"network": network, "task": task, "layer": list(key), "count": count}
             rows.append(row | {"microseconds": measured[task, key]})
         print(f"{network}, {task}: measured", flush=True)
-    for key, share in shares_of_the_best(rows, linearconv.MAP_COST).items():
-        print(f"{', '.join(key)}: {share:.3f} of the best choice")
     map_costs = {}
     for map_cost in MAP_COSTS:
         shares = shares_of_the_best(rows, map_cost).values()

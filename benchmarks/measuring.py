@@ -3,7 +3,6 @@
 import json
 import os
 import statistics
-import sys
 import time
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
@@ -20,7 +19,6 @@ from training.report import origin
 
 SHORTEST_TURN = 0.02  # seconds
 LEAST_ROUNDS, MOST_ROUNDS = 3, 200
-LARGE_SHARE = 0.3  # of the machine's memory
 
 
 def command_line(description: str) -> OneLineParser:
@@ -35,9 +33,8 @@ def add_network_options(parser: OneLineParser, networks: Sequence[str], usual: S
     """Add --networks (by default the `usual` ones), --seconds, --precision and --output."""
     add = parser.add_argument
     add("--networks", nargs="+", choices=networks, default=list(usual))
-    add(
-        "--seconds", type=positive_float, default=seconds, help="per network (or layer) and task (default: %(default)s)"
-    )
+    about = "per network (or layer) and task (default: %(default)s)"
+    add("--seconds", type=positive_float, default=seconds, help=about)
     add("--precision", choices=("float32", "bfloat16"), default="float32")
     add("--output", type=Path, help="default: a file in results/")
 
@@ -48,7 +45,6 @@ def compare(steps: dict[str, Callable[[], object]], seconds: float, device: str)
     Args:
         steps: {name: function to time}, including `dense`.
         seconds: approximate total time.
-        device: device of the steps.
 
     Returns:
         For each name the median `milliseconds`, the median `ratio` of speeds (above 1: faster than dense), the first
@@ -59,79 +55,58 @@ def compare(steps: dict[str, Callable[[], object]], seconds: float, device: str)
     for name, values in taken.items():
         ratios = [dense / ours for dense, ours in zip(taken["dense"], values, strict=True)]
         low, median, high = statistics.quantiles(ratios, n=4)
-        compared[name] = {
-            "milliseconds": 1e3 * statistics.median(values),
-            "rounds": len(ratios),
-            "ratio": median,
-            "ratio_quartiles": [low, high],
-        }
+        milliseconds = 1e3 * statistics.median(values)
+        quartiles = {"ratio": median, "ratio_quartiles": [low, high]}
+        compared[name] = {"milliseconds": milliseconds, "rounds": len(ratios), **quartiles}
     return compared
 
 
 def measure(steps: dict[str, Callable[[], object]], seconds: float, device: str) -> dict[str, list[float]]:
-    """Return the seconds of each contender in each turn, measured for about `seconds` in total.
-
-    Freed memory that glibc keeps is fragmented, as its blocks have many sizes. After a few turns every contender finds
-    the blocks that it needs. For steps that use much of the machine's memory, each turn starts without kept memory.
-    """
-    is_large = False
-    for step in steps.values():
-        return_freed_memory()
-        step()
-        is_large |= memory_share() > LARGE_SHARE
-    if not is_large:
-        for _ in range(2):
-            _take_turns(steps, device)
+    """Return the seconds of each contender in each turn, measured for about `seconds` in total."""
+    _take_turns(steps, device)  # a warm-up
     start = time.perf_counter()
-    turns = [_take_turns(steps, device, is_large)]
+    turns = [_take_turns(steps, device)]
     rounds = int(seconds / (time.perf_counter() - start))
     for _ in range(min(max(rounds, LEAST_ROUNDS), MOST_ROUNDS) - 1):
-        turns.append(_take_turns(steps, device, is_large))
+        turns.append(_take_turns(steps, device))
     return {name: [turn[name] for turn in turns] for name in steps}
 
 
-def memory_share() -> float:
-    """Return the share of the machine's memory that this process uses, or 0 if the system does not report it."""
-    if not sys.platform.startswith("linux"):
-        return 0.0
-    return int(Path("/proc/self/statm").read_text().split()[1]) / os.sysconf("SC_PHYS_PAGES")
-
-
-def _take_turns(steps, device, is_large=False):
+def _take_turns(steps, device):
     """The seconds of one step of each contender.
 
-    Short steps are repeated. Otherwise a step with one image would find neither code nor weights in the processor's
-    caches, which the other contenders have filled.
+    Freed memory that glibc keeps is in pieces of the sizes that the previous contender needed. Each contender starts
+    without it, and a step that is not timed allocates the memory anew and fills the processor's caches. Short steps are
+    repeated.
     """
     seconds = {}
     for name, step in steps.items():
-        if is_large:
-            return_freed_memory()
-            step()
-        taken, start = 0, time.perf_counter()
-        while taken == 0 or time.perf_counter() - start < SHORTEST_TURN:
+        return_freed_memory()
+        ends = []  # of the steps; the first one is not timed
+        while len(ends) < 2 or ends[-1] - ends[0] < SHORTEST_TURN:
             step()
             if device == "cuda":
                 torch.cuda.synchronize()
-            taken += 1
-        seconds[name] = (time.perf_counter() - start) / taken
+            ends.append(time.perf_counter())
+        seconds[name] = (ends[-1] - ends[0]) / (len(ends) - 1)
     return seconds
 
 
-def add_sitting(path: Path, rows: Sequence[dict], device: str, **conditions: object) -> None:
-    """Add the rows of one benchmark run to a result file `{"sittings": [...]}`, which is rewritten.
+def show(rows: Sequence[dict]) -> None:
+    """Print the ratios of the contenders of one network and task."""
+    shown = [f"{row['contender']} {row['ratio']:.2f}" for row in rows]
+    print(f"{rows[0]['network']}, {rows[0]['task']}: {', '.join(shown)}", flush=True)
 
-    Args:
-        path: path of the result file.
-        rows: one row for each `network`, `task` and `contender`, with the `ratio` of speeds to `dense`.
-        device: device of the measurement.
-        conditions: other conditions of the measurement.
+
+def add_sitting(path: Path, rows: Sequence[dict], device: str, **conditions: object) -> None:
+    """Add the rows of one benchmark run, with its conditions, to a result file `{"sittings": [...]}`.
+
+    There is a row for each `network`, `task` and `contender`, with the `ratio` of speeds to `dense`.
     """
     sittings = json.loads(path.read_text())["sittings"] if path.exists() else []
     sitting = {"ended": datetime.now(timezone.utc).isoformat(timespec="minutes"), "origin": origin(device)}
     sitting |= {**conditions, "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES"), "rows": list(rows)}
-    sittings.append(sitting)
-    write_json(path, {"sittings": sittings})
+    write_json(path, {"sittings": [*sittings, sitting]})
 
 
 def ratios_over_sittings(record: dict) -> dict[tuple[str, str, str], list[float]]:
@@ -150,9 +125,9 @@ def markdown(record: dict) -> list[str]:
     rows = {}
     for (network, task, contender), values in ratios.items():
         if contender != "dense":
-            cell = f"{statistics.median(values):.2f}"
+            cells = rows.setdefault((network, contender), dict.fromkeys(tasks, ""))
+            cells[task] = f"{statistics.median(values):.2f}"
             if len(values) > 1:
-                cell += f" ({values[0]:.2f} to {values[-1]:.2f})"
-            rows.setdefault((network, contender), {})[task] = cell
-    lines = [[*key, *(cells.get(task, "") for task in tasks)] for key, cells in rows.items()]
+                cells[task] += f" ({values[0]:.2f} to {values[-1]:.2f})"
+    lines = [[*key, *cells.values()] for key, cells in rows.items()]
     return markdown_table(["network", "contender", *tasks], lines, left=2)

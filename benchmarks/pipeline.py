@@ -4,10 +4,9 @@
     python -m benchmarks.pipeline --device cuda --images 50000
     python -m benchmarks.pipeline --streamed --cores 1 --images 2000
 
-Contenders: `ours` in both memory formats (dataloaders.BatchLoader, which builds blocks of batches from memory);
-`indexing`, a simple version that crops each image with slices; and the published pipeline with torchvision's PIL
-transforms in DataLoader workers. All contenders crop with padding 4, flip and normalise 3x32x32 images. The results are
-in results/pipeline_<device>.json.
+Contenders: `ours` in both memory formats (dataloaders.BatchLoader); `indexing`, a simple version that crops each image
+with slices; and the published pipeline with PIL in DataLoader workers. All crop with padding 4, flip and normalise
+3x32x32 images. The results are in results/pipeline_<device>.json.
 
 With --streamed, the contenders decode JPEG files of 500x375 to 224x224: `ours` (dataloaders.StreamLoader) and
 torchvision's ImageFolder with transforms.v2, both with RandomResizedCrop and a flip. All processes of a contender share
@@ -18,7 +17,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
@@ -45,19 +44,12 @@ NORM = describe("cifar10").mean, describe("cifar10").std
 Batches = Iterator[tuple[Tensor, Tensor]]  # images (B, 3, H, W) and labels (B,)
 
 
-class PublishedDataset(Dataset):
-    """The data set of the published code, which transforms each image with PIL."""
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        augmentation = transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()
-        self.transform = transforms.Compose([*augmentation, transforms.ToTensor(), transforms.Normalize(*NORM)])
-        self.images, self.labels = images.permute(0, 2, 3, 1).contiguous().cpu().numpy(), labels.tolist()
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+def transform_with_pil(pairs: Sequence[tuple[np.ndarray, int]]) -> tuple[Tensor, Tensor]:
+    """Return a batch; each image is transformed with PIL, as in the published code."""
+    augmentation = transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()
+    transform = transforms.Compose([*augmentation, transforms.ToTensor(), transforms.Normalize(*NORM)])
+    images = torch.stack([transform(Image.fromarray(image)) for image, _ in pairs])
+    return images, torch.tensor([label for _, label in pairs])
 
 
 def indexing(images: Tensor, labels: Tensor) -> Batches:
@@ -77,8 +69,9 @@ def passes(count: int, device: str) -> dict[str, Callable[[], Batches]]:
     images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, device=device)
     labels = torch.arange(count, device=device) % 10
     ours = partial(BatchLoader, images, labels, *NORM, batch_size=BATCH, shuffle=True, padding=4, flip=True)
-    published = PublishedDataset(images, labels)
-    published = DataLoader(published, BATCH, shuffle=True, num_workers=2, persistent_workers=True)
+    pairs = list(zip(images.permute(0, 2, 3, 1).contiguous().cpu().numpy(), labels.tolist(), strict=True))
+    workers = {"num_workers": 2, "persistent_workers": True}
+    published = DataLoader(pairs, BATCH, shuffle=True, collate_fn=transform_with_pil, **workers)
     return {
         "ours, channels_last": partial(iter, ours(channels_last=True)),
         "ours, contiguous": partial(iter, ours()),
@@ -109,13 +102,7 @@ def streamed_passes(root: Path, workers: int, device: str) -> dict[str, Callable
     folder = ImageFolder(root / "train", v2.Compose([*augmentation, *to_floats]))
     options = {"num_workers": workers, "persistent_workers": True, "pin_memory": device == "cuda"}
     theirs = DataLoader(folder, BATCH, shuffle=True, **options)
-    return {"ours, streamed": partial(iter, ours), "torchvision, ImageFolder": partial(moved, theirs, device)}
-
-
-def moved(batches: Iterable[tuple[Tensor, Tensor]], device: str) -> Batches:
-    """Yield batches on a device."""
-    for images, labels in batches:
-        yield images.to(device, non_blocking=True), labels.to(device)
+    return {"ours, streamed": partial(iter, ours), "torchvision, ImageFolder": partial(iter, theirs)}
 
 
 def measure(contenders: dict[str, Callable[[], Batches]], device: str) -> list[dict]:
@@ -124,7 +111,7 @@ def measure(contenders: dict[str, Callable[[], Batches]], device: str) -> list[d
     for turn in range(ROUNDS + 1):
         for name, begin in contenders.items():
             start = time.perf_counter()
-            seen = sum(len(images) for images, _ in begin())
+            seen = sum(len(images.to(device, non_blocking=True)) for images, _ in begin())
             if device == "cuda":
                 torch.cuda.synchronize()
             if turn:  # the first turn is a warm-up, and starts the workers
@@ -146,18 +133,18 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="default: results/pipeline_<device>.json, stream_<device>.json")
     options = parser.parse_args()
     torch.manual_seed(0)
-    record = {"images": options.images, "batch": BATCH}
-    if options.streamed:
-        record["cores"] = options.cores
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
-        torch.set_num_threads(options.cores)
-        with tempfile.TemporaryDirectory() as folder:
+    name, record = f"pipeline_{options.device}.json", {"images": options.images, "batch": BATCH}
+    with tempfile.TemporaryDirectory() as folder:
+        if options.streamed:
+            name, record["cores"] = f"stream_{options.device}.json", options.cores
+            if hasattr(os, "sched_setaffinity"):
+                os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
+            torch.set_num_threads(options.cores)
             write_photographs(Path(folder), options.images)
-            rows = measure(streamed_passes(Path(folder), options.cores, options.device), options.device)
-    else:
-        rows = measure(passes(options.images, options.device), options.device)
-    name = f"{'stream' if options.streamed else 'pipeline'}_{options.device}.json"
+            contenders = streamed_passes(Path(folder), options.cores, options.device)
+        else:
+            contenders = passes(options.images, options.device)
+        rows = measure(contenders, options.device)
     write_json(options.output or ROOT / "results" / name, {"origin": origin(options.device), **record, "rows": rows})
 
 

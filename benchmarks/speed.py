@@ -22,7 +22,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from benchmarks.contenders import CONTENDERS, IMAGE, NETWORKS, TASKS, TRAINING
-from benchmarks.measuring import add_network_options, add_sitting, command_line, compare
+from benchmarks.measuring import add_network_options, add_sitting, command_line, compare, show
 from linearconv_sparse import schedule_pruning
 from training.memory import keep_freed_memory
 from training.report import ROOT
@@ -43,15 +43,13 @@ def make_step(model: nn.Module, task: str, options: Namespace) -> Callable[[], N
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.arange(len(images), device=options.device) % 10
     autocast = partial(torch.autocast, options.device, torch.bfloat16, enabled=options.precision == "bfloat16")
+
+    def infer():
+        with torch.inference_mode(), autocast():
+            model(images)
+
     if task not in TRAINING:
-
-        @torch.inference_mode()
-        def infer():
-            with autocast():
-                model(images)
-
         return infer
-
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True, capturable=options.device == "cuda")
     schedule_pruning(model, optimizer, SCHEDULED_STEPS, begin=0)
 
@@ -81,6 +79,7 @@ def captured(step: Callable[[], None]) -> Callable[[], None]:
 
 def benchmark(network: str, task: str, options: Namespace) -> list[dict]:
     """Return one row for each contender of a network and task."""
+    gc.collect()  # frees the networks of the previous round
     steps = {}
     for name, conv in CONTENDERS.items():
         torch.manual_seed(0)
@@ -90,6 +89,7 @@ def benchmark(network: str, task: str, options: Namespace) -> list[dict]:
     for name, measured in compare(steps, options.seconds, options.device).items():
         speed = 1e3 * TASKS[task] / measured["milliseconds"]
         rows.append({"network": network, "task": task, "contender": name, "images_per_second": speed, **measured})
+    show(rows)
     return rows
 
 
@@ -103,12 +103,7 @@ def main() -> None:
     if options.graphs and options.device != "cuda":
         parser.error("--graphs needs --device cuda")
     tasks = options.tasks or list(TRAINING)[: 3 if options.device == "cuda" else 2]
-    rows = []
-    for network, task in itertools.product(options.networks, tasks):
-        gc.collect()  # frees the networks of the previous round
-        new = benchmark(network, task, options)
-        print(f"{network}, {task}: " + ", ".join(f"{row['contender']} {row['ratio']:.2f}" for row in new), flush=True)
-        rows += new
+    rows = [row for each in itertools.product(options.networks, tasks) for row in benchmark(*each, options)]
     name = f"speed_{options.device}_{options.precision}{'_graphs' if options.graphs else ''}.json"
     add_sitting(options.output or ROOT / "results" / name, rows, options.device, memory_format="channels_last")
 

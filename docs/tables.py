@@ -14,16 +14,15 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measuring import markdown as speed_table
 from benchmarks.measuring import ratios_over_sittings
-from docs.values import counts_by_network, fast_rows, imagenet_rates, runs_of, speeds, values
+from docs.values import counts_by_network, fast_rows, imagenet_rates, load, runs_of, speeds, values
 from experiments import paper
 from experiments.markdown import markdown_table
-from experiments.results import by_method, comparable, every_run, load, mean_over_seeds
+from experiments.results import comparable, every_run, mean_over_seeds
 from experiments.sweep import table as sweep_table
-from experiments.table1 import accuracy as table1_accuracy
+from experiments.table1 import __main__ as table1
 from experiments.table1 import counts as table1_counts
 from experiments.table2 import __main__ as table2
 from experiments.thinner import networks_of
@@ -51,7 +50,7 @@ def measured(architecture: str, recipe: str = "paper") -> dict[str, list[dict]]:
     """Return the runs of a network on CIFAR-10 with a recipe and its largest number of epochs, by method."""
     groups = comparable(run for run in every_run() if not run["file"].startswith(NOT_FOR_TABLES))
     epochs = [key[-1] for key in groups if key[:-1] == (architecture, "cifar10", recipe)]
-    return by_method(groups[architecture, "cifar10", recipe, max(epochs)]) if epochs else {}
+    return groups[architecture, "cifar10", recipe, max(epochs)] if epochs else {}
 
 
 def summary() -> list[str]:
@@ -158,8 +157,7 @@ def search_linearconv() -> list[str]:
 
 def fast() -> list[str]:
     """Return the accuracies of Base and of thinner dense networks with the short recipe."""
-    left_out = ("dataset", "less_paper", "against_less_paper")
-    columns = {key: title for key, title in table1_accuracy.COLUMNS.items() if key not in left_out}
+    columns = {key: title for key, title in table1.COLUMNS.items() if key != "dataset"}
     return sweep_table.table(fast_rows(), columns)
 
 
@@ -167,7 +165,7 @@ def ablations() -> list[str]:
     """Return the accuracies of Base with one setting varied; a setting in several ablations has one row."""
     runs = {}
     for name in ("alpha", "rank", "reg", "sparsity"):
-        listed = load(f"ablation_{name}")["runs"]
+        listed = runs_of(f"ablation_{name}")
         if name == "rank":  # shares first, each from low to high
             listed.sort(key=lambda run: (run["report"]["type"] == "lowrank", run["report"]["rank"]))
         for run in listed:
@@ -180,7 +178,7 @@ def ablations() -> list[str]:
 def pruned() -> list[str]:
     """Return the share of coefficients that the two controllers of the sparse variant pruned."""
     rows = []
-    for run in load("sparse_controllers")["runs"]:
+    for run in runs_of("sparse_controllers"):
         report, share = run["report"], f"{100 * run['log'][-1]['pruned']:.1f} %"
         parameters = f"{report['nonzero_parameters']:,} of {report['parameters']:,}"
         rows.append([f"`{run['setting']}`", share, parameters, f"{report['test_accuracy']:.2f} %"])
@@ -237,9 +235,8 @@ def imagenet() -> list[str]:
     small = macs_inference(VGG11(), (3, 32, 32))
     rows = []
     for network in (vgg11_bn, squeezenet1_0):
-        with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            network().eval()(torch.empty(1, 3, 224, 224))
-        macs = counter.get_total_flops() // 2
+        with torch.device("meta"):
+            macs = macs_inference(network(), (3, 224, 224))
         hours, decoding = (IMAGENET / each / 3600 for each in (rate * small / macs, streamed))
         rows.append([network.__name__, f"{macs / 1e9:.2f} billion", f"{hours:.1f}", f"{decoding:.0f}"])
     header = ["network", "multiply-adds of an image", "hours on one GPU", "core hours to decode"]

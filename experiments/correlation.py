@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn as nn
 from torch import Tensor
 
 from corr_reg import filter_correlation
@@ -28,10 +27,8 @@ from training.checkpoints import REPORT, holds_checkpoint, load_newest, write_js
 from training.errors import EXPECTED, UsageError, report_failure
 from training.report import origin
 
-LAYERS = (1, 2, 3)  # numbers of the convolutions
-OF_REPORT = ("test_accuracy", "torch", "device", "git_commit")
 
-
+@torch.no_grad()
 def measure(folder: Path) -> dict:
     """Return the settings of a run and the correlation of its filters, in the form of the result file."""
     if not holds_checkpoint(folder):
@@ -44,25 +41,23 @@ def measure(folder: Path) -> dict:
     first = weights.get("feat.0.0.conv_weights", weights.get("feat.0.0.weight"))  # (P or F, C, 3, 3)
     model = Base(variant.conv, first.shape[1], settings["num_classes"], settings["width"])
     model.load_state_dict(weights)
-    found = [named for named in model.named_modules() if isinstance(named[1], (nn.Conv2d, LinearConv))]
-    run = {"folder": folder.resolve().name, "epoch": state["epoch"], "settings": settings}
+    run = {"folder": folder.resolve().name, "epoch": state["epoch"], "settings": settings, "layers": []}
     if (folder / REPORT).exists():
         report = read_json(folder / REPORT)
-        run |= {key: report[key] for key in OF_REPORT}
-    run["layers"] = [{"layer": number, **_describe(*found[number - 1])} for number in LAYERS]
+        run |= {key: report[key] for key in ("test_accuracy", "torch", "device", "git_commit")}
+    for number in (1, 2, 3):
+        name = f"feat.{number - 1}.0"
+        layer = model.get_submodule(name)
+        correlation = filter_correlation(layer.weight.double())  # (F, F)
+        means, primary = {"all": mean_absolute(correlation)}, None
+        if isinstance(layer, LinearConv):
+            primary = layer.primary_channels
+            means["primary"] = mean_absolute(correlation[:primary, :primary])
+            means["secondary"] = mean_absolute(correlation[primary:, primary:])
+        described = {"layer": number, "name": name, "filters": len(correlation), "primary": primary}
+        described |= {"elements": layer.weight[0].numel(), "mean_absolute": means, "hundredths": pack(correlation)}
+        run["layers"].append(described)
     return run
-
-
-@torch.no_grad()
-def _describe(name, layer):
-    correlation = filter_correlation(layer.weight.double())  # (F, F)
-    means, primary = {"all": mean_absolute(correlation)}, None
-    if isinstance(layer, LinearConv):
-        primary = layer.primary_channels
-        means["primary"] = mean_absolute(correlation[:primary, :primary])
-        means["secondary"] = mean_absolute(correlation[primary:, primary:])
-    size = {"filters": len(correlation), "primary": primary, "elements": layer.weight[0].numel()}
-    return {"name": name, **size, "mean_absolute": means, "hundredths": pack(correlation)}
 
 
 def mean_absolute(correlation: Tensor) -> float | None:
@@ -85,24 +80,19 @@ def unpack(rows: Sequence[str]) -> np.ndarray:
     return above + above.T + np.eye(size)
 
 
-def named_folder(text: str) -> tuple[str, Path]:
-    """Return (name, folder) of NAME=FOLDER, for argparse."""
-    name, equals, folder = text.partition("=")
-    if not (name and folder):
-        raise argparse.ArgumentTypeError(f"must be NAME=FOLDER, got {text}")
-    return name, Path(folder)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     shown = "runs of Base, named as in the figure's columns: dense, L and Lr are the paper's Conv, -L and -Lr"
-    add("--runs", type=named_folder, nargs="+", required=True, metavar="NAME=FOLDER", help=shown)
+    add("--runs", nargs="+", required=True, metavar="NAME=FOLDER", help=shown)
     add("--output", type=Path, default=USERS / "correlation_base.json", help="default: runs/correlation_base.json")
     options = parser.parse_args(argv)
+    named = dict(text.split("=", 1) for text in options.runs if "=" in text)
+    if len(named) < len(options.runs):
+        parser.error("--runs must be NAME=FOLDER, each with another name")
     try:
-        runs = [{"name": name, **measure(folder)} for name, folder in options.runs]
+        runs = [{"name": name, **measure(Path(folder))} for name, folder in named.items()]
         made_by = origin() | {"command": None}  # the command names folders of this machine
         options.output.parent.mkdir(parents=True, exist_ok=True)
         write_json(options.output, {"network": "Base", "origin": made_by, "runs": runs})

@@ -7,7 +7,7 @@ for run in every_run():
 import json
 import re
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dataloaders import DATASETS
@@ -29,23 +29,22 @@ TITLES = {
     "fashionmnist": "Fashion-MNIST",
 }
 NUMBER = (int, float)
-RUN = {"run": str, "setting": str, "report": dict, "log": list}  # what tables need of a run: key and type
-COUNTED = "parameters nonzero_parameters flops_paper macs_inference"
-MEASURED = "epochs alpha test_accuracy best_test_accuracy best_epoch"
-REPORT = {"architecture": str, "type": str, "dataset": str}
-REPORT |= dict.fromkeys(f"{COUNTED} {MEASURED}".split(), NUMBER)
+RUN = {"run": str, "setting": str, "report": dict, "log": list}  # entries of a run that tables need, with their types
+NUMBERS = "parameters nonzero_parameters flops_paper macs_inference epochs alpha test_accuracy best_test_accuracy"
+REPORT = {"architecture": str, "type": str, "dataset": str, "best_epoch": NUMBER}
+REPORT |= dict.fromkeys(NUMBERS.split(), NUMBER)
 
 
 class NoResults(UsageError):
     """A result has not been measured; the message names the result."""
 
 
-def read_json(path: Path) -> dict:
-    """Return the object in a JSON file.
+def read_json(path: Path, **types: type) -> dict:
+    """Return the object in a JSON file, whose entries must have some types.
 
     Raises:
         NoResults: if the file does not exist.
-        UsageError: if the file is not JSON, or not an object.
+        UsageError: if the file is damaged or has other entries; the message names the file.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -53,7 +52,7 @@ def read_json(path: Path) -> dict:
         raise NoResults(f"there is no {path.name}") from None
     except ValueError as error:  # for text that is not UTF-8 too
         raise UsageError(f"{path} is not JSON: {error}") from None
-    check_types(data, {}, path)
+    check_types(data, types, path)
     return data
 
 
@@ -66,23 +65,19 @@ def check_types(data: object, types: dict[str, type | tuple[type, ...]], place: 
             raise UsageError(f"{place} has no valid {key!r}: {json.dumps(data.get(key))[:20]}")
 
 
+def check_run(run: object, place: object) -> None:
+    """Raise a UsageError that names the place if a run of a result file lacks what tables need."""
+    check_types(run, RUN, place)
+    check_types(run["report"], REPORT, f"{place}, report")
+    for epoch in run["log"]:
+        check_types(epoch, {"test_accuracy": NUMBER}, f"{place}, log")
+
+
 def read_runs(path: Path) -> dict:
     """Return the content of the result file of a sweep, `{"note": ..., "runs": [...]}`."""
-    record = read_json(path)
-    check_types(record, {"note": str, "runs": list}, path)
+    record = read_json(path, note=str, runs=list)
     for index, run in enumerate(record["runs"]):
-        place = f"{path}, run {index}"
-        check_types(run, RUN, place)
-        check_types(run["report"], REPORT, f"{place}, report")
-        for epoch in run["log"]:
-            check_types(epoch, {"test_accuracy": NUMBER}, f"{place}, log")
-    return record
-
-
-def load(name: str, folder: Path = RESULTS, **types: type) -> dict:
-    """Return the content of `<folder>/<name>.json`, see :func:`read_json`, whose entries must have some types."""
-    record = read_json(folder / f"{name}.json")
-    check_types(record, types, folder / f"{name}.json")
+        check_run(run, f"{path}, run {index}")
     return record
 
 
@@ -90,27 +85,19 @@ def every_run(folder: Path = RESULTS, pattern: str = "*") -> Iterator[dict]:
     """Yield the entries of all runs of all sweeps, with three additions.
 
     `file` is the result's name, and `method` is the text of :func:`method`. The report is completed: `recipe` defaults
-    to `"paper"`, and for an imagefolder `dataset` is the data set that the run, its file or the file's note names.
+    to `"paper"`; for an imagefolder `dataset` is the folder's name, or what the file name says of an older run.
     """
     for path in sorted(folder.glob(f"{pattern}.json")):
         keys = read_json(path).keys()
         if not {"note", "runs"} <= keys or "study" in keys:  # the file is not of a sweep, or of a compression study
             continue
-        record = read_runs(path)
-        for run in record["runs"]:
+        named = [name for name in DATASETS if name in path.stem]
+        label = max(named, key=len, default="imagefolder")  # the longer name: cifar100, not cifar10
+        for run in read_runs(path)["runs"]:
             report = {"recipe": "paper"} | run["report"]
-            report["dataset"] = dataset_of(run, f"{path.stem} {record['note']}")
+            if report["dataset"] == "imagefolder":
+                report["dataset"] = run.get("dataset") or label
             yield run | {"file": path.stem, "report": report, "method": method(run)}
-
-
-def dataset_of(run: dict, text: str = "") -> str:
-    """Return a run's data set; for an imagefolder, the data set that the run's name or a further text names."""
-    dataset = run.get("dataset") or run["report"]["dataset"]
-    if dataset != "imagefolder":
-        return dataset
-    text = f"{run['run']} {text}".lower().replace("-", "")
-    named = [name for name in DATASETS if name != "imagefolder" and name in text]
-    return max(named, key=len, default="imagefolder")  # the longer name: cifar100, not cifar10
 
 
 def method(run: dict) -> str:
@@ -121,53 +108,51 @@ def method(run: dict) -> str:
     """
     report, setting = run["report"], run["setting"]
     kind, rank, weight = report["type"], report["rank"], report["reg_weight"]
-    names = {
-        "dense": "Conv",
-        "rank": ("-Lr" if weight else "-L") if rank == 1 else f"rank {rank} P",
-        "lowrank": "-LRr" if rank == 10 and weight else f"rank {rank}",
-        "sparse": f"sparse {report['sparsity']}",
-        **OTHERS,
-    }
-    parts = [names.get(kind, kind)]
+    name = {"dense": "Conv", "sparse": f"sparse {report['sparsity']}", **OTHERS}.get(kind, kind)
+    if kind == "rank":
+        name = ("-Lr" if weight else "-L") if rank == 1 else f"rank {rank} P"
+    if kind == "lowrank":
+        name = "-LRr" if rank == 10 and weight else f"rank {rank}"
+    parts = [name]
     if report["alpha"] != 0.5 and kind != "dense":
         parts.append(f"alpha {report['alpha']:g}")
     if report["width"] != 1:
         parts.append(f"width {report['width']:g}")
-    if kind in LINEARCONV_TYPES:
-        if not weight and parts[0] != "-L":
-            parts.append("no regulariser")
-        if "--reg-weight" in setting and weight not in (0, PAPER_WEIGHT):
-            parts.append(f"regulariser {weight:g}")
-    if others := REPORTED.sub("", setting).strip():
-        parts.append(others)
-    return ", ".join(parts)
+    if kind in LINEARCONV_TYPES and not weight and name != "-L":
+        parts.append("no regulariser")
+    if kind in LINEARCONV_TYPES and "--reg-weight" in setting and weight not in (0, PAPER_WEIGHT):
+        parts.append(f"regulariser {weight:g}")
+    parts.append(REPORTED.sub("", setting).strip())
+    return ", ".join(part for part in parts if part)
 
 
-def comparable(runs: Iterable[dict]) -> dict[tuple, list[dict]]:
-    """Return the runs of :func:`every_run` in comparable groups, by the values of `CONDITIONS`."""
+def comparable(runs: Iterable[dict]) -> dict[tuple, dict[str, list[dict]]]:
+    """Group the runs of :func:`every_run` that compare, by the values of `CONDITIONS` and by method.
+
+    A method has one run per seed: its second run with the same seed, from another file, is dropped.
+    """
     groups = {}
     for run in runs:
-        groups.setdefault(tuple(run["report"][key] for key in CONDITIONS), []).append(run)
+        methods = groups.setdefault(tuple(run["report"][key] for key in CONDITIONS), {})
+        same = methods.setdefault(run["method"], [])
+        if run["report"]["seed"] not in [other["report"]["seed"] for other in same]:
+            same.append(run)
     return groups
 
 
-def by_method(runs: Iterable[dict]) -> dict[str, list[dict]]:
-    """Return runs by method, one per seed: a method's second run with the same seed, from another file, is dropped."""
-    methods = {}
-    for run in runs:
-        methods.setdefault(run["method"], {}).setdefault(run["report"]["seed"], run)
-    return {name: list(seeds.values()) for name, seeds in methods.items()}
+def describe(conditions: tuple, seeds: Iterable[int]) -> str:
+    """Return the description of a group, `Base, CIFAR-10, the paper's recipe, 250 epochs, 1 seed`.
 
-
-def describe(conditions: tuple, settings: Iterable[Sequence[dict]]) -> str:
-    """Return the description of a group: `Base, CIFAR-10, the paper's recipe, 250 epochs, 1 seed`."""
+    Args:
+        conditions: the values of `CONDITIONS`.
+        seeds: the number of seeds of each setting.
+    """
     network, dataset, recipe, epochs = conditions
-    counts = [len(runs) for runs in settings]
-    least, most = min(counts), max(counts)
-    seeds = f"{most} seed" if least == most else f"{least} to {most} seed"
+    numbers = sorted(set(seeds))
+    shown = " to ".join(map(str, numbers[:1] + numbers[1:][-1:]))
     whose = "the paper's recipe" if recipe == "paper" else f"{recipe} recipe"
-    plural = "s" if most > 1 else ""
-    return f"{network}, {TITLES.get(dataset, dataset)}, {whose}, {epochs} epochs, {seeds}{plural}"
+    plural = "s" if numbers[-1] > 1 else ""
+    return f"{network}, {TITLES.get(dataset, dataset)}, {whose}, {epochs} epochs, {shown} seed{plural}"
 
 
 def mean_and_deviation(values: Iterable[float]) -> tuple[float, float | None]:

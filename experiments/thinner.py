@@ -4,7 +4,7 @@
     python -m experiments.thinner models/resnet_xcnn.py --network ResNet34 -t lowrank -r 10 --num-classes 100
 
 Prints the width multipliers (--width of the scripts) with which the dense network has the parameters, or the
-multiply-adds at inference, of the given network, and the channels for each width. Images are 32x32.
+multiply-adds at inference, of the given network. Images are 32x32.
 """
 
 import importlib.util
@@ -15,7 +15,6 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count as count_from
-from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -37,7 +36,7 @@ def width_for(network: Callable[..., nn.Module], target: int, count: Count = cou
     """Return the width of the dense network whose count is closest to a target, with the fewest decimals.
 
     Channel counts are rounded, so that the count rises in steps over the width. Two networks are candidates: the
-    largest that does not exceed the target, and the next one.
+    largest that does not exceed the target, and the next one, if it exceeds the target by at most `TOLERANCE`.
 
     Args:
         network: the constructor, which takes `width` and the shape.
@@ -77,13 +76,19 @@ def macs_of(in_channels: int = 3) -> Count:
     return partial(macs_inference, input_size=(in_channels, SIDE, SIDE))
 
 
-def channels(model: nn.Module) -> str:
-    """Return the output channels of a dense network's convolutions in order: `24-48-96`, or `4x64` if repeated."""
-    parts = []
-    for number, same in groupby(layer.out_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)):
-        length = len(list(same))
-        parts.append(f"{length}x{number}" if length > 1 else str(number))
-    return "-".join(parts)
+def networks_of(script: Path) -> dict[str, Callable[..., nn.Module]]:
+    """Return the networks of a script in models/ by name, in the script's order, without their base classes."""
+    name = f"models.{script.stem}"
+    if not script.is_file() or importlib.util.find_spec(name) is None:
+        raise UsageError(f"there is no script {script} of models/")
+    module = importlib.import_module(name)
+    classes = [kind for kind in vars(module).values() if inspect.isclass(kind) and kind.__module__ == name]
+    networks = [kind for kind in classes if "width" in inspect.signature(kind).parameters]
+    bases = {base for network in networks for base in network.__mro__[1:]}
+    found = {network.__name__: network for network in networks if network not in bases}
+    if not found:
+        raise UsageError(f"{script} has no networks")
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,47 +97,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("script", type=Path, help="of models/, followed by its options")
     own, rest = parser.parse_known_args(argv)
     try:
-        compare(networks_of(own.script), rest)
+        networks = networks_of(own.script)
+        options = parse_arguments(make_parser(networks, Recipe(lr=1e-3, epochs=1)), ["--count-only", *rest])
+        if options.stem:
+            raise UsageError("--stem is not counted here")
+        network, shape = networks[options.network], {"num_classes": options.num_classes or 10}
+        shape["in_channels"] = options.in_channels or 3
+        model = options.variant.build(network, width=options.width, **shape)
+        macs = macs_of(shape["in_channels"])
+        line = "{:28s}{:12,} parameters {:16,} multiply-adds"
+        print(line.format(f"{options.network}, {options.variant.label}", count_parameters(model), macs(model)))
+        for title, count in (("dense, equal parameters", count_parameters), ("dense, equal multiply-adds", macs)):
+            width = width_for(network, count(model), count, **shape)
+            thin = network(width=width, **shape)
+            print(line.format(title, count_parameters(thin), macs(thin)), f"  --width {width:g}")
+    except ValueError as error:
+        return report_failure(UsageError(f"the network cannot be built: {error}"), "thinner")
     except EXPECTED as error:
         return report_failure(error, "thinner")
     return 0
-
-
-def compare(networks: dict[str, Callable[..., nn.Module]], arguments: Sequence[str]) -> None:
-    """Print the network that options of its script choose, and its dense networks with equal cost."""
-    options = parse_arguments(make_parser(networks, Recipe(lr=1e-3, epochs=1)), ["--count-only", *arguments])
-    if options.stem:
-        raise UsageError("--stem is not counted here")
-    network = networks[options.network]
-    shape = {"in_channels": options.in_channels or 3, "num_classes": options.num_classes or 10}
-    macs = macs_of(shape["in_channels"])
-    try:
-        model = options.variant.build(network, width=options.width, **shape)
-    except ValueError as error:
-        raise UsageError(f"the network cannot be built: {error}") from None
-    line = "{:28s}{:12,} parameters {:16,} multiply-adds"
-    print(line.format(f"{options.network}, {options.variant.label}", count_parameters(model), macs(model)))
-    for title, count in (("dense, equal parameters", count_parameters), ("dense, equal multiply-adds", macs)):
-        width = width_for(network, count(model), count, **shape)
-        thin = network(width=width, **shape)
-        found = line.format(title, count_parameters(thin), macs(thin))
-        print(found, f"  --width {width:<8g} {channels(thin)}")
-
-
-def networks_of(script: Path) -> dict[str, Callable[..., nn.Module]]:
-    """Return the networks of a script in models/ by name, in the script's order, without their base classes."""
-    name = f"models.{script.stem}"
-    if not script.is_file() or importlib.util.find_spec(name) is None:
-        raise UsageError(f"there is no script {script} of models/")
-    networks = []
-    for kind in vars(importlib.import_module(name)).values():
-        if inspect.isclass(kind) and kind.__module__ == name and "width" in inspect.signature(kind).parameters:
-            networks.append(kind)
-    bases = {base for network in networks for base in network.__mro__[1:]}
-    found = {network.__name__: network for network in networks if network not in bases}
-    if not found:
-        raise UsageError(f"{script} has no networks")
-    return found
 
 
 if __name__ == "__main__":

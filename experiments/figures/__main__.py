@@ -19,28 +19,9 @@ from pathlib import Path
 from experiments.results import RESULTS, NoResults
 from linearconv_variants import OneLineParser
 from training.errors import EXPECTED, UsageError, report_failure
-from training.report import ROOT
 
 FIGURES = ("correlation", "table1", "training_curves", "accuracy_parameters", "compression", "ablations")
 WITH_CHOICE = ("accuracy_parameters", "compression")  # figures of one result, which --results chooses
-
-
-def draw(names: Sequence[str], folder: Path, result: str | None = None) -> None:
-    """Draw figures to `<folder>/figures/`; print the files of each figure, or the reason why the figure is skipped."""
-    if not importlib.util.find_spec("matplotlib"):
-        raise UsageError("figures need matplotlib: pip install matplotlib")
-    from experiments.figures.style import save
-
-    (folder / "figures").mkdir(exist_ok=True)
-    for name in names:
-        figure = importlib.import_module(f"experiments.figures.{name}")
-        chosen = [result] if result and name in WITH_CHOICE else []
-        try:
-            written = save(figure.draw(folder, *chosen), folder / "figures" / name)
-        except NoResults as reason:
-            print(f"left out: {name}: {reason}")
-            continue
-        print("written:", *(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path for path in written))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,14 +36,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if unknown := set(options.names) - set(FIGURES):
         parser.error(f"there is no figure {', '.join(sorted(unknown))}: choose of {', '.join(FIGURES)}")
-    folder = options.results_folder.resolve()
     try:
-        if not folder.is_dir():
-            raise UsageError(f"there is no folder {options.results_folder}")
-        draw(options.names or FIGURES, folder, Path(options.results).stem if options.results else None)
+        draw(options.names or FIGURES, options.results_folder, options.results)
     except EXPECTED as error:
         return report_failure(error, "figures")
     return 0
+
+
+def draw(names: Sequence[str], folder: Path, result: str | None = None) -> None:
+    """Draw figures to `<folder>/figures/`; print the files of each figure, or the reason why the figure is skipped."""
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder}")
+    if not importlib.util.find_spec("matplotlib"):
+        raise UsageError("figures need matplotlib: pip install matplotlib")
+    from experiments.figures.style import save
+
+    (folder / "figures").mkdir(exist_ok=True)
+    for name in names:
+        figure = importlib.import_module(f"experiments.figures.{name}")
+        chosen = [Path(result).stem] if result and name in WITH_CHOICE else []
+        try:
+            print("written:", *save(figure.draw(folder, *chosen), folder / "figures" / name))
+        except NoResults as reason:
+            print(f"left out: {name}: {reason}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ ABLATIONS = {  # name: the key that varies in the reports, title of the axis
     "reg": ("reg_weight", "weight of the regulariser"),
     "sparsity": ("sparsity", "share of $A$ that is pruned"),
 }
-NAMES = {"rank": ("-Lr", "full rank"), "lowrank": ("-LRr", "rank 10"), "sparse": ("sparse", "sparse")}  # look, name
+LOOKS = {"rank": "-Lr", "lowrank": "-LRr", "sparse": "sparse"}  # by type
+NAMES = {"rank": "full rank", "lowrank": "rank 10", "sparse": "sparse"}
 NAMES_OF_RANKS = {"rank": "a share", "lowrank": "constant"}
 
 
@@ -30,8 +31,9 @@ def draw(results: Path) -> Figure:
     for name in ABLATIONS:
         found = comparable(every_run(results, f"ablation_{name}"))
         if found:
-            conditions, runs = groups[name] = max(found.items(), key=lambda item: len(item[1]))
-            dense.setdefault(conditions, []).extend(run for run in runs if run["report"]["type"] == "dense")
+            conditions, methods = max(found.items(), key=lambda item: len(item[1]))
+            dense.setdefault(conditions, []).extend(methods.pop("Conv", []))
+            groups[name] = conditions, [run for runs in methods.values() for run in runs]
     if not groups:
         raise NoResults(f"there is no {', '.join(f'ablation_{name}.json' for name in ABLATIONS)}")
     rows = (len(groups) + 1) // 2
@@ -39,37 +41,32 @@ def draw(results: Path) -> Figure:
     panels = figure.subplots(rows, 2, squeeze=False).ravel()
     titles = []
     for axes, (name, (conditions, runs)) in zip(panels, groups.items(), strict=False):
-        settings = _panel(axes, name, runs)
+        titles.append(describe(conditions, _panel(axes, name, runs)))
         if dense[conditions]:
             mean = mean_over_seeds(dense[conditions])[0]
             dense_line(axes, mean, label=f"dense, {mean:.2f}")
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=3, columnspacing=1.2)
-        titles.append(describe(conditions, settings))
     for axes in panels[len(groups) :]:
         axes.remove()
     figure.suptitle("\n".join(dict.fromkeys(titles)), x=0.01, ha="left", fontsize=10.5)
     return figure
 
 
-def _panel(axes: Axes, name: str, runs: list[dict]) -> list[list[dict]]:
-    """Draw one ablation; return the runs of each setting."""
+def _panel(axes: Axes, name: str, runs: list[dict]) -> list[int]:
+    """Draw one ablation; return the number of seeds of each setting."""
     key, title = ABLATIONS[name]
-    settings = {}  # runs by type and value
+    settings = {}  # runs by place and type; ranks of both types are side by side, other values have one place
     for run in runs:
-        if run["report"]["type"] != "dense":
-            settings.setdefault((run["report"]["type"], run["report"].get(key)), []).append(run)
-    # Ranks of both types are side by side; any other value has one position for all types.
-    places = sorted({(kind if name == "rank" else "", value) for kind, value in settings})
+        kind, value = run["report"]["type"], run["report"][key]
+        settings.setdefault(((kind if name == "rank" else "", value), kind), []).append(run)
+    places = sorted({place for place, _ in settings})
     texts = [f"{value:g} $P$" if kind == "rank" else f"{value:g}" for kind, value in places]
     axes.set_xticks(range(len(places)), texts, rotation=45 if len(places) > 8 else 0)
-    for kind in dict.fromkeys(kind for kind, _ in settings):
-        line = {}
-        for (type, value), same in sorted(settings.items()):
-            if type == kind:
-                line[places.index((kind if name == "rank" else "", value))] = same
+    for kind in dict.fromkeys(kind for _, kind in settings):
+        line = {places.index(place): same for (place, type), same in sorted(settings.items()) if type == kind}
         means, deviations = zip(*map(mean_over_seeds, line.values()), strict=True)
-        like, label = NAMES[kind]
-        label = NAMES_OF_RANKS[kind] if name == "rank" else label
-        axes.errorbar(list(line), means, [each or 0 for each in deviations], capsize=3, label=label, **look(like))
+        label = (NAMES_OF_RANKS if name == "rank" else NAMES)[kind]
+        bars = [deviation or 0 for deviation in deviations]
+        axes.errorbar(list(line), means, bars, capsize=3, label=label, **look(LOOKS[kind]))
     axes.set(xlabel=title, ylabel="test accuracy, %", xlim=(-0.5, len(places) - 0.5))
-    return list(settings.values())
+    return [len(same) for same in settings.values()]

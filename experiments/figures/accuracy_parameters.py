@@ -7,7 +7,7 @@ Dots are means over seeds, and bars are standard deviations. Pruned parameters d
 further columns: FLOPs by the paper's convention, and multiply-adds at inference.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from experiments.figures.style import look, make
-from experiments.results import NoResults, by_method, comparable, describe, every_run, mean_over_seeds
+from experiments.results import NoResults, comparable, describe, every_run, mean_over_seeds
 from experiments.sweep.table import COUNTS
 
 FILES = ("table1_base_fast", "vgg11_fast")
@@ -27,25 +27,22 @@ def draw(results: Path, name: str | None = None) -> Figure:
     largest = {}
     for file in [name] if name else FILES:
         groups = comparable(every_run(results, file)).items()
-        groups = [group for group in groups if {"Conv"} < by_method(group[1]).keys()]
-        if groups:
-            conditions, runs = max(groups, key=lambda group: len(by_method(group[1])))
-            largest[conditions] = runs
+        groups = [(conditions, methods) for conditions, methods in groups if {"Conv"} < methods.keys()]
+        largest |= [max(groups, key=lambda group: len(group[1]))] if groups else []
     if not largest:
         raise NoResults(f"there is no dense network beside other methods in {name or ' or '.join(FILES)}")
     return figure_of(largest, IN_SWEEPS[:1])
 
 
-def figure_of(groups: dict[tuple, Iterable[dict]], counts: Iterable[str] = IN_SWEEPS) -> Figure:
+def figure_of(groups: dict[tuple, dict[str, list[dict]]], counts: Sequence[str] = IN_SWEEPS) -> Figure:
     """Return a figure with a row for each group of :func:`experiments.results.comparable`, a column for each count."""
     figure = make(4.2 * len(groups), 5 + 4.4 * len(counts))
     grid = figure.subplots(len(groups), len(counts), squeeze=False)
-    for plots, (conditions, runs) in zip(grid, groups.items(), strict=True):
-        methods = by_method(runs)
+    for plots, (conditions, methods) in zip(grid, groups.items(), strict=True):
         for axes, count in zip(plots, counts, strict=True):
             _draw(axes, methods, count)
             axes.set(xlabel=COUNTS[count].replace("of them", "parameters"), ylabel="test accuracy, %")
-        plots[0].set_title(describe(conditions, methods.values()), loc="left")
+        plots[0].set_title(describe(conditions, map(len, methods.values())), loc="left")
         plots[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from experiments.correlation import unpack
-from experiments.figures.style import PRIMARY, SECONDARY, SIGNED, SMALL, WIDTH, make
-from experiments.results import NoResults, load
+from experiments.figures.style import PRIMARY, SECONDARY, SMALL, WIDTH, make
+from experiments.results import NoResults, read_json
 
-LEVELS = 41  # steps of 0.05, which halve the file size
+COLORS = colormaps["RdBu_r"].resampled(41)  # steps of 0.05, which halve the file size
 TITLES = {
     "dense": "Conv",
     "L": "-L: LinearConv,\nno regulariser",
@@ -26,7 +26,7 @@ TITLES = {
 def draw(results: Path) -> Figure:
     """Return the figure of `<results>/correlation_base.json`."""
     try:
-        runs = load("correlation_base", results, runs=list)["runs"]
+        runs = read_json(results / "correlation_base.json", runs=list)["runs"]
     except NoResults as reason:
         raise NoResults(f"{reason}: python -m experiments.correlation makes it from checkpoints") from None
     rows, columns = len(runs[0]["layers"]), len(runs)
@@ -48,8 +48,7 @@ def draw(results: Path) -> Figure:
 def _panel(axes: Axes, layer: dict) -> object:
     """Draw a matrix with its blocks outlined, and write their mean absolute correlations below."""
     filters, primary, means = layer["filters"], layer["primary"], layer["mean_absolute"]
-    matrix = unpack(layer["hundredths"])
-    image = axes.imshow(matrix, cmap=colormaps[SIGNED].resampled(LEVELS), vmin=-1, vmax=1, interpolation="none")
+    image = axes.imshow(unpack(layer["hundredths"]), cmap=COLORS, vmin=-1, vmax=1, interpolation="none")
     axes.set(xticks=[], yticks=[])
     axes.grid(False)
     text = f"mean |C|: {means['all']:.2f}"

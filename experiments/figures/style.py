@@ -16,10 +16,8 @@ from linearconv_convert.exporting import atomic_file
 WIDTH = 9.4  # inches: 900 pixels at 96 to the inch
 SMALL = 9  # points
 PRIMARY, SECONDARY = "#1b5faa", "#c75f00"  # learned filters and their maps, and combined ones
-INK, FAINT = "#1a1a1a", "#8a8a8a"
+INK = "#1a1a1a"
 FORMATS = {"svg": {"metadata": {"Date": None}}, "png": {"dpi": 144}}
-DASHED = (0, (6, 3))  # line of the dense network
-SIGNED = "RdBu_r"  # colours of numbers around 0
 RC = {
     "axes.axisbelow": True,
     "axes.grid": True,
@@ -48,9 +46,8 @@ LOOKS = {  # colour, marker, line; by the beginning of the method's name; the lo
     "filter basis": ("#8c6d31", "P", "-"),
     "Ghost": ("#5f9ea0", "X", "-"),
     "SVD": ("#a63d40", "<", "-"),
-    "": (FAINT, "d", "-"),
+    "": ("#8a8a8a", "d", "-"),
 }
-
 
 matplotlib.rcdefaults()  # ignore this machine's matplotlibrc
 matplotlib.rcParams.update(RC)
@@ -58,13 +55,13 @@ matplotlib.rcParams.update(RC)
 
 def look(method: str) -> dict[str, object]:
     """Return colour, marker and line of a method, named as by :func:`experiments.results.method`, for `Axes.plot`."""
-    color, marker, line = LOOKS[max((start for start in LOOKS if method.startswith(start)), key=len)]
-    return {"color": color, "marker": marker, "linestyle": line}
+    start = max((start for start in LOOKS if method.startswith(start)), key=len)
+    return dict(zip(("color", "marker", "linestyle"), LOOKS[start], strict=True))
 
 
-def make(height: float, width: float = WIDTH, layout: str | None = "constrained") -> Figure:
+def make(height: float, width: float = WIDTH) -> Figure:
     """Return an empty figure with height and width in inches."""
-    return Figure(figsize=(width, height), layout=layout)
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def save(figure: Figure, path: Path, formats: Sequence[str] = tuple(FORMATS)) -> list[Path]:
@@ -78,4 +75,4 @@ def save(figure: Figure, path: Path, formats: Sequence[str] = tuple(FORMATS)) ->
 
 def dense_line(axes: Axes, accuracy: float, **arguments: object) -> None:
     """Draw the dense network's accuracy as a dashed line."""
-    axes.axhline(accuracy, color=INK, linestyle=DASHED, linewidth=1, zorder=0.5, **arguments)
+    axes.axhline(accuracy, color=INK, linestyle=(0, (6, 3)), linewidth=1, zorder=0.5, **arguments)

@@ -13,11 +13,9 @@ from matplotlib.figure import Figure
 
 from experiments import paper
 from experiments.figures.style import INK, SMALL, look, make
-from experiments.results import NoResults, by_method, comparable, describe, every_run, load, mean_over_seeds
+from experiments.results import NoResults, comparable, describe, every_run, mean_over_seeds, read_json
 
-METHODS = ("Conv", "-L", "-Lr", "-LRr")
-COUNTED_AS = {"Conv": "", "-L": "-Lr", "-Lr": "-Lr", "-LRr": "-LRr"}  # rows of table1_counts.json
-COLORS = [look(method)["color"] for method in METHODS]
+METHODS = {"Conv": "", "-L": "-Lr", "-Lr": "-Lr", "-LRr": "-LRr"}  # with their rows of table1_counts.json
 COUNTS = {
     "parameters": "parameters, dense = 1",
     "flops_paper": "FLOPs by the paper, dense = 1",
@@ -27,42 +25,35 @@ COUNTS = {
 
 def draw(results: Path) -> Figure:
     """Return the figure of all networks that have been trained dense and as LinearConv."""
-    counts = {row["network"]: row for row in load("table1_counts", results, rows=list)["rows"]}
-    runs = (run for run in every_run(results) if not run["file"].startswith("ablation"))
-    groups = {conditions: by_method(same) for conditions, same in comparable(runs).items()}
-    shown = {}
+    counts = {row["network"]: row for row in read_json(results / "table1_counts.json", rows=list)["rows"]}
+    groups = comparable(run for run in every_run(results) if not run["file"].startswith("ablation"))
+    shown = {}  # conditions and runs by network
     for name, network in paper.NETWORKS.items():
-        found = [item for item in groups.items() if item[0][0] == network.__name__ and _compares(item[1])]
-        if found:
-            shown[name] = max(found, key=_preference)
+        best = ()  # the group on CIFAR-10, with most epochs, with most methods
+        for conditions, runs in groups.items():
+            architecture, dataset, _, epochs = conditions
+            methods = {method: same for method, same in runs.items() if method in METHODS}
+            preference = dataset == "cifar10", epochs, len(methods)
+            if architecture == network.__name__ and {"Conv"} < methods.keys() and preference > best:
+                best, shown[name] = preference, (conditions, methods)
     if not shown:
         raise NoResults("no network has been trained dense and as LinearConv alike")
     figure = make(2.6 * len(shown))
     rows = figure.subfigures(len(shown), 1, squeeze=False)[:, 0]
     for row, (name, (conditions, runs)) in zip(rows, shown.items(), strict=True):
-        ours = {method: runs[method] for method in METHODS if method in runs}
-        title = describe((name, *conditions[1:]), ours.values())
+        title = describe((name, *conditions[1:]), map(len, runs.values()))
         row.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
         accuracy, *others = row.subplots(1, 4, width_ratios=(4, 3, 3, 3))
-        is_paper_recipe = conditions[2] == "paper"
-        _accuracy(accuracy, ours, paper.accuracies(name, conditions[1]) if is_paper_recipe else {})
+        _accuracy(accuracy, runs, paper.accuracies(name, conditions[1]) if conditions[2] == "paper" else {})
         for axes, (key, count) in zip(others, COUNTS.items(), strict=True):
-            numbers = [counts[name + COUNTED_AS[method]][key] for method in METHODS]
-            bars = axes.bar(METHODS, [number / numbers[0] for number in numbers], color=COLORS)
+            numbers = [counts[name + suffix][key] for suffix in METHODS.values()]
+            colors = [look(method)["color"] for method in METHODS]
+            bars = axes.bar(list(METHODS), [number / numbers[0] for number in numbers], color=colors)
             axes.bar_label(bars, fmt="{:.3g}", fontsize=SMALL)
             axes.axhline(1, color=INK, linewidth=0.8)
             axes.margins(y=0.12)
             axes.set_title(count, loc="left", fontsize=SMALL)
     return figure
-
-
-def _compares(runs):
-    return "Conv" in runs and len(set(METHODS) & set(runs)) > 1
-
-
-def _preference(found):
-    (_, dataset, _, epochs), runs = found
-    return dataset == "cifar10", epochs, len(set(METHODS) & set(runs))
 
 
 def _accuracy(axes: Axes, runs: dict[str, list[dict]], printed: dict[str, float]) -> None:

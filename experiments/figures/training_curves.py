@@ -11,49 +11,45 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.figures.style import dense_line, look, make
-from experiments.results import NoResults, by_method, comparable, describe, every_run
+from experiments.results import NoResults, comparable, describe, every_run
 
+NAME = "base_paper_cifar10"
 NAMES = {"Conv": "Conv (dense)", "-L": "-L, no regulariser", "-Lr": "-Lr, full rank", "-LRr": "-LRr, rank 10"}
 WINDOW = 10  # epochs
 FROM = 20  # first epoch that the axis limits consider
 
 
-def draw(results: Path, name: str = "base_paper_cifar10") -> Figure:
-    """Return the figure of the longest comparable runs in `<results>/<name>.json`."""
-    groups = {conditions: by_method(runs) for conditions, runs in comparable(every_run(results, name)).items()}
-    groups = {conditions: runs for conditions, runs in groups.items() if "Conv" in runs and len(runs) > 1}
+def draw(results: Path) -> Figure:
+    """Return the figure of the longest comparable runs in `<results>/base_paper_cifar10.json`."""
+    groups = comparable(every_run(results, NAME)).items()
+    groups = [(conditions, methods) for conditions, methods in groups if {"Conv"} < methods.keys()]
     if not groups:
-        raise NoResults(f"{name}.json has no dense run beside others")
-    conditions = max(groups, key=lambda key: key[-1])
-    epochs, runs = conditions[-1], groups[conditions]
-    curves = {method: _accuracies(same) for method, same in runs.items()}
-    means = {method: np.convolve(curve, np.full(WINDOW, 1 / WINDOW), "valid") for method, curve in curves.items()}
+        raise NoResults(f"{NAME}.json has no dense run beside others")
+    conditions, runs = max(groups, key=lambda group: group[0][-1])
+    epochs = conditions[-1]
+    curves, means = {}, {}
+    for method, same in runs.items():  # over seeds
+        curves[method] = np.mean([[record["test_accuracy"] for record in run["log"]] for run in same], axis=0)
+        means[method] = np.convolve(curves[method], np.full(WINDOW, 1 / WINDOW), "valid")
     figure = make(6.2)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(5, 3))
-    for method in sorted(runs, key=lambda method: -means[method][-1]):
-        style = look(method) | {"marker": None}
-        places, mean = np.arange(1, epochs + 1), means[method]
+    places = np.arange(1, epochs + 1)
+    for method, mean in sorted(means.items(), key=lambda item: -item[1][-1]):
+        style, name = look(method) | {"marker": None}, NAMES.get(method, method)
         upper.plot(places, curves[method], color=style["color"], linewidth=0.5, alpha=0.45)
-        label = f"{NAMES.get(method, method)}: {mean[-1]:.2f}"
-        upper.plot(places[WINDOW - 1 :], mean, linewidth=2, label=label, **style)
+        upper.plot(places[WINDOW - 1 :], mean, linewidth=2, label=f"{name}: {mean[-1]:.2f}", **style)
         if method != "Conv":
             difference = mean - means["Conv"]
-            label = f"{NAMES.get(method, method)}: {difference[-1]:+.2f}"
-            lower.plot(places[WINDOW - 1 :], difference, linewidth=2, label=label, **style)
+            lower.plot(places[WINDOW - 1 :], difference, linewidth=2, label=f"{name}: {difference[-1]:+.2f}", **style)
     shown = [mean[FROM - WINDOW :] for mean in means.values()]
     differences = [mean - means["Conv"][FROM - WINDOW :] for mean in shown]
     dense_line(upper, means["Conv"][-1])
     dense_line(lower, 0)
     upper.set_ylim(np.min(shown) - 0.3, max(curve.max() for curve in curves.values()) + 0.3)
     lower.set_ylim(np.min(differences) - 0.2, max(0.3, np.max(differences)) + 0.2)
-    upper.set_title(f"{describe(conditions, runs.values())}; thick: mean of ten epochs", loc="left")
+    upper.set_title(f"{describe(conditions, map(len, runs.values()))}; thick: mean of ten epochs", loc="left")
     upper.set_ylabel("test accuracy, %")
     lower.set(ylabel="difference to dense,\npoints", xlabel="epoch", xlim=(0, epochs))
     for axes in (upper, lower):
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="last ten epochs", alignment="left")
     return figure
-
-
-def _accuracies(runs: list[dict]) -> np.ndarray:
-    """Return the test accuracy by epoch, averaged over seeds."""
-    return np.mean([[record["test_accuracy"] for record in run["log"]] for run in runs], axis=0)

@@ -66,19 +66,20 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
 
 def show(results: Results, columns: Sequence[str]) -> None:
     """Print and write the table, and draw the plot, of all runs in the result file."""
-    lines = markdown(results.runs, columns)
-    print("\n".join(lines))
     path = results.path
+    runs = list(every_run(path.parent, path.stem))
+    lines = markdown(runs, columns)
+    print("\n".join(lines))
     with results.locked():  # two shards may end at the same time
-        written = [path, *write_table(path, lines, results.runs)]
+        written = write_table(path, lines, runs)
         try:
             from experiments.figures.accuracy_parameters import figure_of
             from experiments.figures.style import save
         except ImportError:
             print("no plot: matplotlib is not installed (pip install matplotlib)")
         else:
-            written += save(figure_of(comparable(every_run(path.parent, path.stem))), path, ["png"])
-    print(f"written: {path}, {', '.join(other.name for other in written[1:])}")
+            written += save(figure_of(comparable(runs)), path, ["png"])
+    print(f"written: {path}, {', '.join(other.name for other in written)}")
 
 
 if __name__ == "__main__":

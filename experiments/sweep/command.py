@@ -1,21 +1,16 @@
 """Code shared by the commands that run sweeps: their options, and the steps from a plan to its results."""
 
-import os
 import re
-import sys
 from argparse import ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
 from experiments.results import USERS
-from experiments.sweep.runner import Results, Run, Runner, cores, is_locked
+from experiments.sweep.runner import CORES_PER_JOB, Results, Run, Runner
 from linearconv_variants import OneLineParser, positive_int
 from training.errors import UsageError
 from training.report import ROOT
 
-CORES_PER_JOB = 4  # default on a CPU
 GIVEN_BY_SWEEP = {"--network", "--output", "--resume", "--count-only"}
 
 
@@ -75,16 +70,16 @@ def carry_out(every: Sequence[Run], options: Namespace, show: Callable[[Results]
     runs = every[options.shard[0] - 1 :: options.shard[1]]
     if options.dry_run:
         for run in runs:
-            print(f"{'running' if is_locked(run.lock) else states[run.name]:12s} {run.name:40s} {run.command}")
+            print(f"{'running' if run.is_running() else states[run.name]:12s} {run.name:40s} {run.command}")
         return 0
     results.add([run for run in every if states[run.name] == "done"], options.note)
+    if options.table and not results.runs:
+        raise UsageError("no run is done yet: leave out --table to start them")
     if not options.table:
-        if code := complete(runs, results, options.jobs):
+        if code := Runner(runs, results, options.jobs).go():
             return code
         results.add([run for run in every if run.state() == "done"], options.note)  # shards that have just ended
     missing = sum(not results.holds(run) for run in every)
-    if options.table and not results.runs:
-        raise UsageError("no run is done yet: leave out --table to start them")
     if missing and not options.table:
         print(f"{missing} runs of other shards are not done: the last shard to end makes the table")
         return 0
@@ -92,31 +87,3 @@ def carry_out(every: Sequence[Run], options: Namespace, show: Callable[[Results]
         print(f"from {len(every) - missing} of {len(every)} runs:")
     show(results)
     return 0
-
-
-def complete(runs: Sequence[Run], results: Results, jobs: int | None) -> int:
-    """Complete runs, `jobs` at a time (default: one per GPU, or per some cores); return the exit code."""
-    device = runs[0].device if runs else "cpu"
-    gpus = gpus_for(device)
-    if not jobs:
-        jobs = len(gpus) or (max(1, cores() // CORES_PER_JOB) if device == "cpu" else 1)
-    runner = Runner(runs, results, jobs, gpus)
-    print(f"{len(runs)} runs, {runner.ended} done; {jobs} at a time, threads of each: {runner.threads}", flush=True)
-    runner.go()
-    if runner.signals:
-        done = sum(results.holds(run) for run in runs)
-        print(f"interrupted: {done} of {len(runs)} runs are done; the same command resumes", file=sys.stderr)
-        return 128 + runner.signals[0]
-    if runner.failed:
-        print(f"{len(runner.failed)} of {len(runs)} runs failed: {', '.join(runner.failed)}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def gpus_for(device: str) -> list[str]:
-    """Return the GPUs for the runs, named as in CUDA_VISIBLE_DEVICES; empty if the user chose the device."""
-    if device != "cuda":
-        return []
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    count = torch.cuda.device_count()
-    return (visible.split(",") if visible else [str(index) for index in range(count)])[:count]

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from baselines import Baseline
 from experiments.sweep.runner import Run
 from linearconv_variants import VARIANTS, OneLineParser, Variant
 from training.errors import UsageError
@@ -24,15 +25,12 @@ WITHOUT_EFFECT = "count_only data_root device download given help in_channels ma
 WITHOUT_EFFECT = {*WITHOUT_EFFECT.split(), "program", "resume", "save_every", "variant"}  # on the result
 LISTED = {"type", "rank", "sparsity", "alpha", "network", "seed", "dataset"}  # a sweep has options for lists of these
 ANY_RECIPE = Recipe(lr=1.0, epochs=1000, weight_decay=1.0, distill=0.5)  # with which every option has an effect
-SETTINGS = {"rank": "-r", "sparsity": "-s"}  # options of the variants' settings
 WITHOUT_ALPHA = ("dense", "basis")
 
 
 def plan(options: Namespace, extra: Sequence[str]) -> list[Run]:
     """Return the runs of a sweep, sorted by seed, so that every setting has a result early."""
-    shared = list(extra)
-    if options.compute != "auto":
-        shared += ["--compute", options.compute]
+    shared = [*extra, "--compute", options.compute] if options.compute != "auto" else [*extra]
     if options.epochs:
         shared += ["--epochs", str(options.epochs)]
     rows = []  # of the options of the variant, and the varied options
@@ -40,11 +38,11 @@ def plan(options: Namespace, extra: Sequence[str]) -> list[Run]:
         alphas = [] if variant[1] in WITHOUT_ALPHA else options.alpha or []
         for alpha in [["--alpha", shortest(alpha)] for alpha in alphas] or [[]]:
             rows += [([*variant, *alpha], varied) for varied in _varied(options.vary, variant)]
-    runs, folder = [], options.ckpt / options.name
+    runs = []
     choices = options.seeds or [None], options.datasets or [None], options.network or [None], rows
-    for seed, dataset, network, (variant, varied) in itertools.product(*choices):
+    for seed, dataset, network, row in itertools.product(*choices):
         chosen = {"network": network, "dataset": dataset, "seed": seed}
-        runs.append(plan_run(options.script, folder, variant, varied, shared, **chosen))
+        runs.append(plan_run(options.script, options.ckpt / options.name, *row, shared, **chosen))
     return unique(runs)
 
 
@@ -68,11 +66,9 @@ def plan_run(
     dataset: str | None = None,
     seed: int | None = None,
 ) -> Run:
-    """Return one run of a script in models/.
+    """Return one run of a script in models/, in the folder of a sweep.
 
     Args:
-        script: the script.
-        folder: folder of the sweep.
         variant: the options -t, -r, -s, --alpha.
         varied: further options that distinguish the run.
         shared: options that all runs have in common.
@@ -146,25 +142,23 @@ def _varied(given: Sequence[Sequence[str]], variant: Sequence[str]) -> list[list
 
 def _variants(options: Namespace) -> list[list[str]]:
     """Return -t with -r or -s, for every type and every value that applies to the type."""
-    given = {"rank": options.rank or [], "sparsity": options.sparsity or []}
-    shares = [value for value in given["rank"] if value <= 1]
-    numbers = [value for value in given["rank"] if not value <= 1]
-    types = list(dict.fromkeys(options.type or ()))
+    given = {"rank": ("-r", options.rank or []), "sparsity": ("-s", options.sparsity or [])}
+    types = options.type
     if not types:
-        applying = {"rank": shares, "lowrank": numbers, "sparse": given["sparsity"]}
-        types = [type for type, values in applying.items() if values] or ["rank"]
-    entries = {type: VARIANTS[type] for type in types if type in VARIANTS}
-    for setting, values in given.items():
-        if values and not any(entry.setting == setting for entry in entries.values()):
-            raise UsageError(f"{SETTINGS[setting]} has no meaning with -t {' '.join(types)}")
-    takes_numbers = {isinstance(entry.default, int) for entry in entries.values() if entry.setting == "rank"}
+        is_number = {rank > 1 for rank in options.rank or []}
+        applying = {"rank": False in is_number, "lowrank": True in is_number, "sparse": options.sparsity}
+        types = [type for type, applies in applying.items() if applies] or ["rank"]
+    settings = {type: VARIANTS[type].setting if type in VARIANTS else None for type in types}
+    for setting, (option, values) in given.items():
+        if values and setting not in settings.values():
+            raise UsageError(f"{option} has no meaning with -t {' '.join(types)}")
+    takes_numbers = {type: isinstance(VARIANTS[type].default, int) for type in types if settings[type] == "rank"}
     variants = []
-    for type in types:
-        setting = entries[type].setting if type in entries else None
-        values = given.get(setting, [])
-        if setting == "rank" and len(takes_numbers) == 2:  # shares and whole numbers in one list
-            values = numbers if isinstance(entries[type].default, int) else shares
-        variants += [["-t", type, SETTINGS[setting], shortest(value)] for value in values] or [["-t", type]]
+    for type, setting in settings.items():
+        option, values = given.get(setting, ("", []))
+        if setting == "rank" and len(set(takes_numbers.values())) == 2:  # shares and whole numbers in one list
+            values = [value for value in values if (value > 1) == takes_numbers[type]]
+        variants += [["-t", type, option, shortest(value)] for value in values] or [["-t", type]]
     return variants
 
 
@@ -178,7 +172,7 @@ def _settings(options, script):
     return {**settings, **asdict(options.variant), "script": script}
 
 
-def _setting(variant: Variant) -> str:
+def _setting(variant: Variant | Baseline) -> str:
     alpha = variant.alpha if variant.alpha != 0.5 and variant.type not in WITHOUT_ALPHA else None
     words = f"-t {variant.type}"
     for option, value in (("-r", variant.rank), ("-s", variant.sparsity), ("--alpha", alpha)):

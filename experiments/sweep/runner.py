@@ -2,10 +2,9 @@
 
     runs/<name>.json: {"note", "runs": [{"run", "setting", "varied", "dataset", "settings", "report", "log"}, ...]}
 
-A run is locked while its process lives. The operating system holds the lock and releases it when the process is killed.
-A run in the result file with the same settings is done, even if its folder is deleted; a setting that is missing in an
-older result counts as the default. Runs without settings were written by older programs: tables show these runs, but
-they never replace a planned run.
+A run is locked while its process lives, even if the sweep is killed. A run in the result file with the same settings is
+done, even if its folder is deleted; a setting that is missing in an older result counts as the default. Runs without
+settings were written by older programs: tables show these runs, but they never replace a planned run.
 """
 
 import os
@@ -14,21 +13,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
-from typing import TextIO
 
-from experiments.results import NUMBER, REPORT, check_types, read_json, read_runs
-from training import checkpoints
-from training.checkpoints import holds_checkpoint, take_lock, write_json
-from training.errors import UsageError
+import torch
+
+from experiments.results import check_run, read_json, read_runs
+from training.checkpoints import LOG, REPORT, holds_checkpoint, read_log, take_lock, write_json
+from training.errors import StopSignals, UsageError
 from training.report import ROOT
 
 SETTINGS, OUTPUT = "settings.json", "output.txt"  # files of a run, in addition to the training script's
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL = 0.1  # seconds
-REPEATS = 2.0  # seconds in which further signals count as the first one: schedulers send theirs several times
+CORES_PER_JOB = 4  # default on a CPU
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,19 @@ class Run:
     @property
     def lock(self) -> Path:
         """The file that is locked during the run. It is outside the folder, so that the folder can be deleted."""
-        return self.folder.with_name(self.name + ".lock")
+        return self.folder.with_name(f"{self.name}.lock")
+
+    def is_running(self) -> bool:
+        """Return True if a process holds the lock."""
+        lock = take_lock(self.lock) if self.lock.exists() else None
+        if lock:
+            lock.close()
+        return self.lock.exists() and lock is None
 
     def state(self) -> str:
         """Return the state of the folder: `"done"`, `"interrupted"` (with a checkpoint) or `"to do"`."""
         state = "to do"
-        if (self.folder / checkpoints.REPORT).exists():
+        if (self.folder / REPORT).exists():
             state = "done"
         elif holds_checkpoint(self.folder):
             state = "interrupted"
@@ -73,36 +80,21 @@ class Run:
             changes = ", ".join(f"{key} {saved.get(key)} there, {self.settings[key]} here" for key in different)
             raise UsageError(f"{where} holds a run of other settings ({changes}): give another --name")
 
-    def report(self) -> dict[str, object]:
-        """Return the report of a finished run."""
-        path = self.folder / checkpoints.REPORT
-        report = read_json(path)
-        check_types(report, REPORT, path)
-        return report
-
     def entry(self) -> dict[str, object]:
         """Return the entry of a finished run in the result file; a damaged file raises a UsageError."""
-        kept = {"run": self.name, "setting": self.setting, "varied": self.varied, "dataset": self.dataset}
-        report = self.report() | {"command": self.command}
+        entry = {"run": self.name, "setting": self.setting, "varied": self.varied, "dataset": self.dataset}
+        report = read_json(self.folder / REPORT) | {"command": self.command}
         try:
-            log = checkpoints.read_log(self.folder)
+            log = read_log(self.folder)
         except ValueError as error:
-            raise UsageError(f"{self.folder / checkpoints.LOG} is not a log: {error}") from None
-        for epoch in log:
-            check_types(epoch, {"test_accuracy": NUMBER}, self.folder / checkpoints.LOG)
-        return {**kept, "settings": self.settings, "report": report, "log": log}
-
-
-def is_locked(path: Path) -> bool:
-    """Return True if a process holds the lock."""
-    lock = take_lock(path) if path.exists() else None
-    if lock:
-        lock.close()
-    return path.exists() and lock is None
+            raise UsageError(f"{self.folder / LOG} is not a log: {error}") from None
+        entry |= {"settings": self.settings, "report": report, "log": log}
+        check_run(entry, self.folder)
+        return entry
 
 
 class Results:
-    """A result file, as last read or written.
+    """A result file, as last read or written; `runs` are its entries.
 
     Raises:
         UsageError: if the file is not the result of a sweep.
@@ -110,16 +102,12 @@ class Results:
 
     def __init__(self, path: Path, plan: Sequence[Run], **kept: object) -> None:
         self.path, self._kept = path, kept
-        self._order = {run.name: index for index, run in enumerate(plan)}
+        self._order = [run.name for run in plan]
         self._read()
 
     def _read(self):
-        self._record = read_runs(self.path) if self.path.exists() else {"note": "", "runs": []}
-
-    @property
-    def runs(self) -> list[dict]:
-        """The entries of all runs."""
-        return self._record["runs"]
+        record = read_runs(self.path) if self.path.exists() else {"note": "", "runs": []}
+        self.note, self.runs = record["note"], record["runs"]
 
     def holds(self, run: Run) -> bool:
         """Return True if the run is done."""
@@ -131,17 +119,16 @@ class Results:
 
     def add(self, done: Sequence[Run], note: str | None = None) -> None:
         """Add finished runs; runs already in the file stay unchanged."""
-        if all(self.holds(run) for run in done) and note in (None, self._record["note"]):
+        if all(map(self.holds, done)) and note in (None, self.note):
             return
         with self.locked():
             self._read()
-            new = [run.entry() for run in done if not self.holds(run)]
-            names = {entry["run"] for entry in new}
-            runs = [entry for entry in self.runs if entry["run"] not in names] + new
-            runs.sort(key=lambda entry: self._order.get(entry["run"], -1))
-            note = self._record["note"] if note is None else note
-            self._record = {"note": note, **self._kept, "runs": runs}
-            write_json(self.path, self._record)
+            new = {run.name: run.entry() for run in done if not self.holds(run)}
+            others = [entry for entry in self.runs if entry["run"] not in new]
+            planned = {name: index for index, name in enumerate(self._order)}
+            self.runs = sorted([*others, *new.values()], key=lambda entry: planned.get(entry["run"], -1))
+            self.note = self.note if note is None else note
+            write_json(self.path, {"note": self.note, **self._kept, "runs": self.runs})
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -150,92 +137,73 @@ class Results:
             yield
 
 
-@dataclass
-class Job:
-    """A run with its process."""
-
-    run: Run
-    lock: TextIO
-    gpu: str | None
-    process: subprocess.Popen
-    began: float
-
-
 class Runner:
-    """Complete runs, several at a time.
+    """Complete runs, several at a time, each by a process that a thread waits for."""
 
-    The process of a run inherits its lock: if this process is killed, the run continues and is not started again.
-    """
+    def __init__(self, runs: Sequence[Run], results: Results, jobs: int | None = None) -> None:
+        self.runs, self.results, self.stop = runs, results, StopSignals()
+        device = runs[0].device if runs else "cpu"
+        gpus = gpus_for(device)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        self.jobs = jobs or len(gpus) or (max(1, cores // CORES_PER_JOB) if device == "cpu" else 1)
+        self.gpus = [*islice(cycle(gpus), self.jobs)]  # not in use
+        self.threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // self.jobs))
+        self.ended = {run.name for run in runs if results.holds(run)}
+        self.failed, self.processes = [], []
 
-    def __init__(self, runs: Sequence[Run], results: Results, jobs: int, gpus: Sequence[str]) -> None:
-        self.runs, self.results, self.jobs, self.gpus = runs, results, jobs, gpus
-        self.threads = max(1, cores() // jobs)
-        if os.environ.get("OMP_NUM_THREADS", "").isdigit():
-            self.threads = min(self.threads, int(os.environ["OMP_NUM_THREADS"]) or 1)
-        self.todo = [run for run in runs if not results.holds(run)]
-        self.ended = len(runs) - len(self.todo)
-        self.running, self.failed, self.signals, self.waiting = [], [], [], set()
+    def go(self) -> int:
+        """Run until all runs have ended, or until a signal, which is passed on to the runs; return the exit code."""
+        total, signalled = len(self.runs), set()
+        print(
+            f"{total} runs, {len(self.ended)} done; {self.jobs} at a time, threads of each: {self.threads}", flush=True
+        )
+        with self.stop, ThreadPoolExecutor(self.jobs) as pool:
+            # Runs that another process runs come last.
+            steps = [pool.submit(self._complete, run, wait) for wait in (False, True) for run in self.runs]
+            while not all(step.done() for step in steps):
+                time.sleep(POLL)
+                for process in [*self.processes] if self.stop.asked else ():
+                    if process not in signalled:
+                        process.send_signal(self.stop.asked)
+                        signalled.add(process)
+        for step in steps:
+            step.result()  # raises the errors of the threads
+        if self.stop.asked:
+            done = sum(map(self.results.holds, self.runs))
+            print(f"interrupted: {done} of {total} runs are done; the same command resumes", file=sys.stderr)
+            return 128 + self.stop.asked
+        if self.failed:
+            print(f"{len(self.failed)} of {total} runs failed: {', '.join(self.failed)}", file=sys.stderr)
+            return 1
+        return 0
 
-    def go(self) -> None:
-        """Run until all runs have ended. A signal is passed on to the running processes, and no further run starts."""
-        handlers = {}
-        for number in SIGNALS:
-            if signal.getsignal(number) != signal.SIG_IGN:
-                handlers[number] = signal.signal(number, self._on_signal)
-        passed_on = 0
-        try:
-            while self.running or (self.todo and not self.signals):
-                for job in list(self.running):
-                    if job.process.poll() is not None:
-                        self._end(job)
-                if not self.signals:
-                    self._start_what_fits()
-                elif passed_on < len(self.signals):
-                    for job in self.running:  # a second signal kills them at once
-                        job.process.send_signal(signal.SIGKILL if passed_on else self.signals[0])
-                    passed_on = len(self.signals)
-                if self.running or self.todo:
-                    time.sleep(POLL)
-        finally:
-            for job in self.running:  # only after an error here
-                job.process.terminate()
-                job.process.wait()
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-
-    def _on_signal(self, number, frame):
-        if not self.signals or time.monotonic() > self.signalled + REPEATS:
-            self.signals.append(number)
-            self.signalled = time.monotonic()
-
-    def _start_what_fits(self):
-        for run in list(self.todo):
-            if len(self.running) >= self.jobs or self.signals:
-                return
+    def _complete(self, run, wait):
+        """Complete a run, with `wait` also one that another process runs at the moment."""
+        if run.name in self.ended:
+            return
+        lock = take_lock(run.lock)
+        if lock is None and not wait:
+            self._say("wait", f"{run.name}: another process runs it")
+        while wait and lock is None and not self.stop.asked:
+            time.sleep(POLL)
             lock = take_lock(run.lock)
-            if lock is None:
-                if run.name not in self.waiting:
-                    self._say("wait", f"{run.name}: another process runs it")
-                self.waiting.add(run.name)
-                continue
-            self.todo.remove(run)
+        if lock is None:
+            return
+        with lock:
             if run.state() == "done":
-                self.results.add([run])
-                self.ended += 1
-                self._say("done", f"{run.name}, by another process")
-                lock.close()
-            else:
-                self._start(run, lock)
+                self._done(run, "by another process")
+            elif not self.stop.asked:
+                self._train(run, lock)
 
-    def _start(self, run, lock):
-        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
+    def _train(self, run, lock):
+        environment = os.environ | {"OMP_NUM_THREADS": self.threads, "PYTHONUNBUFFERED": "1"}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        gpu = None
-        if self.gpus:
-            busy = [job.gpu for job in self.running]
-            gpu = environment["CUDA_VISIBLE_DEVICES"] = min(self.gpus, key=busy.count)
+        gpu = self.gpus.pop(0) if self.gpus else None
+        if gpu:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
         run.folder.mkdir(exist_ok=True)
         write_json(run.folder / SETTINGS, run.settings)
+        self._say("start", run.name)
         with open(run.folder / OUTPUT, "ab") as output:
             process = subprocess.Popen(
                 [sys.executable, run.script, *run.arguments, "--output", run.folder.resolve(), "--resume", "auto"],
@@ -243,35 +211,38 @@ class Runner:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                pass_fds=[lock.fileno()],
+                pass_fds=[lock.fileno()],  # the process keeps the lock, also after the end of the sweep
                 start_new_session=True,  # Ctrl-C reaches the run only once, through this process
             )
-        self.running.append(Job(run, lock, gpu, process, time.monotonic()))
-        self._say("start", run.name)
-
-    def _end(self, job):
-        self.running.remove(job)
-        run, code = job.run, job.process.returncode
+        self.processes.append(process)
+        code = process.wait()
+        self.processes.remove(process)
+        self.gpus += [gpu] if gpu else []
         if code == 0 and run.state() == "done":
-            self.results.add([run])
-            self.ended += 1
-            minutes = (time.monotonic() - job.began) / 60
-            self._say("done", f"{run.name}, test accuracy {run.report()['test_accuracy']:.2f} %, {minutes:.1f} min")
-        elif self.signals:
+            self._done(run, "test accuracy {test_accuracy:.2f} %".format(**read_json(run.folder / REPORT)))
+        elif self.stop.asked:
             self._say("stop", run.name)
         else:
-            self.ended += 1
+            self.ended.add(run.name)
             self.failed.append(run.name)
             reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             lines = (run.folder / OUTPUT).read_text(errors="replace").split("\n")
             last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
             self._say("FAIL", f"{run.name}, {reason}: {last}")
-        job.lock.close()
+
+    def _done(self, run, how):
+        self.results.add([run])
+        self.ended.add(run.name)
+        self._say("done", f"{run.name}, {how}")
 
     def _say(self, event, text):
-        print(f"[{self.ended}/{len(self.runs)}] {event:5s} {text}", flush=True)
+        print(f"[{len(self.ended)}/{len(self.runs)}] {event:5s} {text}", flush=True)
 
 
-def cores() -> int:
-    """Return the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+def gpus_for(device: str) -> list[str]:
+    """Return the GPUs for the runs, named as in CUDA_VISIBLE_DEVICES; empty if the user chose the device."""
+    if device != "cuda":
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return (visible.split(",") if visible else [str(index) for index in range(count)])[:count]

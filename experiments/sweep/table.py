@@ -7,13 +7,12 @@ standard deviation (divided by n - 1) are over the seeds of a setting.
 """
 
 import csv
-import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from experiments.markdown import markdown_table
-from experiments.results import dataset_of, mean_and_deviation, mean_over_seeds
+from experiments.results import CONDITIONS, mean_and_deviation, mean_over_seeds
 from linearconv_convert.exporting import atomic_file
 
 COUNTS = {
@@ -36,13 +35,13 @@ COLUMNS = {  # title of each column
     "recipe": "recipe",
     "epochs": "epochs",
 }
-CONDITIONS = ("dataset", "network", "recipe", "epochs")  # comparable rows have these in common
 USUAL_COLUMNS = ("dataset", "network", "setting", *COUNTS, "accuracy", "seeds")
+MEANS = ("accuracy", "last_ten", "best")  # columns of means with deviations
 LEFT_ALIGNED = ("dataset", "network", "setting", "row")
 
 
-def summarise(runs: Sequence[dict]) -> list[dict]:
-    """Summarise the runs of a result file over seeds.
+def summarise(runs: Iterable[dict]) -> list[dict]:
+    """Summarise runs of :func:`experiments.results.every_run` over seeds; a second run with the same seed is dropped.
 
     Returns:
         A row per data set, network, setting, recipe and number of epochs, with the keys of `COLUMNS`. Accuracies are
@@ -52,42 +51,39 @@ def summarise(runs: Sequence[dict]) -> list[dict]:
     """
     groups = {}
     for run in runs:
-        report = run["report"]
-        conditions = dataset_of(run), report["architecture"], report.get("recipe", "paper"), report["epochs"]
-        groups.setdefault((conditions, run["setting"]), []).append(run)
+        conditions = tuple(run["report"][key] for key in CONDITIONS)
+        groups.setdefault((conditions, run["setting"], run["method"]), {}).setdefault(run["report"]["seed"], run)
     rows, dense = [], {}
-    for (conditions, setting), same in groups.items():
-        row = dict(zip(CONDITIONS, conditions, strict=True)) | {"setting": setting} | _over_seeds(same)
+    for (conditions, setting, method), seeds in groups.items():
+        network, dataset, recipe, epochs = conditions
+        row = {"conditions": conditions, "dataset": dataset, "network": network, "recipe": recipe, "epochs": epochs}
+        row |= {"setting": setting, "method": method} | _over_seeds(list(seeds.values()))
         rows.append(row)
         if row["type"] == "dense":
-            dense[conditions, row["varied"]] = row
+            dense[conditions, row["varied"]] = row["accuracy"][0]
     for row in rows:
-        conditions = tuple(row[key] for key in CONDITIONS)
-        plain, same = dense.get((conditions, "")), dense.get((conditions, row["varied"]))
-        reference = (plain or same) if row["type"] == "dense" else (same or plain)
-        row["against_dense"] = row["accuracy"][0] - reference["accuracy"][0] if reference else None
+        order = ["", row["varied"]] if row["type"] == "dense" else [row["varied"], ""]
+        references = [dense[row["conditions"], varied] for varied in order if (row["conditions"], varied) in dense]
+        row["against_dense"] = row["accuracy"][0] - references[0] if references else None
     return sorted(rows, key=lambda row: (row["dataset"], row["network"]))  # settings keep the sweep's order
 
 
 def _over_seeds(runs):
     """Return the values of one setting over its runs, which differ only by seed."""
     report, logs = runs[0]["report"], [run["log"][-10:] for run in runs]
-    row = {key: report.get(key) for key in ("type", "rank", "sparsity", "alpha")}
-    for key in COUNTS:
-        row[key] = round(mean_over_seeds(runs, key)[0])
-    row["varied"], row["seeds"] = runs[0].get("varied", ""), len(runs)
-    row["accuracy"], row["best"] = mean_over_seeds(runs), mean_over_seeds(runs, "best_test_accuracy")
+    row = {key: round(mean_over_seeds(runs, key)[0]) for key in COUNTS}
+    row |= {"type": report["type"], "varied": runs[0].get("varied", ""), "seeds": len(runs)}
+    row |= {"accuracy": mean_over_seeds(runs), "best": mean_over_seeds(runs, "best_test_accuracy")}
     row["best_epochs"] = sorted({run["report"]["best_epoch"] for run in runs})
     row["last_ten"] = row["correlation"] = None
     if all(len(log) == 10 for log in logs):
-        means = [statistics.fmean(record["test_accuracy"] for record in log) for log in logs]
-        row["last_ten"] = mean_and_deviation(means)
+        row["last_ten"] = mean_and_deviation(statistics.fmean(epoch["test_accuracy"] for epoch in log) for log in logs)
     if all(log and "correlation" in log[-1] for log in logs):
         row["correlation"] = f"{statistics.fmean(log[-1]['correlation'] for log in logs):.3f}"
     return row
 
 
-def markdown(runs: Sequence[dict], columns: Sequence[str] = USUAL_COLUMNS) -> list[str]:
+def markdown(runs: Iterable[dict], columns: Sequence[str] = USUAL_COLUMNS) -> list[str]:
     """Return the lines of the table of :func:`summarise`."""
     rows = summarise(runs)
     differing = [key for key in ("recipe", "epochs") if key not in columns and len({row[key] for row in rows}) > 1]
@@ -122,20 +118,16 @@ def _cell(row, key):
     return f"{text} ({', '.join(map(str, row['best_epochs']))})" if key == "best" else text
 
 
-def write_table(result: Path, lines: Sequence[str], runs: Sequence[dict]) -> list[Path]:
+def write_table(result: Path, lines: Sequence[str], runs: Iterable[dict]) -> list[Path]:
     """Write lines of Markdown, and all columns of the runs as CSV, beside a result file; return the paths."""
-    rows = []
-    for row in summarise(runs):
-        cells = {key: row[key] for key in COLUMNS}
-        for key in ("accuracy", "last_ten", "best"):  # mean and deviation
-            cells[key], cells[f"{key}_deviation"] = row[key] or (None, None)
-        rows.append(cells)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
-    contents = {".md": "\n".join(lines) + "\n", ".csv": text.getvalue()}
-    for suffix, content in contents.items():
-        with atomic_file(result.with_suffix(suffix)) as part:
-            part.write_text(content)
-    return [result.with_suffix(suffix) for suffix in contents]
+    paths = [result.with_suffix(suffix) for suffix in (".md", ".csv")]
+    with atomic_file(paths[0]) as part:
+        part.write_text("\n".join(lines) + "\n")
+    with atomic_file(paths[1]) as part, open(part, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*COLUMNS, *(f"{key}_deviation" for key in MEANS)])
+        for row in summarise(runs):
+            means = {key: row[key] or (None, None) for key in MEANS}
+            values = [means[key][0] if key in MEANS else row[key] for key in COLUMNS]
+            writer.writerow([*values, *(deviation for _, deviation in means.values())])
+    return paths

@@ -14,22 +14,50 @@ half-rank; sparse; and the dense network with the parameters or the multiply-add
 
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cache
 from itertools import product
+from pathlib import Path
 
 from dataloaders import DATASETS, describe
-from experiments.paper import NETWORKS
-from experiments.results import dataset_of, every_run
+from experiments import paper
+from experiments.results import every_run
 from experiments.sweep.command import carry_out, parse_sweep, sweep_parser
-from experiments.sweep.plan import plan_run, script_parser, unique
+from experiments.sweep.plan import plan_run, script_parser, shortest, unique
 from experiments.sweep.runner import Run
-from experiments.sweep.table import write_table
-from experiments.table1 import accuracy, counts
+from experiments.sweep.table import summarise, table, write_table
+from experiments.table1 import counts
+from experiments.thinner import macs_of, width_for
+from linearconv import LinearConv
 from training.checkpoints import write_json
+from training.counting import count_parameters
 from training.errors import EXPECTED, UsageError, report_failure
 from training.options import dataset_label, parse_arguments
-from training.recipe import RECIPES
 from training.report import ROOT, origin
+
+ROWS = {  # options of the scripts
+    "dense": "-t dense",
+    "L": "-t rank -r 1 --reg-weight 0",
+    "Lr": "-t rank -r 1",
+    "LRr": "-t lowrank -r 10",
+    "half-rank": "-t rank -r 0.5",
+    "sparse": "-t sparse -s 0.25",
+    "thinner-parameters": "-t dense --width {}",
+    "thinner-macs": "-t dense --width {}",
+}
+NAMED = [name for name in DATASETS if name != "imagefolder"]
+COLUMNS = {
+    "row": "network",
+    "dataset": "data",
+    "parameters": "parameters",
+    "macs_inference": "multiply-adds at inference",
+    "accuracy": "test accuracy",
+    "best": "best (epoch)",
+    "against_dense": "against dense",
+    "paper": "paper",
+    "paper_against": "paper, against dense",
+    "seeds": "seeds",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.table:
             show(options)
         else:
-            show_counts(options)
+            show_counts(options.results)
     except EXPECTED as error:
         return report_failure(error, "table1")
     return 0
@@ -52,10 +80,9 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
     parser = sweep_parser("table1", __doc__, needs_name=False)
     add = parser.add_argument
     add("--train", action="store_true", help="train the missing runs, then show the accuracies")
-    add("--networks", choices=NETWORKS, nargs="+", default=list(NETWORKS), help="default: all")
-    add("--rows", choices=accuracy.ROWS, nargs="+", default=list(accuracy.ROWS), help="default: all")
-    add("--datasets", choices=[name for name in DATASETS if name != "imagefolder"], nargs="+", help="default: cifar10")
-    add("--recipe", choices=RECIPES, help="default: paper")
+    add("--networks", choices=paper.NETWORKS, nargs="+", default=list(paper.NETWORKS), help="default: all")
+    add("--rows", choices=ROWS, nargs="+", default=list(ROWS), help="default: all")
+    add("--datasets", choices=NAMED, nargs="+", help="default: cifar10")
     options, extra = parse_sweep(parser, argv)
     if (options.train or options.table) and not options.name:
         parser.error("the following arguments are required: --name")
@@ -66,11 +93,7 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
 
 def plan(options: Namespace, extra: Sequence[str]) -> list[Run]:
     """Return the runs of the table, sorted by seed; two rows with the same network share a run."""
-    shared = list(extra)
-    if options.recipe:
-        shared += ["--recipe", options.recipe]
-    if options.epochs:
-        shared += ["--epochs", str(options.epochs)]
+    shared = [*extra, "--epochs", str(options.epochs)] if options.epochs else extra
     parsed = parse_arguments(script_parser(), shared)
     datasets, num_classes = {name: name for name in options.datasets or ["cifar10"]}, 10
     if parsed.dataset:
@@ -81,38 +104,94 @@ def plan(options: Namespace, extra: Sequence[str]) -> list[Run]:
         datasets = {label: None}  # given for every run
     runs = []
     for seed, label, name, row in product(options.seeds or [0], datasets, options.networks, options.rows):
-        network = NETWORKS[name]
+        network = paper.NETWORKS[name]
         script = ROOT / f"{network.__module__.replace('.', '/')}.py"
-        variant, _, varied = accuracy.setting(name, row, label, num_classes).partition(" --")
+        variant, _, varied = setting(name, row, label, num_classes).partition(" --")
         words = variant.split(), f"--{varied}".split() if varied else []
         given = {"network": network.__name__, "dataset": datasets[label], "seed": seed}
         runs.append(plan_run(script, options.ckpt / options.name, *words, shared, **given))
     return unique(runs)
 
 
+@cache
+def setting(name: str, row: str, dataset: str, num_classes: int = 10) -> str:
+    """Return the options with which a script trains a row of the table.
+
+    Args:
+        name: name of the network, from `NETWORKS`.
+        row: name of the row, from `ROWS`.
+        dataset: data set, which decides the input channels and classes of a thinner network.
+        num_classes: classes of a data set that `dataloaders` does not know by name; its images have three channels.
+    """
+    if "{}" not in ROWS[row]:
+        return ROWS[row]
+    shape = {"in_channels": 3, "num_classes": num_classes}
+    if dataset in NAMED:
+        info = describe(dataset)
+        shape = {"in_channels": info.in_channels, "num_classes": info.num_classes}
+    network = paper.NETWORKS[name]
+    count = count_parameters if row == "thinner-parameters" else macs_of(shape["in_channels"])
+    return ROWS[row].format(shortest(width_for(network, count(network(conv=LinearConv, **shape)), count, **shape)))
+
+
+def compare(
+    runs: Sequence[dict], names: Iterable[str] = tuple(paper.NETWORKS), rows: Iterable[str] = tuple(ROWS)
+) -> list[dict]:
+    """Return the measured rows of the table, by data set, network and row.
+
+    Returns:
+        The rows of :func:`experiments.sweep.table.summarise` with the values of `COLUMNS`, None for values that the
+        paper lacks.
+    """
+    classes = {run["report"]["dataset"]: run["report"]["num_classes"] for run in runs}
+    measured = {}
+    for row in summarise(runs):
+        measured.setdefault((row["dataset"], row["network"]), {})[row["setting"]] = row
+    found = []
+    for dataset, name in product(dict.fromkeys(dataset for dataset, _ in measured), names):
+        settings = measured.get((dataset, paper.NETWORKS[name].__name__), {})
+        printed = paper.accuracies(name, dataset)
+        for row in rows if settings else ():
+            ours = settings.get(setting(name, row, dataset, classes[dataset]))
+            theirs = printed.get("Conv" if row == "dense" else f"-{row}")
+            if not ours:
+                continue
+            ours |= {"row": f"{name}-{row}", "paper": None, "paper_against": None}
+            if theirs is not None:
+                ours |= {"paper": f"{theirs:.1f} %", "paper_against": f"{theirs - printed['Conv']:+.1f}"}
+            if row == "dense":
+                ours |= {"row": name, "against_dense": None, "paper_against": None}
+            found.append(ours)
+    return found
+
+
 def show(options: Namespace) -> None:
     """Print and write the accuracies of the chosen networks, rows and data sets."""
     runs = list(every_run(options.results, options.name))
     if options.datasets:
-        runs = [run for run in runs if dataset_of(run) in options.datasets]
+        runs = [run for run in runs if run["report"]["dataset"] in options.datasets]
     if not runs:
         raise UsageError(f"{options.name} has no run of these in {options.results} yet: --train makes them")
-    lines = accuracy.markdown(runs, options.networks, options.rows)
+    groups, lines = {}, []
+    for run in runs:
+        groups.setdefault((run["report"]["recipe"], run["report"]["epochs"]), []).append(run)
+    for (recipe, epochs), same in groups.items():
+        lines += [*table(compare(same, options.networks, options.rows), COLUMNS), ""]
+        lines.append(f"Ours: {recipe} recipe, after {epochs} epochs; ± is the sample standard deviation over seeds.")
     print("\n".join(lines))
     if options.train:
         write_table(options.results / f"{options.name}.json", lines, runs)
 
 
-def show_counts(options: Namespace) -> None:
+def show_counts(results: Path) -> None:
     """Count all networks, print the table, and write the result file."""
     rows = counts.count_rows()
     print("\n".join(counts.markdown(rows)))
     verdicts = [row[f"{figure}_verdict"] for row in rows for figure in counts.FIGURES]
     print(f"\n{verdicts.count('equal')} of {len(verdicts)} figures equal as printed")
-    options.results.mkdir(parents=True, exist_ok=True)
-    path = options.results / "table1_counts.json"
-    write_json(path, {"origin": origin(), "image": counts.IMAGE, "rows": rows})
-    print(f"written: {path}")
+    results.mkdir(parents=True, exist_ok=True)
+    write_json(results / "table1_counts.json", {"origin": origin(), "image": counts.IMAGE, "rows": rows})
+    print(f"written: {results / 'table1_counts.json'}")
 
 
 if __name__ == "__main__":

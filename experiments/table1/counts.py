@@ -24,9 +24,59 @@ IMAGE = (3, 32, 32)
 RANK10 = partial(LinearConvLowRank, rank=10)
 VARIANTS = {"": nn.Conv2d, "-Lr": LinearConv, "-LRr": RANK10}
 FIGURES = {"parameters": ("parameters", 1e6, ".2f"), "flops": ("flops_paper", 1e9, ".3f")}  # key, unit, paper's digits
+Reasons = dict[tuple[str, str], tuple[str, Callable[[], nn.Module] | None]]
 
 
-# ---- the five figures that differ: networks with the printed figures ------------------------------------------------
+def count(model: nn.Module) -> dict[str, int]:
+    """Return `parameters`, `flops_paper` and `macs_inference` of a network."""
+    counts = counting.count(model, IMAGE)
+    return {key: counts[key] for key in ("parameters", "flops_paper", "macs_inference")}
+
+
+def as_printed(counts: dict[str, int]) -> dict[str, str]:
+    """Return `parameters` in M and `flops` in B with the digits of the paper."""
+    return {figure: format(counts[key] / unit, digits) for figure, (key, unit, digits) in FIGURES.items()}
+
+
+def counted_row(name: str, model: nn.Module, printed: Sequence[str], reasons: Reasons) -> dict[str, object]:
+    """Return a row of a table of counts: exact and rounded counts, printed figures, and a verdict for each.
+
+    Args:
+        name: name of the row.
+        model: the network of the row.
+        printed: parameters in M and FLOPs in B as printed in the paper; `-` for no figure.
+        reasons: for a row and figure, why the figure differs, and a function that builds the network with it, or None.
+    """
+    row = {"network": name} | count(model)
+    for (figure, ours), theirs in zip(as_printed(row).items(), printed, strict=True):
+        verdict, changed = reasons.get((name, figure), ("unexplained", None))
+        if theirs == "-":
+            verdict = "not in the paper's Table 2"
+        elif ours == theirs:
+            verdict = "equal"
+        elif changed:
+            again = as_printed(count(changed()))[figure]
+            verdict += f" ({'' if again == theirs else 'NOT confirmed, '}counted so: {again})"
+        row |= {f"{figure}_ours": ours, f"{figure}_printed": theirs, f"{figure}_verdict": verdict}
+    return row
+
+
+def markdown(rows: list[dict]) -> list[str]:
+    """Return the lines of the table, with the reasons as numbered notes below."""
+    header = ["network", "parameters", "ours, M", "paper, M", "FLOPs, paper's convention", "ours, B", "paper, B"]
+    notes, lines = {}, []
+    for row in rows:
+        cells = [row["network"]]
+        for figure, (key, *_) in FIGURES.items():
+            verdict = row[f"{figure}_verdict"]
+            mark = "" if verdict == "equal" else f" ({notes.setdefault(verdict, len(notes) + 1)})"
+            cells += [f"{row[key]:,}", row[f"{figure}_ours"], row[f"{figure}_printed"] + mark]
+        lines.append([*cells, f"{row['macs_inference']:,}"])
+    numbered = [f"({number}) {note}  " for note, number in notes.items()]
+    return [*markdown_table([*header, "multiply-adds at inference"], lines), "", *numbered]
+
+
+# ---- Table 1, with networks that have the five figures that differ --------------------------------------------------
 
 
 def allconv_with_padded_conv8(conv: type[nn.Module]) -> nn.Module:
@@ -51,7 +101,7 @@ def resnext_with_linearconv_stem() -> nn.Module:
 PADDED = "printed figure has the 1x1 conv8 padded by 1, a default of the published layer"
 BIASES = "printed figure counts biases, which the published network does not have"
 STEM = "printed figure has a LinearConv stem; the published stem is a plain convolution"
-REASONS = {  # (row, figure): reason, the changed network or None
+REASONS = {
     ("AllConv-Lr", "flops"): (PADDED, partial(allconv_with_padded_conv8, LinearConv)),
     ("AllConv-LRr", "flops"): (PADDED, partial(allconv_with_padded_conv8, RANK10)),
     ("ResNet-18-Lr", "flops"): (BIASES, resnet_with_biases),
@@ -60,65 +110,10 @@ REASONS = {  # (row, figure): reason, the changed network or None
 }
 
 
-# ---- the table ------------------------------------------------------------------------------------------------------
-
-
-def count(model: nn.Module) -> dict[str, int]:
-    """Return `parameters`, `flops_paper` and `macs_inference` of a network."""
-    counts = counting.count(model, IMAGE)
-    return {key: counts[key] for key in ("parameters", "flops_paper", "macs_inference")}
-
-
-def as_printed(counts: dict[str, int]) -> dict[str, str]:
-    """Return `parameters` in M and `flops` in B with the digits of the paper."""
-    return {figure: format(counts[key] / unit, digits) for figure, (key, unit, digits) in FIGURES.items()}
-
-
-def counted_row(
-    name: str, model: nn.Module, printed: Sequence[str], explain: Callable[[str, str, str], str]
-) -> dict[str, object]:
-    """Return a row of a table of counts: exact and rounded counts, printed figures, and a verdict for each.
-
-    Args:
-        name: name of the row.
-        model: the network of the row.
-        printed: parameters in M and FLOPs in B as printed in the paper; `-` for no figure.
-        explain: returns the verdict for the row's name, a figure, and its printed value, if the value differs.
-    """
-    row = {"network": name} | count(model)
-    for (figure, ours), theirs in zip(as_printed(row).items(), printed, strict=True):
-        row[f"{figure}_ours"], row[f"{figure}_printed"] = ours, theirs
-        row[f"{figure}_verdict"] = "equal" if ours == theirs else explain(name, figure, theirs)
-    return row
-
-
 def count_rows() -> list[dict]:
     """Return the rows of Table 1, see :func:`counted_row`."""
     rows = []
     for network, build in NETWORKS.items():
         for suffix, conv in VARIANTS.items():
-            rows.append(counted_row(network + suffix, build(conv=conv), PRINTED[network + suffix], _reason))
+            rows.append(counted_row(network + suffix, build(conv=conv), PRINTED[network + suffix], REASONS))
     return rows
-
-
-def _reason(name, figure, printed):
-    reason, changed = REASONS.get((name, figure), ("unexplained", None))
-    if changed is None:
-        return reason
-    again = as_printed(count(changed()))[figure]
-    return f"{reason} ({'' if again == printed else 'NOT confirmed, '}counted so: {again})"
-
-
-def markdown(rows: list[dict]) -> list[str]:
-    """Return the lines of the table, with the reasons as numbered notes below."""
-    header = ["network", "parameters", "ours, M", "paper, M", "FLOPs, paper's convention", "ours, B", "paper, B"]
-    notes, lines = {}, []
-    for row in rows:
-        cells = [row["network"]]
-        for figure, (key, *_) in FIGURES.items():
-            verdict = row[f"{figure}_verdict"]
-            mark = "" if verdict == "equal" else f" ({notes.setdefault(verdict, len(notes) + 1)})"
-            cells += [f"{row[key]:,}", row[f"{figure}_ours"], row[f"{figure}_printed"] + mark]
-        lines.append([*cells, f"{row['macs_inference']:,}"])
-    numbered = [f"({number}) {note}  " for note, number in notes.items()]
-    return [*markdown_table([*header, "multiply-adds at inference"], lines), "", *numbered]

@@ -13,13 +13,14 @@ import torch.nn as nn
 
 from baselines import Baseline
 from baselines.basis import BasisConv
+from experiments.results import OTHERS
 from experiments.table1.counts import as_printed, count, counted_row
 from experiments.thinner import width_for
 from linearconv_variants import Variant
 from models.squeezenet_xcnn import SqueezeNet
 from models.vgg_xcnn import VGG11
 
-NOT_PRINTED = ("-", "-")
+METHODS = {"dense": "Conv", "rank": "-Lr", "lowrank": "-LRr"} | OTHERS  # by type
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,15 @@ class Row:
     name: str  # in the paper
     network: Callable[..., nn.Module]
     variant: Variant | Baseline  # method that replaces the convolutions
-    printed: tuple[str, str] = NOT_PRINTED  # parameters in M and FLOPs in B in the paper
+    printed: tuple[str, str] = ("-", "-")  # parameters in M and FLOPs in B in the paper
     accuracy: tuple[float, ...] = ()  # the paper's on CIFAR-10, SVHN, ImageNet in %; differences to the plain network
     width: float = 1.0
     as_reported: bool = False  # whether the paper quotes the accuracies of the method's authors
 
     @property
-    def is_plain(self) -> bool:
-        """True for the plain network, with which the other rows are compared."""
-        return self.variant.type == "dense" and self.width == 1
+    def method(self) -> str:
+        """The name of the row's setting, see :func:`experiments.results.method`."""
+        return METHODS[self.variant.type] + (f", width {self.width:g}" if self.width != 1 else "")
 
     def build(self) -> nn.Module:
         """Return the network with new weights."""
@@ -69,13 +70,13 @@ def table() -> tuple[Row, ...]:
 # ---- the two figures that differ: changes that give the printed figures ---------------------------------------------
 
 
-def basis_without_bias() -> str:
-    """Return the reason why the paper prints fewer FLOPs for VGG11-Basis, and the count with this change."""
+def basis_without_bias() -> nn.Module:
+    """Return VGG11-Basis without a bias of the shared filters."""
     model = Baseline("basis").build(VGG11)
     for layer in model.modules():
         if isinstance(layer, BasisConv):
             layer.basis.bias = None
-    return f"printed figure leaves out the bias of the shared filters (counted so: {as_printed(count(model))['flops']})"
+    return model
 
 
 def choices_of_squeezenet() -> str:
@@ -88,25 +89,20 @@ def choices_of_squeezenet() -> str:
             model.set_submodule(name, RANK10.conv(layer.in_channels, layer.out_channels, 3, padding=1))
             savings.append({key: plain[key] - value for key, value in count(model).items()})
     fitting = 0
-    for choice in product((False, True), repeat=len(savings)):
+    for choice in product((0, 1), repeat=len(savings)):
         counts = dict(plain)
-        for saving, chosen in zip(savings, choice, strict=True):
-            if chosen:
-                counts = {key: value - saving[key] for key, value in counts.items()}
+        for key in counts:
+            counts[key] -= sum(chosen * saving[key] for chosen, saving in zip(choice, savings, strict=True))
         fitting += tuple(as_printed(counts).values()) == SQUEEZENET_LRR.printed
     choices = f"{fitting} of {2 ** len(savings)} choices of 3x3 convolutions"
     return f"printed FLOPs have all eight expand convolutions; both figures come out with {choices}, not with that one"
 
 
-REASONS = {("SqueezeNet-LRr", "parameters"): choices_of_squeezenet, ("VGG11-Basis", "flops"): basis_without_bias}
-
-
-def _reason(name, figure, printed):
-    if printed == "-":
-        return "not in the paper's Table 2"
-    return REASONS[name, figure]() if (name, figure) in REASONS else "unexplained"
-
-
 def count_rows() -> list[dict]:
     """Return the counts of each row, see :func:`experiments.table1.counts.counted_row`."""
-    return [counted_row(row.name, row.build(), row.printed, _reason) for row in table()]
+    without_bias = "printed figure leaves out the bias of the shared filters", basis_without_bias
+    reasons = {
+        ("VGG11-Basis", "flops"): without_bias,
+        ("SqueezeNet-LRr", "parameters"): (choices_of_squeezenet(), None),
+    }
+    return [counted_row(row.name, row.build(), row.printed, reasons) for row in table()]

@@ -9,8 +9,7 @@ import statistics
 import pytest
 
 from docs.tables import PAGES, ROOT, SCRIPTS, TABLE, TABLES, VALUE, fill, measured
-from docs.values import fast_rows, runs_of, values
-from experiments.results import load
+from docs.values import fast_rows, load, runs_of, values
 from experiments.sweep import __main__ as sweep
 from experiments.sweep.table import summarise
 from tests.helpers.runs import EVERY_SCRIPT

@@ -16,9 +16,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from experiments.results import every_run
 from experiments.sweep import __main__ as sweep
-from experiments.sweep import command as sweep_command
 from experiments.sweep import plan as sweep_plan
+from experiments.sweep import runner as sweep_runner
 from experiments.sweep.plan import plan
 from experiments.sweep.runner import take_lock
 from experiments.sweep.table import markdown, summarise
@@ -116,7 +117,7 @@ class Folder:
             time.sleep(0.01)
 
     def reports(self):
-        return json.loads((self.results / "nap.json").read_text())["runs"]
+        return list(every_run(self.results, "nap"))
 
 
 @pytest.fixture
@@ -237,19 +238,19 @@ def test_shards_partition_the_runs_and_the_last_makes_the_table(folder, capfd):
 
 
 def test_jobs_run_side_by_side_and_share_cores_and_gpus(folder, monkeypatch):
-    monkeypatch.setattr(sweep_command.torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(sweep_runner.torch.cuda, "device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert sweep_command.gpus_for("cuda") == ["0", "1", "2"]
+    assert sweep_runner.gpus_for("cuda") == ["0", "1", "2"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
-    assert sweep_command.gpus_for("cuda") == ["4", "6", "7"]
-    assert sweep_command.gpus_for("cuda:1") == sweep_command.gpus_for("cpu") == []
+    assert sweep_runner.gpus_for("cuda") == ["4", "6", "7"]
+    assert sweep_runner.gpus_for("cuda:1") == sweep_runner.gpus_for("cpu") == []
 
     given = "OMP_NUM_THREADS'] + 'x' + os.environ['CUDA_VISIBLE_DEVICES"
     folder.script.write_text(STAND_IN.replace("OMP_NUM_THREADS", given))
     monkeypatch.setenv("NAP", "0.5")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("experiments.sweep.runner.cores", lambda: 8)
-    monkeypatch.setattr(sweep_command, "gpus_for", lambda device: ["4", "6"])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr(sweep_runner, "gpus_for", lambda device: ["4", "6"])
     assert folder.run("--seeds 0 1") == 0
     events = folder.events()
     assert [event[0] for event in events[:2]] == ["fresh"] * 2
@@ -380,7 +381,8 @@ def test_a_damaged_file_of_a_run_is_named_and_not_overwritten(folder, name, cont
     capsys.readouterr()
     assert folder.run("--epochs 2") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert str(path) in line and path.read_bytes() == content and not (folder.results / "nap.json").exists()
+    assert f"{path.parent}, log" in line or str(path) in line
+    assert path.read_bytes() == content and not (folder.results / "nap.json").exists()
 
 
 def test_runs_of_other_settings_are_not_taken_for_those_asked_for(folder, capsys):

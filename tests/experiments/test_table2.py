@@ -9,7 +9,6 @@ from experiments.results import every_run
 from experiments.table1.counts import as_printed
 from experiments.table1.counts import markdown as counts_markdown
 from experiments.table2 import __main__ as table2
-from experiments.table2 import accuracy
 from experiments.table2.counts import count_rows, table
 from tests.helpers.entries import entry, write
 
@@ -48,7 +47,7 @@ def lines_of(tmp_path):
     def lines_of(*files):
         for number, entries in enumerate(files):
             write(tmp_path, f"sweep{number}", entries)
-        return accuracy.markdown(list(every_run(tmp_path)))
+        return table2.accuracy_table(every_run(tmp_path))
 
     return lines_of
 
@@ -62,7 +61,7 @@ def cells(lines):
 def test_accuracies_are_read_from_all_sweeps(lines_of):
     vgg, width = partial(entry, network="VGG11"), table()[-1].width
     first = [vgg(accuracy=90.0), vgg(accuracy=91.0, seed=1), vgg("-t lowrank -r 10", 89.0)]
-    first += [vgg(accuracy=99.0, dataset="svhn"), vgg("-t rank -r 1", alpha=0.25), vgg(width=0.5)]  # no rows
+    first += [vgg(accuracy=99.0, dataset="svhn"), vgg("-t rank -r 1", alpha=0.25), vgg(width=0.5, seed=2)]  # no rows
     second = [vgg("-t octave", 88.0), vgg("-t svd", 87.5), vgg(accuracy=87.0, width=width)]
     lines = lines_of(first, second)
     shown = cells(lines)
@@ -99,7 +98,7 @@ def test_every_row_is_timed_against_the_plain_network(monkeypatch):
         return {key: {"milliseconds": 50.0, "ratio": 1 if key == "dense" else 2, **numbers} for key in steps}
 
     monkeypatch.setattr(table2, "compare", compare)
-    monkeypatch.setattr(table2, "_step", lambda *arguments: None)
+    monkeypatch.setattr(table2, "make_step", lambda *arguments: None)
     measured = table2.measure_speed(1, "cpu")
     assert asked[0] == ["dense", "SqueezeNet-LRr"] and asked[-1][0] == "dense" and len(asked) == 2 * 3
     assert {row["network"] for row in measured["rows"]} == {row.name for row in table()}
