@@ -128,8 +128,7 @@ def option(action) -> list[str]:
     called = ", ".join(f"`{name}`" for name in action.option_strings)
     choices = " ".join(f"`{choice}`" for choice in action.choices or ())
     values = choices or action.metavar or ("number" if action.type else "")
-    help = re.sub("; here [^)]*", "", action.help)  # the default of this machine
-    return [called, values, html.escape(help, quote=False)]
+    return [called, values, html.escape(action.help, quote=False)]
 
 
 def search() -> list[str]:

@@ -50,19 +50,6 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
         refused(lambda call=call: call("cifar"), "'cifar'", *DATASETS)
 
 
-def test_the_recipe_is_the_published_one():
-    published = {
-        "cifar10": (4, True, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-        "cifar100": (4, True, (0.5071, 0.4866, 0.4409), (0.2009, 0.1984, 0.2023)),
-        "svhn": (4, False, (0.4377, 0.4438, 0.4728), (0.1201, 0.1231, 0.1052)),
-        "mnist": (0, False, (0.1307,), (0.3015,)),
-        "fashionmnist": (0, True, (0.2860,), (0.3205,)),
-    }
-    for name, recipe in published.items():
-        info = DATASETS[name]
-        assert (info.crop, info.flip, info.mean, info.std) == recipe
-
-
 # ---- registered sets ---------------------------------------------------------------------------------------
 
 
@@ -183,12 +170,6 @@ def test_options_reach_the_loaders(tree):
     assert first.shape == (4, 3, 16, 16)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_images_are_kept_on_the_device(tree):
-    for loader in dataloaders("imagefolder", tree, device="cuda")[1:]:
-        assert loader.images.is_cuda and all(part.is_cuda for part in next(iter(loader)))
-
-
 # ---- streamed ----------------------------------------------------------------------------------------------
 
 
@@ -214,19 +195,6 @@ def test_only_an_imagefolder_is_streamed():
     refused(lambda: dataloaders("digits", in_memory="no"), "digits", "imagefolder")
     with pytest.raises(ValueError, match="auto, yes, no, not True"):
         dataloaders("digits", in_memory=True)
-
-
-def test_streamed_loaders_have_the_interface_of_loaders_in_memory(tree):
-    options = {"image_size": 24, "batch_size": 4, "validation": 3, "flip": "alternating"}
-    info, *streamed = dataloaders("imagefolder", tree, in_memory="no", workers=0, **options)
-    expected, *kept = dataloaders("imagefolder", tree, **options)
-    assert info == expected  # mean and std too, of so few images
-    for ours, theirs in zip(streamed, kept, strict=True):
-        assert torch.equal(ours.labels, theirs.labels) and ours.num_images == theirs.num_images
-        assert (len(ours), ours.flip, ours.shuffle) == (len(theirs), theirs.flip, theirs.shuffle)
-        assert ours.state_dict().keys() == theirs.state_dict().keys() and ours.share(1, 1) == theirs.share(1, 1)
-        (images, labels), (others, other_labels) = next(iter(ours)), next(iter(theirs))
-        assert torch.equal(labels, other_labels) and images.shape == others.shape and images.dtype == others.dtype
 
 
 def test_mean_and_std_of_a_streamed_set_are_those_of_evenly_spaced_images(tree, monkeypatch):

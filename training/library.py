@@ -77,18 +77,16 @@ class Library:
                 settings["alpha" if options.variant.type == "rank" else "rank"] = None  # each layer has its own
         return settings
 
-    def build(
-        self, options: argparse.Namespace, recipe: Recipe, input_size: Shape, num_classes: int, group: Group
-    ) -> Network:
+    def build(self, options: argparse.Namespace, recipe: Recipe, input_size: Shape, num_classes: int) -> Network:
         """Return the network before its conversion, with its weights, or raise a ConversionError."""
         shape = {"in_channels": input_size[0], "num_classes": num_classes}
         with warnings_as_lines(options.program):
-            dense = start = load_network(options.network, **shape).to(group.device)
+            dense = start = load_network(options.network, **shape)
             if options.weights:
                 _load(dense, options, num_classes)
             if recipe.init == "scratch":
                 torch.manual_seed(options.seed)
-                start = load_network(options.network, **shape).to(group.device)
+                start = load_network(options.network, **shape)
         record = {"name": options.network, **shape, "image_size": input_size[1], "conversion": None}
         return Network(start, dense, record)
 
@@ -102,6 +100,7 @@ class Library:
             loader: the training images, for calibration; None: the layers are fitted to their filters.
         """
         record, model = dict(network.record), None
+        network.dense.to(group.device)
         with warnings_as_lines(options.program):
             if options.variant.type != "dense" and not record["conversion"]:
                 if group.is_rank0:

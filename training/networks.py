@@ -18,7 +18,6 @@ from linearconv_convert.report import count_parameters
 from linearconv_convert.weights import STARTS, initialise
 from linearconv_sparse import SCHEDULES
 from linearconv_variants import add_options, positive_float
-from training.distributed import Group
 from training.errors import UsageError
 from training.recipe import Recipe
 
@@ -74,9 +73,7 @@ class Networks:
         """Return the settings of this kind of networks that decide the result."""
         return {}
 
-    def build(
-        self, options: argparse.Namespace, recipe: Recipe, input_size: Shape, num_classes: int, group: Group
-    ) -> Network:
+    def build(self, options: argparse.Namespace, recipe: Recipe, input_size: Shape, num_classes: int) -> Network:
         """Return the network with its initial weights, or raise a UsageError."""
         network = self.networks[options.network]
         shape = {"in_channels": input_size[0], "num_classes": num_classes, "width": options.width}

@@ -14,7 +14,6 @@ import torch
 
 from baselines import method_of
 from dataloaders import DATASETS, IN_MEMORY
-from images.stream import default_workers
 from linearconv_variants import OneLineParser, Variant, non_negative_int, positive_float, positive_int
 from training.networks import Networks
 from training.recipe import CHANGEABLE, RECIPES, SHORT, Recipe, add_recipe_options
@@ -72,8 +71,7 @@ def make_parser(
     add("--image-size", type=positive_int, default=32, help="imagefolder only: side in pixels (default: 32)")
     kept = "imagefolder only: keep the images in memory, or stream them from disk (default: auto, by the free memory)"
     add("--in-memory", choices=IN_MEMORY, default="auto", help=kept)
-    usual = f"default: one per core, at most 8; here {default_workers()}"
-    workers = f"worker processes per process, to decode streamed images ({usual})"
+    workers = "worker processes per process, to decode streamed images (default: one per core, at most 8)"
     add("--workers", type=non_negative_int, metavar="N", help=workers)
     add("--validation", type=non_negative_int, default=0, metavar="N", help="hold out N training images as test images")
 
@@ -86,13 +84,10 @@ def make_parser(
     add = parser.add_argument_group("training").add_argument
     add("--seed", type=int, default=0, help="seed of initialisation, shuffling and augmentation (default: 0)")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    devices = f"cpu, cuda or cuda:N (default: cuda if there is a GPU; here {device})"
-    add("--device", default=device, help=devices)
+    add("--device", default=device, help="cpu, cuda or cuda:N (default: cuda if there is a GPU)")
     switch = argparse.BooleanOptionalAction
     add("--channels-last", action=switch, help="memory format of images and feature maps (default: on)")
-    here = "on" if device == "cpu" and cpu_computes_in_bfloat16() else "off"
-    usual = f"default: on for CPUs that compute in bfloat16, elsewhere off; here {here}"
-    add("--amp", action=switch, help=f"bfloat16 autocast ({usual})")
+    add("--amp", action=switch, help="bfloat16 autocast (default: on for CPUs that compute in bfloat16, elsewhere off)")
     add("--sync-batch-norm", action="store_true", help="several processes on GPUs: BatchNorm over the batches of all")
     add("--deterministic", action="store_true", help="deterministic operations only: exact resume on GPUs too (slower)")
     add("--compile", action=switch, help="torch.compile the network (default: off; slower on a CPU)")
@@ -101,8 +96,7 @@ def make_parser(
     add("--count-only", action="store_true", help="print parameters and FLOPs and stop; no data is read")
     add("--num-classes", type=positive_int, help="for --count-only; otherwise the data decides (default: 10)")
     add("--in-channels", type=positive_int, help="for --count-only; otherwise the data decides (default: 3)")
-    folder = "folder of report, log and checkpoints (default: ckpt/<script>/<run name>)"
-    add("--output", metavar="DIR", help=folder)
+    add("--output", metavar="DIR", help="folder of report, log and checkpoints (default: ckpt/<script>/<run name>)")
     resume = "resume from the newest undamaged checkpoint in the output folder; auto: if there is none, begin"
     add("--resume", nargs="?", choices=("always", "auto"), const="always", default="never", help=resume)
     differing = f"with --resume, options that may differ from the checkpoint's: {', '.join(CHANGEABLE)}"

@@ -141,16 +141,8 @@ FAST = Recipe(  # for random weights; chosen on held-out training images: docs/a
     label_smoothing=0.1,
     flip="alternating",
 )
-TUNE = Recipe(  # for trained weights: docs/zoo.md; the warm-up protects converted weights in the first steps
-    lr=1e-4,
-    epochs=10,
-    batch_size=50,
-    reg_weight=0.0,
-    optimizer="adamw",
-    schedule="cosine",
-    warmup=0.5,
-    weight_decay=0.01,
-)
+# For trained weights: docs/zoo.md. The warm-up protects converted weights in the first steps.
+TUNE = Recipe(lr=1e-4, epochs=10, reg_weight=0.0, optimizer="adamw", schedule="cosine", warmup=0.5, weight_decay=0.01)
 SHORT = {"fast": FAST, "tune": TUNE}
 RECIPES = ("paper", *SHORT)
 

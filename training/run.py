@@ -23,7 +23,7 @@ from training import checkpoints, counting, report
 from training.distributed import Group, join
 from training.errors import EXPECTED, out_of_memory, prepare_output, report_failure
 from training.memory import keep_freed_memory
-from training.networks import Network, Networks, Shape
+from training.networks import Networks, Shape
 from training.options import Options, make_parser, parse_arguments, run_name
 from training.recipe import Recipe, recipe_for
 from training.trainer import Trainer
@@ -74,7 +74,7 @@ def _run(options: Options, recipes: Recipes, group: Group, stack: ExitStack) -> 
     # A folder that cannot be used raises before the data are read.
     folder = _open_folder(options, None, group, stack) if options.output else None
     torch.manual_seed(options.seed)
-    network = networks.build(options, recipe, input_size, num_classes, group)
+    network = networks.build(options, recipe, input_size, num_classes)
     loaded = loader = None
     if networks.is_converted:
         if not options.count_only:  # the conversion needs images, or the record in a checkpoint
@@ -97,7 +97,7 @@ def _run(options: Options, recipes: Recipes, group: Group, stack: ExitStack) -> 
         (folder / checkpoints.LOG).touch()  # reserves the number of the default folder, in case torchrun restarts
     print(f"{data.recipe.epochs} epochs of {len(data.loaders[0])} steps; output folder: {folder}")
     settings = _settings(options, data, num_classes, group)
-    trainer = train(network, data, options, settings, folder, group, checkpoint)
+    trainer = _train(network, data, options, settings, folder, group, checkpoint)
 
     if trainer.train_loader.flip:
         result["test_accuracy_with_flips"] = trainer.evaluate(flipped=True)  # called in all processes
@@ -195,15 +195,7 @@ def _open_folder(options, dataset, group, stack):
 # ---- train ----------------------------------------------------------------------------------------------------------
 
 
-def train(
-    network: Network,
-    data: Data,
-    options: Options,
-    settings: dict[str, object],
-    folder: Path,
-    group: Group,
-    checkpoint: tuple[dict, Path] | None = None,
-) -> Trainer:
+def _train(network, data, options, settings, folder, group, checkpoint):
     """Train a network for all epochs, from a checkpoint (state, path) if given, and return its trainer.
 
     With --dense-epochs a first trainer trains the dense network, and a second one the converted network.

@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 from torchvision.datasets.folder import default_loader
 
-from images import info
-from images.info import available_memory, channel_statistics, decode, evenly_spaced, physical_memory
+from images.info import channel_statistics, decode, evenly_spaced
 from tests.images.refusals import refused
 
 
@@ -27,18 +26,6 @@ def test_mean_and_deviation_are_those_of_numpy():
 
 def test_a_constant_channel_has_a_deviation_to_divide_by():
     assert channel_statistics(torch.zeros(2, 1, 4, 4, dtype=torch.uint8)) == ((0.0,), (1 / 255,))
-
-
-def test_unreported_memory_counts_as_infinite(monkeypatch):
-    assert 2**20 < available_memory() <= physical_memory() < float("inf")
-
-    def refuse(*_, **__):
-        raise OSError
-
-    monkeypatch.setattr(info.Path, "read_text", refuse)
-    assert available_memory() == physical_memory()
-    monkeypatch.setattr(info.os, "sysconf", refuse)
-    assert available_memory() == float("inf")
 
 
 # ---- decoding ----------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import resource
 import signal
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from images.stream import StreamLoader, default_workers
+from images.stream import StreamLoader
 from tests.images.refusals import refused
 
 MODES = ("RGB", "L", "RGBA", "P", "LA", "1", "CMYK")
@@ -144,17 +143,6 @@ def test_training_images_are_crops_of_random_size_and_place_and_half_of_them_are
     assert 0.7 < (width / height).min() and (width / height).max() < 1.43
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_batches_are_on_the_device_of_the_labels(photographs):
-    paths, labels = photographs
-    ours = one_pass(raw_loader((paths, labels.cuda()), workers=2, **TRAINING))
-    theirs = one_pass(raw_loader(photographs, **TRAINING))
-    assert all(part.is_cuda for batch in ours for part in batch)
-    for (images, classes), (others, other_classes) in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(images.cpu(), others)
-        assert torch.equal(classes.cpu(), other_classes)
-
-
 # ---- errors and signals -------------------------------------------------------------------------------------
 
 
@@ -194,29 +182,3 @@ def test_a_test_image_too_large_for_memory_is_named(tmp_path):
     path = tmp_path / "image.png"
     refused(lambda: one_image(tmp_path, image, 224), path, "60000x1")
     assert one_image(tmp_path, image, 224, random_crop=True).shape == (224, 224, 3)
-
-
-def test_there_is_a_worker_for_each_usable_core_up_to_eight(photographs, monkeypatch):
-    for cores, expected in ((3, 3), (64, 8)):
-        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: range(cores), raising=False)
-        assert default_workers() == raw_loader(photographs, workers=None).workers == expected
-
-
-def _growth(files, size, results):
-    loader = raw_loader(files, size=size, batch_size=2, **TRAINING)
-    one_pass(loader, len(loader) - 3)  # loads modules and starts caches
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seen = sum(len(labels) for _, labels in loader)
-    results.put((seen, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)))
-
-
-@pytest.mark.slow
-def test_a_pass_takes_far_less_memory_than_the_decoded_images(photographs):
-    context, size = multiprocessing.get_context("spawn"), 320  # a forked process would wait for torch's threads
-    results = context.SimpleQueue()
-    process = context.Process(target=_growth, args=(photographs, size, results))
-    process.start()
-    seen, growth = results.get()
-    process.join()
-    decoded = 300 * 3 * size * size  # 92 MB
-    assert seen == 300 and growth < decoded / 10

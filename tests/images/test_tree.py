@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from images import tree as imagefolder
-from images.tree import class_names, list_tree, read_tree
+from images.tree import list_tree, read_tree
 from tests.images.refusals import refused
 
 
@@ -57,12 +57,6 @@ def test_images_and_labels_come_in_the_order_of_class_and_file_names(tree, monke
         assert images.dtype == torch.uint8 and labels.dtype == torch.int64
         assert (images.numpy() == expected(count)).all()
         assert labels.tolist() == [0] * count + [1] * count
-
-
-def test_classes_are_the_folders_of_the_training_images(tree):
-    (tree / "train" / ".hidden").mkdir()
-    (tree / "train" / "notes.txt").write_text("not a class")
-    assert class_names(tree / "train") == ("ant", "bee")
 
 
 def test_val_replaces_a_test_without_class_folders(tree):

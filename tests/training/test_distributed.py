@@ -14,7 +14,6 @@ import torch
 from images.batches import BatchLoader
 from tests.helpers.runs import ROOT, exit_code, fork
 from training.checkpoints import read_log
-from training.distributed import Group
 
 PLAIN = f"""
 import os, signal, sys
@@ -142,15 +141,6 @@ def test_bad_input_is_reported_by_several_processes(plain, tmp_path):
     assert done.returncode != 0 and "it needs GPUs and several processes" in done.stderr
 
 
-@pytest.mark.slow
-def test_two_processes_reach_the_accuracy_of_one(tmp_path):
-    script, options = ROOT / "models" / "base_xcnn.py", ["--width", "0.25", "--epochs", "6"]
-    for name, processes, batch in (("one", 1, 50), ("two", 2, 25)):
-        launch(script, *options, "--batch-size", batch, "--output", tmp_path / name, processes=processes)
-    one, two = (report(tmp_path / name)["best_test_accuracy"] for name in ("one", "two"))
-    assert one > 85 and two > one - 4
-
-
 # ---- shards of a loader -------------------------------------------------------------------------------------------
 
 
@@ -195,10 +185,3 @@ def test_a_pass_can_begin_at_any_batch():
         for (pixels, labels), (same_pixels, same_labels) in zip(expected, found, strict=True):
             assert torch.equal(pixels, same_pixels) and torch.equal(labels, same_labels)
         assert torch.equal(one.generator.get_state(), other.generator.get_state())
-
-
-def test_a_group_of_one_does_nothing():
-    group, model = Group(), torch.nn.Linear(2, 1)
-    assert group.is_rank0 and group.wrap(model) is model
-    assert group.gather("a") == ["a"]
-    assert group.broadcast_from_rank0(lambda: 3) == group.on_rank0_first(lambda: 3) == 3

@@ -81,10 +81,3 @@ def test_filters_decay_as_if_they_were_the_parameters(conv, optimizer):
         torch.testing.assert_close(moved, speed * LR * DECAY * gradient)
     torch.testing.assert_close(layer.bias, before["0.bias"])
     torch.testing.assert_close(model[3].weight, before["3.weight"] * (1 - speed * LR * DECAY))
-
-
-def test_without_weight_decay_no_filters_are_made():
-    model, recipe = network(LinearConv), Recipe(LR, 1, decay="filters")
-    before = with_zero_gradients(model)
-    FilterDecay(model, recipe).before_step(LR)
-    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())

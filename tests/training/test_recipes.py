@@ -10,11 +10,11 @@ from linearconv import LinearConv
 from linearconv_lowrank import LinearConvLowRank
 from linearconv_variants import OneLineParser
 from tests.training.test_survival import assert_same_run
-from training import checkpoints, recipe
+from training import recipe
 from training.errors import UsageError
 from training.objective import loss_of
 from training.options import make_parser, parse_arguments
-from training.recipe import FAST, TUNE, Recipe, recipe_for
+from training.recipe import FAST, TUNE, Recipe, changed_settings, recipe_for
 from training.trainer import Trainer
 
 WHOLE = (  # everything that the paper's recipe has not
@@ -77,15 +77,12 @@ def test_the_short_recipes_are_for_every_data_set_and_options_change_them(recipe
     "options",
     [
         "-t rank --dense-epochs 10",
-        "-t dense --dense-epochs 1",
         "-t rank --warmup 11",
         "-t rank --average 1e30",
         "-t rank --schedule linear --milestones 3",
         "-t rank --milestones 10",
         "-t rank --pruning published",
-        "-t dense --alpha 0.25",
         "-t basis --alpha 0.25",
-        "-t dense --init spectral",
         "-t ghost --coefficient-lr 2",
         "-t dense --stem dense",
         "-t rank --decay filters",
@@ -143,18 +140,10 @@ def test_a_run_is_resumed_with_its_own_recipe_only(run, refused):
     assert "epochs 1 there, 2 here" in line  # every learning rate before would have been another
 
 
-def test_a_checkpoint_of_before_the_options_is_one_of_their_defaults(run):
-    folder = run("base", "-t rank --width 0.125 --epochs 1")
-    state, path = checkpoints.load_newest(folder)
-    later = "optimizer schedule decay flip stem warmup weight_decay label_smoothing bias_lr coefficient_lr average"
-    for name in (*later.split(), "validation"):
-        del state["settings"][name]
-    del state["train_loader"]["passes"]
-    for group in state["optimizer"]["param_groups"]:
-        del group["scale"]
-    torch.save(state, path)
-    options = "-t rank --width 0.125 --epochs 2"
-    assert_same_run(run("base", f"{options} --resume"), run("base", options, "two"), 2)
+def test_an_option_that_is_missing_in_a_checkpoint_had_its_default(tmp_path):
+    assert changed_settings({"clip": 0.0, "seed": 1}, {"seed": 1}, tmp_path) == []
+    with pytest.raises(UsageError, match="clip 0.0 there, 0.5 here"):
+        changed_settings({"clip": 0.5}, {}, tmp_path)
 
 
 # ---- what the options do ------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import zipfile
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from linearconv_convert.networks import load_tensors
 from linearconv_convert.surgery import ConversionError
@@ -92,7 +93,8 @@ def test_no_flipped_bit_loads_other_content(run, tmp_path):
         except ConversionError:
             refusals += 1
         else:
-            assert all(torch.equal(tensor, state["model"][name]) for name, tensor in good["model"].items())
+            for found, expected in zip(tree_leaves(state), tree_leaves(good), strict=True):
+                assert torch.equal(found, expected) if isinstance(found, torch.Tensor) else found == expected
     assert refusals > 150
 
 
@@ -225,7 +227,6 @@ def test_weights_that_are_not_finite_are_not_saved_and_the_advice_works(run, cap
     "options",
     [
         "--width 1e5",
-        "--width 1e30",
         "--width 1e308",
         "--batch-size 10000000000000000000000000000000",
         "-t lowrank -r 1e18",

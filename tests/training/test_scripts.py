@@ -126,15 +126,11 @@ def test_count_only_takes_classes_channels_and_network(run, capsys):
     "options, told",
     (
         ("-t full", "--type"),
-        ("-t rank -r 0", "(0, 1]"),
         ("-t rank -r nan", "(0, 1]"),
         ("-t lowrank -r 2.5", "integer"),
-        ("-t lowrank -r inf", "integer"),
         ("-t sparse -s 1.2", "[0, 1)"),
         ("-t sparse -r 10", "no meaning"),
-        ("-t dense -s 0.5", "no meaning"),
         ("--alpha 0", "alpha"),
-        ("--width 0", "--width"),
         ("--epochs 0", "--epochs"),
         ("--batch-size many", "--batch-size"),
         ("--lr 0", "--lr"),
@@ -144,8 +140,9 @@ def test_count_only_takes_classes_channels_and_network(run, capsys):
         ("--device cuda:99", "--device"),
         ("--num-classes 5", "--count-only"),
         ("--resume", "no checkpoint"),
-        ("--sparsely", "--sparsely"),
         ("--dataset cifar11", "--dataset"),
+        ("--count-only --resume", "--resume"),
+        ("--in-memory no --dataset digits", "--dataset imagefolder"),
     ),
 )
 def test_wrong_options_are_refused(options, told, refused):
