@@ -151,7 +151,7 @@ def _load(options, recipes, folder, group, stack):
     except DataError as error:
         if options.dataset:
             raise
-        print(f"CIFAR-10 is not available: {error}")
+        print(error)
         print("Training on the bundled digits instead, with a recipe of their own; --dataset chooses another set.")
         data = _load_data("digits", options, recipes, group)
     folder = folder or _open_folder(options, data.dataset, group, stack)

@@ -241,6 +241,6 @@ def test_without_cifar10_the_digits_are_trained_on_and_said_so(tmp_path, monkeyp
     monkeypatch.setattr(sys, "argv", ["models/base_xcnn.py"])
     training.main(*SCRIPTS["base"], options.split())
     out = capsys.readouterr().out
-    assert "CIFAR-10 is not available" in out and "bundled digits" in out
+    assert "CIFAR10 is not available" in out and "bundled digits" in out
     report = json.loads((tmp_path / "ckpt/base_xcnn/Base-width0.25-lowrank4-digits-seed0/report.json").read_text())
     assert report["dataset"] == "digits" and report["test_accuracy"] > 20
