@@ -25,7 +25,7 @@ from benchmarks.measuring import add_network_options, add_sitting, command_line,
 from benchmarks.speed import make_step
 from linearconv import LinearConv
 from linearconv_convert import ConversionError, deploy, export
-from linearconv_convert.exporting import onnx_runner
+from linearconv_convert.exporting import runner
 from training.memory import keep_freed_memory
 from training.report import ROOT
 
@@ -48,7 +48,7 @@ def benchmark(network: str, options: Namespace) -> list[dict]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             sizes[f"{name}, onnxruntime"] = export(models[name], path, torch.randn(2, *IMAGE)).bytes
-            runners[f"{name}, onnxruntime"] = onnx_runner(path)
+            runners[f"{name}, onnxruntime"] = runner(path)
     rows = []
     for task, batch in BATCHES.items():
         images, new = torch.randn(batch, *IMAGE), []

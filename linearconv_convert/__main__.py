@@ -14,6 +14,7 @@ import importlib.util
 import io
 import json
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,14 @@ from linearconv_convert.adapters import KINDS
 from linearconv_convert.budget import UNITS
 from linearconv_convert.convert import convert
 from linearconv_convert.exporting import FORMS, atomic_file, check_path, export
-from linearconv_convert.networks import load_converted, load_network, load_tensors, load_weights, read_record
+from linearconv_convert.networks import (
+    load_converted,
+    load_network,
+    load_tensors,
+    load_weights,
+    read_record,
+    setting_of,
+)
 from linearconv_convert.report import count_parameters, draw_curve, warnings_as_lines
 from linearconv_convert.surgery import ConversionError
 from linearconv_variants import LINEARCONV_TYPES, OneLineParser, add_options, positive_int
@@ -33,25 +41,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; SystemExit has code 2, after one line on stderr, for bad input, and 143 for SIGTERM."""
     parser = _parser()
     options = parser.parse_args(argv)
-    before = signal.signal(signal.SIGTERM, _stop)
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # removes unfinished files
     try:
-        if options.export:
-            check_path(options.export)
         with warnings_as_lines(parser.prog):
-            if options.model.endswith((".pt", ".pth")):
-                _export_trained(options)
-            else:
-                _convert(options)
+            _run(options)
     except (ValueError, OSError) as error:
         parser.error(error)
     except KeyboardInterrupt:
         parser.exit(130, f"{parser.prog}: interrupted\n")
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _stop(number, _):
-    raise SystemExit(128 + number)  # which removes unfinished files
 
 
 def _parser():
@@ -76,7 +75,8 @@ def _parser():
     add("--num-classes", type=positive_int, help="of the network (default: its own)")
     add("--in-channels", type=positive_int, default=3, help="of an image (default: 3)")
     add("--image-size", type=positive_int, help="side of an image (default: 32 for FILE.py:NAME, else 224)")
-    add("--output", type=Path, metavar="FILE", help="for the converted state_dict (default: ckpt/<name>-<type>.pt)")
+    output = "for the converted state_dict; its settings are written beside it (default: ckpt/<name>-<type>.pt)"
+    add("--output", type=Path, metavar="FILE", help=output)
     add("--export", type=Path, metavar="FILE", help="also write the network to FILE.onnx or FILE.pt2")
     forms = "of the exported file: as deployed, one convolution for each layer, or both files (default: deployed)"
     add("--form", choices=(*FORMS, "both"), default="deployed", help=forms)
@@ -84,12 +84,43 @@ def _parser():
     return parser
 
 
-def _convert(options):
-    if options.curve and options.budget is None and options.error is None:
-        raise ConversionError("--curve shows the choices of --budget or --error: give one of them")
+def _run(options):
+    if options.export:
+        check_path(options.export)
+    is_trained = options.model.endswith((".pt", ".pth"))
+    if is_trained:
+        record = read_record(options.model)
+        channels, side = record["in_channels"], options.image_size or record["image_size"]
+    else:
+        channels, side = options.in_channels, options.image_size or (32 if ".py:" in options.model else 224)
+    images = torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(0))
+    small = _trained(options) if is_trained else _converted(options, images)
+    forms = FORMS if options.form == "both" else [options.form]
+    for form in forms if options.export else ():
+        path = options.export.with_stem(f"{options.export.stem}-{form}") if len(forms) > 1 else options.export
+        exported = export(small, path, images, form, options.dynamic)
+        print(f"{form:8}  {exported.bytes / 1e6:8.2f} MB  error {exported.error:.0e}  {path}")
+
+
+def _trained(options):
+    """The network of a checkpoint that has a record."""
+    for name in ("weights", "budget", "error", "calibration"):
+        if getattr(options, name) is not None:
+            raise ConversionError(f"--{name}: the network of {options.model} is converted and trained already")
+    if not options.export:
+        raise ConversionError(f"the network of {options.model} is trained already: --export writes it to a file")
+    small = load_converted(options.model)
+    print(f"{options.model}: {count_parameters(small):,} parameters")
+    return small
+
+
+def _converted(options, example):
+    """The converted network, after its report is printed, and its weights and settings are written."""
     output = options.output or Path("ckpt") / f"{options.model.rpartition(':')[2]}-{options.type}.pt"
     if output.suffix == ".json":
-        raise ConversionError(f"--output {output}: .json is the ending of the choices of --budget; use .pt")
+        raise ConversionError(f"--output {output}: .json is the ending of the settings; use .pt")
+    if options.curve and options.budget is None and options.error is None:
+        raise ConversionError("--curve shows the choices of --budget or --error: give one of them")
     if options.curve and importlib.util.find_spec("matplotlib") is None:
         raise ConversionError("a picture of the curve needs the package matplotlib: pip install matplotlib")
     model = load_network(options.model, in_channels=options.in_channels, num_classes=options.num_classes)
@@ -97,69 +128,23 @@ def _convert(options):
         load_weights(model, options.weights)
     else:
         print("no --weights: the network has random weights, and its errors say nothing about a trained network")
-    model.eval()
-    example = _random_images(options.in_channels, options.image_size or (32 if ".py:" in options.model else 224))
     names = ("rank", "sparsity", "alpha", "compute", "budget", "of", "error", "skip", "include", "kinds", "grow")
-    setting = {name: getattr(options, name) for name in names}
-    if options.type == "lowrank" and options.rank and options.rank.is_integer():
-        setting["rank"] = int(options.rank)
-    images = options.calibration and load_tensors(options.calibration)
-    if images is not None and not (isinstance(images, torch.Tensor) and images.ndim == 4):
-        raise ConversionError(f"{options.calibration} has no images: a tensor (N, C, H, W)")
-    inputs = {"calibration": images, "example_input": example}
-    small, report = convert(model, options.type, **setting, **inputs, return_report=True)
+    given = {name: getattr(options, name) for name in names}
+    given |= {"calibration": options.calibration and load_tensors(options.calibration), "example_input": example}
+    small, report = convert(model.eval(), options.type, **given, return_report=True)
     print(report)
     if options.curve:
         draw_curve(report, options.of, options.curve)
-    _save(small, report, output, options.type, setting)
-    if options.export:
-        _export(small, options, example)
-
-
-def _export_trained(options):
-    """Export the network of a checkpoint that has a record."""
-    record = read_record(options.model)
-    for name in ("weights", "budget", "error", "calibration"):
-        if getattr(options, name) is not None:
-            raise ConversionError(f"--{name}: the network of {options.model} is converted and trained already")
-    if not options.export:
-        raise ConversionError(f"the network of {options.model} is trained already: --export writes it to a file")
-    small = load_converted(options.model)
-    print(f"{record['name']}: {count_parameters(small):,} parameters")
-    _export(small, options, _random_images(record["in_channels"], options.image_size or record["image_size"]))
-
-
-def _random_images(channels, side):
-    return torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(0))
-
-
-def _save(small, report, output, type, setting):
-    """Write the state_dict and, for a budget, a JSON file of the chosen settings, and print how to load them."""
-    output.parent.mkdir(parents=True, exist_ok=True)
     state = io.BytesIO()  # on a full disk, the error of torch.save does not name the cause
     torch.save(small.state_dict(), state)
-    with atomic_file(output) as part:
-        part.write_bytes(state.getbuffer())
-    given = [f"{name}={value!r}" for name, value in setting.items() if value != convert.__kwdefaults__[name]]
-    if report.curve:
-        chosen = {"alpha": {layer.name: layer.variant.alpha if layer.variant else 1.0 for layer in report.layers}}
-        if type == "lowrank":
-            chosen["rank"] = {layer.name: layer.variant.rank if layer.variant else 1 for layer in report.layers}
-        path = output.with_suffix(".json")
+    setting = setting_of(report, options.type) | {"kinds": options.kinds, "grow": True, "init": "scratch"}
+    settings = output.with_suffix(".json")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for path, content in ((output, state.getvalue()), (settings, json.dumps(setting, indent=1).encode())):
         with atomic_file(path) as part:
-            part.write_text(json.dumps(chosen, indent=1))
-        given = [each for each in given if each.startswith(("compute", "kinds"))]
-        given.insert(0, f"**json.load(open({str(path)!r}))")
-    print(f"written: {output} (load it into convert(model, {', '.join([repr(type), *given])}, init='scratch'))")
-
-
-def _export(small, options, example):
-    """Write the files, and print their sizes and errors."""
-    path = options.export
-    for form in FORMS if options.form == "both" else [options.form]:
-        file = path.with_name(f"{path.stem}-{form}{path.suffix}") if options.form == "both" else path
-        exported = export(small, file, example, form, options.dynamic)
-        print(f"{form:8}  {exported.bytes / 1e6:8.2f} MB  error {exported.error:.0e}  {file}")
+            part.write_bytes(content)
+    print(f"written: {output} (load it into convert(model, **json.load(open({str(settings)!r}))))")
+    return small
 
 
 if __name__ == "__main__":

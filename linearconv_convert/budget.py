@@ -10,11 +10,12 @@ the budget is spent. The plain convolution is one of the points, so layers witho
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch.nn as nn
 
-from linearconv_convert.calibration import CalibrationStats
+from linearconv_convert.calibration import Moments
 from linearconv_convert.inputs import Call
 from linearconv_convert.losses import LossCurve, expected_error, full_rank_spectrum, low_rank_spectrum, measure_losses
 from linearconv_convert.report import count_macs, count_parameters
@@ -46,7 +47,7 @@ class CompressionTarget:
     def __bool__(self) -> bool:
         return self.budget is not None or self.error is not None
 
-    def check(self, type: str, rank: object, alpha: object, grow: bool) -> None:
+    def check(self, type: str, rank: object, alpha: object) -> None:
         """Raise a ConversionError for settings that contradict the target."""
         if not self:
             if self.evaluate is not None:
@@ -59,8 +60,6 @@ class CompressionTarget:
         chosen, given = ("alpha", alpha) if type == "rank" else ("rank", rank)
         if given is not None:
             raise ConversionError(f"budget and error choose {chosen}: leave it out")
-        if grow:
-            raise ConversionError("budget and error leave layers alone that would not get smaller: leave grow out")
 
 
 class Option(NamedTuple):
@@ -86,46 +85,42 @@ def allocate(
     model: nn.Module,
     layers: dict[str, nn.Conv2d],
     variants: dict[str, Any],
-    stats: CalibrationStats,
+    moments: dict[str, Moments],
+    positions: dict[str, float],
+    macs: int | None,
     call: Call | None,
     target: CompressionTarget,
 ) -> Allocation:
-    """Choose alpha, or the rank, for the layers of a model; `layers` are {name: equivalent convolution}.
-
-    Raises:
-        ConversionError: for multiply-adds without inputs, or for a budget that cannot be reached.
-    """
+    """Choose alpha, or the rank, for the layers of a model; `layers` are {name: equivalent convolution}."""
     in_macs = target.of == "macs"
-    if in_macs and stats.macs is None:
+    if in_macs and macs is None:
         raise ConversionError("of='macs' needs example_input or calibration: multiply-adds depend on the size of maps")
     spectra = {}
     for name, layer in layers.items():
         new = linearconv_like(layer, variants[name].conv, device="meta")
         if new.secondary_channels:
-            moments = stats.moments.get(name)
-            root = root_of_layer(layer, moments)
+            root = root_of_layer(layer, moments.get(name))
             if variants[name].type == "lowrank":
                 spectra[name] = low_rank_spectrum(root, new.primary_channels)
             else:
-                spectra[name] = full_rank_spectrum(root, moments.metric if moments else None)
+                spectra[name] = full_rank_spectrum(root, moments[name].metric if name in moments else None)
     losses = dict.fromkeys(spectra, LossCurve())
     if target.evaluate is not None or call is not None:
-        losses = measure_losses(model, spectra, stats.moments, call, target.evaluate)
+        losses = measure_losses(model, spectra, moments, call, target.evaluate)
     expected_of = float if target.evaluate else expected_error
 
     options, chosen = {}, {}
     for name, spectrum in spectra.items():
-        layer, positions = layers[name], stats.positions.get(name, 0)
-        options[name] = [Option({}, count_macs(layer, positions) if in_macs else count_parameters(layer))]
+        size_of = partial(count_macs, positions=positions.get(name, 0)) if in_macs else count_parameters
+        options[name] = [Option({}, size_of(layers[name]))]
         for value in sorted({*spectrum.values(), spectrum.smallest_within(target.error or 1.0)}):
             setting, error = spectrum.setting(value), spectrum.errors[value].item()
-            new = linearconv_like(layer, replace(variants[name], **setting).conv, device="meta")
-            size = count_macs(new, positions) if in_macs else count_parameters(new)
+            size = size_of(linearconv_like(layers[name], replace(variants[name], **setting).conv, device="meta"))
             if size < options[name][0].size:
                 options[name].append(Option(setting, size, losses[name].at(error), error))
         within = [option for option in options[name] if option.error <= (target.error or 0)]
         chosen[name] = min(within, key=lambda option: option.size)
-    whole = stats.macs if in_macs and stats.macs else count_parameters(model)
+    whole = macs if in_macs and macs else count_parameters(model)
     others = whole - sum(plain.size for plain, *_ in options.values())
     if target.budget is not None:
         smallest = others + sum(min(option.size for option in each) for each in options.values())

@@ -3,10 +3,9 @@
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -47,50 +46,6 @@ class Moments:
         identity = torch.eye(len(self.first), dtype=torch.float64, device=self.first.device)
         return self.sensitivity / self.sensitivity.diagonal().mean() + DAMPING * identity
 
-    def add(self, output: torch.Tensor, axis: int, bias: torch.Tensor | None) -> None:
-        """Add an output with channels at `axis`, after subtraction of the bias (F,)."""
-        rows = output.detach().movedim(axis, -1).reshape(-1, len(self.first)).double()  # (positions, F)
-        if bias is not None:
-            rows = rows - bias.detach().double()
-        self.second += rows.T @ rows
-        self.first += rows.sum(0)
-        self.count += len(rows)
-
-
-class CalibrationStats(NamedTuple):
-    """Calibration statistics of a model; empty without inputs."""
-
-    positions: dict[str, float]  # {layer: output positions per image}
-    macs: int | None  # multiply-adds of one image, in the whole model
-    moments: dict[str, Moments]  # of the outputs of layers with one group
-
-
-def collect_stats(
-    model: nn.Module,
-    layers: dict[str, nn.Module],
-    chosen: Iterable[str],
-    calibration: object,
-    weighted_on: Call | None,
-    counted: Call | None,
-) -> CalibrationStats:
-    """Run a model on its calibration, for moments of the layers `chosen`, and count the multiply-adds of `counted`.
-
-    The moments get the sensitivities on `weighted_on`, if it is given.
-    """
-    positions, macs = ({}, None) if counted is None else trace_macs(model, layers, counted)
-    of_one_group = {name: layers[name] for name in chosen if getattr(layers[name], "groups", 1) == 1}
-    moments = {} if calibration is None else output_moments(model, of_one_group, calibration)
-    if weighted_on is not None and moments:
-        add_sensitivities(model, {name: of_one_group[name] for name in moments}, moments, weighted_on)
-    few = {name: each.count for name, each in moments.items() if each.count < MIN_POSITIONS * len(each.first)}
-    if few:
-        name = max(few, key=lambda name: len(moments[name].first) / few[name])
-        channels = len(moments[name].first)
-        images = math.ceil(MIN_POSITIONS * channels / max(positions.get(name, 1), 1))
-        text = f"calibration gives only {few[name]} positions of {channels} channels in layer {name!r}"
-        warnings.warn(f"{text}, too few for its statistics: give {images} images", ConversionWarning, stacklevel=3)
-    return CalibrationStats(positions, macs, moments)
-
 
 @torch.no_grad()
 def output_moments(model: nn.Module, layers: dict[str, nn.Module], batches: object) -> dict[str, Moments]:
@@ -98,10 +53,15 @@ def output_moments(model: nn.Module, layers: dict[str, nn.Module], batches: obje
     moments: dict[str, Moments] = {}
 
     def add_output(name, layer, output):
+        rows = _rows(layer, output)
+        if layer.bias is not None:
+            rows = rows - layer.bias.double()
         if name not in moments:
-            zeros = output.new_zeros(len(layer.weight), len(layer.weight), dtype=torch.float64)
+            zeros = rows.new_zeros(rows.shape[1], rows.shape[1])
             moments[name] = Moments(zeros, zeros[0].clone())
-        moments[name].add(output, 1 - layer.weight.ndim, layer.bias)  # (..., F, H, W), (..., F, L) or (..., F)
+        moments[name].second += rows.T @ rows
+        moments[name].first += rows.sum(0)
+        moments[name].count += len(rows)
 
     with eval_with_hooks(model, layers, add_output):
         for call in calibration_calls(model, batches):
@@ -110,6 +70,22 @@ def output_moments(model: nn.Module, layers: dict[str, nn.Module], batches: obje
         if not each.second.isfinite().all():
             raise ConversionError(f"calibration: the outputs of layer {name!r} on these images are not finite")
     return moments
+
+
+def warn_of_few_positions(moments: dict[str, Moments]) -> None:
+    """Raise a ConversionWarning if a layer has too few calibration positions for its number of channels."""
+    channels = {name: len(each.first) for name, each in moments.items()}
+    name = max(moments, key=lambda name: channels[name] / moments[name].count, default="")
+    if moments and moments[name].count < MIN_POSITIONS * channels[name]:
+        text = f"calibration gives only {moments[name].count} positions of {channels[name]} channels in layer {name!r}"
+        more = math.ceil(MIN_POSITIONS * channels[name] / moments[name].count)
+        text += f", too few for its statistics: give {more} times as many images"
+        warnings.warn(text, ConversionWarning, stacklevel=3)
+
+
+def _rows(layer, maps):
+    """Feature maps (..., F, H, W), (..., F, L) or (..., F) of a layer as rows (positions, F), in float64."""
+    return maps.movedim(1 - layer.weight.ndim, -1).reshape(-1, len(layer.weight)).double()
 
 
 def add_sensitivities(model: nn.Module, layers: dict[str, Any], moments: dict[str, Moments], call: Call) -> None:
@@ -122,8 +98,7 @@ def add_sensitivities(model: nn.Module, layers: dict[str, Any], moments: dict[st
     generator = torch.Generator().manual_seed(0)
 
     def add_gradient(name, gradient):
-        layer, each = layers[name], moments[name]
-        rows = gradient.movedim(1 - layer.weight.ndim, -1).reshape(-1, len(layer.weight)).double()
+        rows, each = _rows(layers[name], gradient), moments[name]
         each.sensitivity = rows.T @ rows + (0 if each.sensitivity is None else each.sensitivity)
 
     def watch(name, layer, output):

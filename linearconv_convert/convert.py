@@ -13,7 +13,7 @@ from linearconv_convert import surgery
 from linearconv_convert.adapters import KINDS, split
 from linearconv_convert.batch_norm import correct_batch_norm
 from linearconv_convert.budget import Allocation, CompressionTarget, allocate
-from linearconv_convert.calibration import collect_stats
+from linearconv_convert.calibration import Moments, add_sensitivities, output_moments, trace_macs, warn_of_few_positions
 from linearconv_convert.inputs import Verification, calibration_calls, known_call, with_batch
 from linearconv_convert.report import LayerReport, Report, count_macs, count_parameters, other_layers, warn_of_savings
 from linearconv_convert.surgery import ConversionError, Selection, layers_of, select, values_by_name
@@ -48,10 +48,8 @@ def convert(
     """Replace the convolutions of a model by LinearConv layers fitted to their weights.
 
     Every nn.Conv2d is replaced, and every instance of a subclass that computes the same, unless the layer would not get
-    smaller (depthwise layers and thin 1x1 layers). A subclass that also pads, such as timm's Conv2dSame, becomes an
-    nn.Sequential of a padding module and the LinearConv. The new layers keep geometry, device, dtype, mode, hooks,
-    attributes and `requires_grad`. The truncated SVD of the filters fits full rank, which is optimal (Eckart-Young).
-    Alternating regressions fit the other variants.
+    smaller. A subclass that also pads, such as timm's Conv2dSame, becomes an nn.Sequential of a padding module and the
+    LinearConv. The new layers keep geometry, device, dtype, mode, hooks, attributes and `requires_grad`.
 
     A copy of the model is run with LinearConv layers that have the weights of the model, on `calibration`,
     `example_input`, or random images. A layer that changes the output is not converted; the report gives the reason.
@@ -78,8 +76,8 @@ def convert(
         calibration: a batch of the model's inputs (a tensor, tuple or dict), or several, with or without labels. With
             calibration, the outputs on these images are fitted (by their principal components) instead of the filters
             of layers with one group, the biases, if there are any, preserve the means of the outputs, and the
-            statistics of BatchNorm change as much as those of its inputs (batch_norm.py). For full
-            rank, the outputs are weighted by the gradients of the network's output, where it can be differentiated.
+            statistics of BatchNorm change as much as those of its inputs (batch_norm.py). For full rank, the gradients
+            of the network's output weight the outputs of the layers.
         evaluate: a metric of a model, higher is better. The loss of a layer for a `budget` is then the share of the
             metric that is lost when only this layer is reduced.
         example_input: the model's input, to verify and to count multiply-adds: a tensor, a tuple of all arguments, or a
@@ -98,14 +96,13 @@ def convert(
         raise ValueError(f"init must be one of fit, scratch, got {init!r}")
     if isinstance(kinds, str) or not set(kinds) <= KINDS.keys():
         raise ConversionError(f"kinds must be several of {', '.join(KINDS)}, in a tuple, got {kinds!r}")
-    size = CompressionTarget(budget, of, error, evaluate)
-    size.check(type, rank, alpha, grow)
+    target = CompressionTarget(budget, of, error, evaluate)
+    target.check(type, rank, alpha)
     surgery.check_model(model)
     layers = layers_of(model, (nn.Conv2d, *(KINDS[kind] for kind in kinds)))
     if not layers:
-        done, usable = len(layers_of(model, LinearConv)), tuple(kind for kind in KINDS if layers_of(model, KINDS[kind]))
-        hint = f": its {done} LinearConv layers need no conversion" if done else ""
-        raise ConversionError(f"the model has no nn.Conv2d{hint}" + (f": pass kinds={usable}" if usable else ""))
+        usable = tuple(kind for kind in KINDS if layers_of(model, KINDS[kind]))
+        raise ConversionError("the model has no nn.Conv2d" + (f": pass kinds={usable}" if usable else ""))
     if inplace and "" in layers:
         raise ConversionError("the model is itself the layer and cannot be replaced in place: give inplace=False")
     reasons = _reasons_to_keep(model, layers, skip, include, kinds)
@@ -126,39 +123,52 @@ def convert(
     convs = {}  # nn.Conv2d that are equivalent to the layers
     for name in chosen:
         if not reasons[name]:
-            given = alphas[name]
-            variants[name] = Variant(type, ranks[name], sparsity, DEFAULT_ALPHA if given is None else given, compute)
+            share = DEFAULT_ALPHA if alphas[name] is None else alphas[name]
+            variants[name] = Variant(type, ranks[name], sparsity, share, compute)
             convs[name] = split(layers[name])[1]
-    fitted_on = calibration if init == "fit" or size else None
-    weighted_on = first if type == "rank" else None  # the other fits have no metric
-    stats = collect_stats(scratch, layers, convs, fitted_on, weighted_on, counted)
-    allocation = allocate(scratch, convs, variants, stats, first, size) if size else Allocation()
+    positions, macs = ({}, None) if counted is None else trace_macs(scratch, layers, counted)
+    moments: dict[str, Moments] = {}  # of the outputs of layers with one group
+    if first is not None and (init == "fit" or target):
+        of_one_group = {name: layers[name] for name, conv in convs.items() if conv.groups == 1}
+        moments = output_moments(scratch, of_one_group, calibration)
+        if type == "rank":  # the other fits have no metric
+            add_sensitivities(scratch, of_one_group, moments, first)
+        warn_of_few_positions(moments)
+    allocation = Allocation()
+    if target:
+        allocation = allocate(scratch, convs, variants, moments, positions, macs, first, target)
     variants |= allocation.variants
+    for name, variant in variants.items():
+        if variant is None:
+            reasons[name] = "plain is best"
+        elif not grow:
+            old, new = convs[name], linearconv_like(convs[name], variant.conv, device="meta")
+            if count_parameters(new) >= count_parameters(old):
+                sizes = f"{count_parameters(old):,} -> {count_parameters(new):,}"
+                reasons[name] = f"would not get smaller ({sizes})"
 
-    target = model if inplace else surgery.copy_of(model)
-    before, replacements, rows = count_parameters(target), {}, []
+    converted: Any = model if inplace else surgery.copy_of(model)
+    before, replacements, rows = count_parameters(converted), {}, []
     for name in layers:
-        layer: Any = target.get_submodule(name)
-        wrap, conv = split(layer) or (nn.Identity, layer)
+        layer = converted.get_submodule(name)
+        wrap, conv = split(layer) or (None, layer)
         new, found = conv, {}
-        reason = reasons[name] or _reason_of_size(conv, variants[name], grow)
-        if not reason:
-            found = {"variant": variants[name], "expected": allocation.expected.get(name)}
+        if not reasons[name]:
             new = linearconv_like(conv, variants[name].conv)
+            found = {"variant": variants[name], "expected": allocation.expected.get(name)}
             if init == "fit":
-                found["filter_error"], found["output_error"] = fit(new, conv, stats.moments.get(name))
+                found["filter_error"], found["output_error"] = fit(new, conv, moments.get(name))
                 if not all(parameter.isfinite().all() for parameter in new.parameters()):
                     raise ConversionError(f"the weights fitted to layer {name!r} are not finite: skip it")
             replacements[layer] = wrap(new)
-        if name in stats.positions:
-            positions = stats.positions[name]
-            found |= {"macs_before": count_macs(conv, positions), "macs_after": count_macs(new, positions)}
-        rows.append(LayerReport(name, count_parameters(conv), count_parameters(new), reason=reason, **found))
-    converted = surgery.replace(target, replacements)
+        if name in positions:
+            found["macs_before"], found["macs_after"] = (count_macs(each, positions[name]) for each in (conv, new))
+        rows.append(LayerReport(name, count_parameters(conv), count_parameters(new), reason=reasons[name], **found))
+    converted = surgery.replace(converted, replacements)
     if replacements and init == "fit" and calibration is not None:
         correct_batch_norm(converted, scratch, calibration)
     after, others = count_parameters(converted), other_layers(converted, layers)
-    report = Report(rows, before, after, stats.macs, allocation.together, allocation.curve, others)
+    report = Report(rows, before, after, macs, allocation.together, allocation.curve, others)
     if report.converted:
         verification.warn_if_unknown()
     warn_of_savings(report)
@@ -214,10 +224,3 @@ def _with_equal_filters(model: nn.Module, names: Iterable[str]) -> nn.Module:
         for parameter in layer.parameters():
             parameter.fill_(torch.nan)
     return surgery.replace(twin, replacements)
-
-
-def _reason_of_size(conv, variant, grow):
-    if variant is None:
-        return "plain is best"
-    before, after = count_parameters(conv), count_parameters(linearconv_like(conv, variant.conv, device="meta"))
-    return "" if grow or after < before else f"would not get smaller ({before:,} -> {after:,})"

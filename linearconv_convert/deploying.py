@@ -20,21 +20,19 @@ MAX_COEFFICIENT = 1e2  # in A after folding; larger coefficients amplify roundin
 def deploy(model: nn.Module, *, example_input: object = None, channels_last: bool = True) -> nn.Module:
     """Return a form of a model for inference: a new model of plain torch modules, with outputs equal up to rounding.
 
-    Every LinearConv becomes the cheaper of two forms. One is an nn.Conv2d with all filters. The other is a
+    Every LinearConv becomes the cheaper of two forms: an nn.Conv2d with all filters (always on a CUDA device), or a
     torch.fx.GraphModule that convolves with the primary filters, combines their feature maps by 1x1 convolutions, and
     concatenates all feature maps. BatchNorm is folded as by :func:`fold`, except if coefficients would exceed 100
     because the scale of a primary channel is almost zero. The new model is in eval mode, its parameters have no
-    gradients, and it runs, pickles and loads without this package. On a CUDA device all layers become nn.Conv2d, as the
-    other form has no speed-up on GPUs. If the new model fails the verification, BatchNorm is not folded, or all layers
-    become nn.Conv2d, and a ConversionWarning gives the reason.
+    gradients, and it runs, pickles and loads without this package. If it fails the verification, BatchNorm is not
+    folded, or all layers become nn.Conv2d, and a ConversionWarning gives the reason.
 
     Args:
         model: any model; it is not changed.
         example_input: an input to verify the new model: images (N, C, H, W), a tuple of all arguments, or a dict of
             them by name. Default: random images, if the model takes them; if not, a ConversionWarning says so
-        channels_last: keep the filters in the channels_last memory format. The feature maps then have this format too,
-            for inputs of any format, which is faster on CPUs. Use False if a forward pass flattens feature maps by
-            `view`, which needs the contiguous format.
+        channels_last: keep the filters, and thereby the feature maps, in the channels_last memory format, which is
+            faster on CPUs. Use False if a forward pass flattens feature maps by `view`.
 
     Raises:
         ConversionError: for a model that is scripted, compiled, wrapped or lazy, or if the outputs differ by more than

@@ -1,16 +1,15 @@
 """Export of a model to a file, in ONNX or in torch.export's own format."""
 
-import importlib
+import importlib.util
 import io
 import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
@@ -24,15 +23,14 @@ from linearconv_convert.inputs import Call, known_call, largest_error, outputs, 
 from linearconv_convert.surgery import ConversionError, ConversionWarning, check_model, copy_of, first_line
 
 FORMS = ("deployed", "folded")
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 EXTRA_SIZE = (0, 64, 0, 32)  # additional columns and rows of the images that check dynamic files
 
 
-@dataclass(frozen=True)
-class Exported:
+class Exported(NamedTuple):
     """A file that was written and checked."""
 
     path: Path
-    form: str  # form of the network in the file, one of `FORMS`
     bytes: int
     error: float  # largest difference from the outputs of PyTorch, relative to their largest magnitude
 
@@ -65,26 +63,38 @@ def export(
     check_path(path)
     check_model(model)
     model = copy_of(model).eval()
-    call = known_call(model, example_input)
-    calls = [_batch(call, 1), _batch(call, 7)] + ([_larger(_batch(call, 1))] if dynamic else [])
-    expected = [outputs(model, each) for each in calls]
-    if not all(expected):
+    call: Any = known_call(model, example_input)
+    calls = [_batch(call, 1), _batch(call, 7)]
+    if dynamic:
+        larger = calls[0].map(lambda tensor: F.pad(tensor, EXTRA_SIZE, "replicate") if tensor.ndim == 4 else tensor)
+        calls.append(larger._replace(source="larger images, as dynamic asks for"))
+    expected = [output for each in calls for output in outputs(model, each)]
+    if not expected:
         raise ConversionError("only models whose outputs are tensors, in tuples, lists or dicts, can be verified")
-    prepared = _prepared(model, form, example_input)
+    prepared = model  # if deploying and folding change the outputs
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConversionWarning)  # the file is correct with BatchNorm too
+        prepare = partial(deploy, channels_last=False) if form == "deployed" else partial(fold, batch_norm=True)
+        for attempt in (fold, prepare):
+            with suppress(ConversionError):
+                prepared = attempt(model, example_input=example_input)
     with atomic_file(path) as part:
         _write(prepared, part, _batch(call, 2), dynamic)
         error = _largest_error(part, calls, expected)
         if not error <= tolerance_of(model):
             raise ConversionError(f"the exported file differs from the model by {error:.1e} relative to its outputs")
-    return Exported(path, form, path.stat().st_size, error)
+    return Exported(path, path.stat().st_size, error)
 
 
 def check_path(path: Path) -> None:
-    """Raise a ConversionError for a path with an unknown ending, or in a missing folder."""
+    """Raise a ConversionError for a path with another ending, in a missing folder, or without the packages it needs."""
     if path.suffix not in (".onnx", ".pt2"):
         raise ConversionError(f"{path}: the ending decides the format and must be .onnx or .pt2")
     if not path.parent.is_dir():
         raise ConversionError(f"{path}: there is no folder {path.parent}")
+    for package in ONNX_PACKAGES if path.suffix == ".onnx" else ():
+        if importlib.util.find_spec(package) is None:
+            raise ConversionError(f"ONNX files need the package {package}: pip install {' '.join(ONNX_PACKAGES)}")
 
 
 @contextmanager
@@ -104,18 +114,16 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def runner(path: Path) -> Callable[..., object]:
-    """Return a function of the model's arguments that runs an exported file on the CPU."""
-    return onnx_runner(path) if path.suffix == ".onnx" else torch.export.load(path).module()
+    """Return a function of the model's arguments that runs an exported file on the CPU, with torch's threads.
 
-
-def onnx_runner(path: str | Path, threads: int | None = None) -> Callable[..., object]:
-    """Return a function of the model's arguments that runs an ONNX file on the CPU, by default with torch's threads.
-
-    The function returns the output tensor, or a list if there are several.
+    The function returns the outputs of a `.pt2` file as the model does, and those of an ONNX file as a list.
     """
-    onnxruntime = _import_onnx("onnxruntime")
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()
+    import onnxruntime  # an optional package
+
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads do not occupy cores
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -123,29 +131,12 @@ def onnx_runner(path: str | Path, threads: int | None = None) -> Callable[..., o
 
     def run(*args, **kwargs):
         arrays = [tensor.detach().cpu().numpy() for tensor in tensors_of((args, kwargs))]
-        outputs = [torch.from_numpy(output) for output in session.run(None, dict(zip(names, arrays, strict=True)))]
-        return outputs[0] if len(outputs) == 1 else outputs
+        return [torch.from_numpy(output) for output in session.run(None, dict(zip(names, arrays, strict=True)))]
 
     return run
 
 
-def _prepared(model, form, example_input):
-    """The model in a form; if its outputs differ, the model with nn.Conv2d for LinearConv, or the model itself."""
-    prepare = partial(deploy, channels_last=False) if form == "deployed" else partial(fold, batch_norm=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConversionWarning)  # the file is correct with BatchNorm too
-        for attempt in (prepare, fold):
-            try:
-                return attempt(model, example_input=example_input)
-            except ConversionError:
-                pass
-    return model
-
-
 def _write(model, path, call, dynamic):
-    if path.suffix == ".onnx":
-        for package in ("onnx", "onnxscript", "onnxruntime"):
-            _import_onnx(package)
     sizes = {0: torch.export.Dim("batch", min=1, max=1 << 20), 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     leaves, structure = tree_flatten((call.args, call.kwargs))
     for position, leaf in enumerate(leaves):
@@ -175,7 +166,7 @@ def _older_exporter_works(model, path, call):
     try:
         with _silence():
             torch.onnx.export(model, call.args, path, kwargs=call.kwargs, dynamo=False)
-            return _largest_error(path, [call], [outputs(model, call)]) <= tolerance_of(model)
+            return _largest_error(path, [call], outputs(model, call)) <= tolerance_of(model)
     except Exception:  # this exporter may raise any error too
         return False
 
@@ -195,34 +186,15 @@ def _silence():
 
 @torch.no_grad()
 def _largest_error(path, calls, expected):
-    """The largest relative error of an exported file for some calls."""
-    errors = []
+    """The largest relative error of an exported file for some calls, whose outputs of the model are `expected`."""
     try:
         run = runner(path)
-        for call, theirs in zip(calls, expected, strict=True):
-            found = [tensor.to(theirs[0]) for tensor in tensors_of(run(*call.args, **call.kwargs))]
-            if [tensor.shape for tensor in found] != [tensor.shape for tensor in theirs]:
-                raise ValueError("the outputs have other shapes than the model's")
-            errors.append(largest_error(found, theirs))
+        found = [output for call in calls for output in tensors_of(run(*call.args, **call.kwargs))]
+        return largest_error(found, expected)
     except Exception as error:  # runtimes may raise any error
         raise ConversionError(f"the exported file does not run: {first_line(error)}") from error
-    return torch.tensor(errors).max().item()  # NaN if any error is NaN
 
 
 def _batch(call: Any, size: int) -> Call:
     """The call with `size` images, which repeat the given images."""
     return call.images(torch.arange(size) % call.batch)._replace(batch=size) if call.batched else call
-
-
-def _larger(call: Call) -> Call:
-    """The call with larger images, which repeat the values at their edges."""
-    larger = call.map(lambda tensor: F.pad(tensor, EXTRA_SIZE, "replicate") if tensor.ndim == 4 else tensor)
-    return larger._replace(source="larger images, as dynamic asks for")
-
-
-def _import_onnx(package):
-    try:
-        return importlib.import_module(package)
-    except ImportError:
-        packages = "onnx onnxscript onnxruntime"
-        raise ConversionError(f"ONNX files need the package {package}: pip install {packages}") from None

@@ -26,11 +26,10 @@ def fold(
     Args:
         model: any model.
         batch_norm: also fold every nn.BatchNorm2d, nn.SyncBatchNorm and torchvision FrozenBatchNorm2d into the
-            preceding convolution, if the BatchNorm is the only user of the convolution's output and the convolution's
-            weight is not used elsewhere. An nn.Identity replaces the BatchNorm, or the activation that a subclass
-            applies after it (timm's BatchNormAct2d). The model must be in eval mode, and its modules with a BatchNorm
-            inside traceable by torch.fx. Layers with hooks, or a method set on the instance, are not folded. If none
-            is folded, a ConversionWarning gives the reason.
+            preceding convolution, if nothing else uses the convolution's output or its weight, and the layers have no
+            hooks and no method set on the instance. An nn.Identity replaces the BatchNorm, or the activation that a
+            subclass applies after it (timm's BatchNormAct2d). The model must be in eval mode, and its modules with a
+            BatchNorm inside traceable by torch.fx. If none is folded, a ConversionWarning gives the reason.
         example_input: an input to verify the folded model, as for :func:`linearconv_convert.deploy`.
         inplace: change the model in place.
 

@@ -48,11 +48,7 @@ class Call(NamedTuple):
         return self._replace(args=args, kwargs=kwargs)
 
     def run(self, model: nn.Module) -> object:
-        """Return the model's output. The arguments are moved to the model's device.
-
-        Raises:
-            ConversionError: if the model does not run on the arguments.
-        """
+        """Return the model's output, with the arguments on its device; raise a ConversionError if it does not run."""
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         moved = self.map(lambda tensor: tensor.to(device))
         try:
@@ -75,12 +71,12 @@ def calibration_calls(model: nn.Module, calibration: object) -> Iterator[Call]:
     Raises:
         ConversionError: if there is no batch, or if a batch has no images or has values that are not finite.
     """
-    is_one = isinstance(calibration, (Tensor, tuple, Mapping)) or not isinstance(calibration, Iterable)
+    parameters = signature(model.forward).parameters.values()
     positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = [each for each in signature(model.forward).parameters.values() if each.kind in positional]
-    required = sum(parameter.default is Parameter.empty for parameter in parameters)
+    required = sum(each.default is Parameter.empty and each.kind in positional for each in parameters)
+    is_one = isinstance(calibration, (Tensor, tuple, Mapping)) or not isinstance(calibration, Iterable)
+    batches: Any = [calibration] if is_one and calibration != () else calibration
     number = 0
-    batches: Any = [calibration] if is_one and not (isinstance(calibration, tuple) and not calibration) else calibration
     for number, batch in enumerate(batches, 1):
         if isinstance(batch, (tuple, list)) and batch:
             if isinstance(batch[0], (tuple, list, Mapping)):
@@ -110,35 +106,26 @@ def call_of(model: nn.Module, given: object, source: str) -> Call:
     if isinstance(given, Mapping):
         parameters = signature(model.forward).parameters
         takes_all = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
-        named = {key: value for key, value in given.items() if takes_all or key in parameters}
-        return Call((), named, source) if named else Call((given,), {}, source)
-    return Call(tuple(given) if isinstance(given, tuple) else (given,), {}, source)
+        if named := {key: value for key, value in given.items() if takes_all or key in parameters}:
+            return Call((), named, source)
+    return Call(given if isinstance(given, tuple) else (given,), {}, source)
 
 
 class Verification:
     """The outputs of a model on one input, to compare with other forms of the model; only copies are run, in eval mode.
 
-    The input is a `call` from :func:`known_call`, or random images, if the model takes them.
+    The input is a `call` with a batch size, or random images, if the model takes them.
 
     Raises:
         ConversionError: if the model cannot be copied, if its copy calls layers of the model itself, or if the model
             does not run on `call`.
     """
 
-    def __init__(self, model: nn.Module, call: Call | None = None) -> None:
+    def __init__(self, model: nn.Module, call: Call | None) -> None:
         self.expected: list[Tensor] = []  # empty if no input is known
         self.tolerance = tolerance_of(model)
         called: set[nn.Module] = set()
-        convolutions: list[Any] = [each for each in model.modules() if isinstance(each, (nn.Conv2d, LinearConv))]
-        tried = [] if call is None else [call]
-        if convolutions and not tried and not any(parameter.is_meta for parameter in model.parameters()):
-            for side in SIDES:
-                shape = MAX_IMAGES, convolutions[0].in_channels, side, side
-                images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-                like = next(convolutions[0].parameters())
-                tried.append(Call((images.to(like),), {}, "random images", MAX_IMAGES, (0,)))
-        for each in tried:
-            self.call = each.images(slice(MAX_IMAGES))
+        for self.call in random_calls(model) if call is None else [call.images(slice(MAX_IMAGES))]:
             try:
                 self.expected = outputs(model, self.call, called)
                 break
@@ -147,23 +134,17 @@ class Verification:
                     raise
         for name, module in model.named_modules():
             if module in called:
-                raise ConversionError(
-                    f"a copy of the model calls layer {name!r} of the model itself: a function holds it"
-                )
+                held = f"a copy of the model calls layer {name!r} of the model itself: a function holds it"
+                raise ConversionError(held)
         if not any(output.isfinite().any() for output in self.expected):
             self.expected = []
 
     def difference(self, other: nn.Module) -> str:
         """Return how the outputs of another form of the model differ, or an empty string if they are equal."""
-        if not self.expected:
-            return ""
         try:
-            found = outputs(other, self.call)
+            error = largest_error(outputs(other, self.call), self.expected) if self.expected else 0.0
         except ConversionError as failure:
             return str(failure)
-        if [output.shape for output in found] != [output.shape for output in self.expected]:
-            return "the outputs have other shapes"
-        error = largest_error(found, self.expected)
         return "" if error <= self.tolerance else f"the outputs differ by {error:.1e} of their largest magnitude"
 
     def warn_if_unknown(self) -> None:
@@ -171,6 +152,16 @@ class Verification:
         if not self.expected:
             text = "the result is not verified, as no input with finite outputs is known: give example_input"
             warnings.warn(text, ConversionWarning, stacklevel=3)
+
+
+def random_calls(model: nn.Module) -> Iterator[Call]:
+    """Return forward passes of random images of several sizes, for the first convolution of a model with values."""
+    convolutions = [module for module in model.modules() if isinstance(module, (nn.Conv2d, LinearConv))]
+    if convolutions and not any(parameter.is_meta for parameter in model.parameters()):
+        for side in SIDES:
+            shape = MAX_IMAGES, convolutions[0].in_channels, side, side
+            images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+            yield Call((images.to(next(convolutions[0].parameters())),), {}, "random images", MAX_IMAGES, (0,))
 
 
 def known_call(model: nn.Module, example: object) -> Call | None:
@@ -198,8 +189,8 @@ def with_batch(model: nn.Module, call: Call) -> Call:
             two = outputs(model, trial.images(torch.tensor([0, min(1, size - 1)])))
         except ConversionError:
             continue
-        pairs = [(a, b[:1]) for a, b in zip(one, two, strict=False) if len(a.shape) and b.shape == (2, *a.shape[1:])]
-        if all(a.shape != b.shape or largest_error([a], [b]) <= 10 * tolerance_of(model) for a, b in pairs):
+        pairs = [(a, b) for a, b in zip(one, two, strict=False) if a.shape[:1] == (1,) and b.shape == (2, *a.shape[1:])]
+        if all(largest_error([a], [b[:1]]) <= 10 * tolerance_of(model) for a, b in pairs):
             return trial
     return call
 
@@ -213,25 +204,30 @@ def tolerance_of(model: nn.Module) -> float:
 
 @torch.no_grad()
 def outputs(model: nn.Module, call: Call, called: set[nn.Module] | None = None) -> list[Tensor]:
-    """Return all outputs of a copy of a model in eval mode, in double precision; `called` gets the modules that ran."""
+    """Return all outputs of a copy of a model in eval mode; the set `called` gets the modules that ran."""
     called = set() if called is None else called
     handle = register_module_forward_pre_hook(lambda module, _: called.add(module))
     try:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
-            found = tensors_of(call.run(copy_of(model).eval()))
+            return tensors_of(call.run(copy_of(model).eval()))
     finally:
         handle.remove()
-    return [tensor.cpu().to(torch.promote_types(tensor.dtype, torch.float64)) for tensor in found]
 
 
 def largest_error(found: list[Tensor], expected: list[Tensor]) -> float:
-    """Return the largest difference relative to each finite magnitude; equal infinities and NaNs are equal."""
-    errors = [0.0]
+    """Return the largest difference relative to each finite magnitude; equal infinities and NaNs are equal.
+
+    Outputs of other shapes raise a ConversionError.
+    """
+    if [output.shape for output in found] != [output.shape for output in expected]:
+        raise ConversionError("the outputs have other shapes")
+    errors = [torch.zeros((), dtype=torch.float64)]
     for ours, theirs in zip(found, expected, strict=True):
-        is_equal = (ours == theirs) | (ours.isnan() & theirs.isnan())
-        difference = (ours - theirs).abs().masked_fill(is_equal, 0)
-        magnitude = theirs.abs().masked_fill(~theirs.isfinite(), 0)
         if theirs.numel():
-            errors.append((difference.max() / magnitude.max().clamp_min(TINY)).item())
-    return torch.tensor(errors).max().item()  # NaN if any error is NaN
+            dtype = torch.promote_types(theirs.dtype, torch.float64)
+            ours, theirs = ours.to("cpu", dtype), theirs.to("cpu", dtype)
+            is_equal = (ours == theirs) | (ours.isnan() & theirs.isnan())
+            difference = (ours - theirs).abs().masked_fill(is_equal, 0).max()
+            errors.append(difference / theirs.abs().masked_fill(~theirs.isfinite(), 0).max().clamp_min(TINY))
+    return torch.stack(errors).max().item()  # NaN if any error is NaN

@@ -12,7 +12,6 @@ import runpy
 import sys
 import warnings
 import zipfile
-from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ EXTRA = (*AUXILIARY, "aux_classifier", "n_averaged")  # entries of a state_dict 
 WRAPPERS = ("module", "_orig_mod", "module_orig_mod", "_orig_modmodule")  # of DataParallel, AveragedModel and compile
 CHECKPOINT_KEYS = ("average", "model", "state_dict", "model_state_dict")  # of a state_dict in a checkpoint
 RECORD = "network"  # key of the record in a checkpoint
+RECORD_KEYS = {"name", "in_channels", "num_classes", "image_size", "conversion"}
 LIBRARIES = ("torchvision", "timm")
 
 
@@ -45,7 +45,6 @@ def load_network(spec: str, *, in_channels: int = 3, num_classes: int | None = N
         library = importlib.import_module("timm" if source == "timm" else "torchvision.models")
     except ImportError as error:
         raise ConversionError(f"{spec} needs the package {source}: pip install {source} ({error})") from None
-    names = library.list_models()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # warnings about the initial weights of some networks
@@ -57,9 +56,7 @@ def load_network(spec: str, *, in_channels: int = 3, num_classes: int | None = N
                 options["weights_backbone"] = None  # the default of segmentation and detection downloads weights
             model = library.get_model(name, weights=None, **options)
     except Exception as error:  # invalid names and numbers of classes raise various errors
-        close = [] if name in names else get_close_matches(name, names)
-        hint = f"; there is {', '.join(close)}" if close else ""
-        raise ConversionError(f"{source} cannot build {name}: {first_line(error)}{hint}") from None
+        raise ConversionError(f"{source} cannot build {name}: {first_line(error)}") from None
     for head in AUXILIARY:  # removed to have one output in training too
         if getattr(model, head, None) is not None:
             setattr(model, head, None)
@@ -68,22 +65,14 @@ def load_network(spec: str, *, in_channels: int = 3, num_classes: int | None = N
 
 
 def _from_file(path, name, arguments):
-    if not path.is_file():
-        raise ConversionError(f"there is no file {path}")
     sys.path.insert(0, str(path.resolve().parent))  # for imports of modules in the same folder
     try:
-        defined = runpy.run_path(str(path), run_name="network")
+        build = runpy.run_path(str(path), run_name="network").get(name)
+        model = build and build(**arguments)
     except (Exception, SystemExit) as error:  # a user's file may raise any error
-        raise ConversionError(f"{path} cannot be imported: {type(error).__name__}: {error}") from None
-    if not callable(defined.get(name)):
-        found = [key for key, value in defined.items() if isinstance(value, type) and value.__module__ == "network"]
-        raise ConversionError(f"{path} defines no network {name}; it has {', '.join(sorted(found)) or 'none'}")
-    try:
-        model = defined[name](**arguments)
-    except TypeError as error:
-        raise ConversionError(f"{name} does not take these arguments: {error}") from None
+        raise ConversionError(f"{path} cannot build {name}: {type(error).__name__}: {error}") from None
     if not isinstance(model, nn.Module):
-        raise ConversionError(f"{name} of {path} returns a {type(model).__name__}, not a network")
+        raise ConversionError(f"{path} has no function or class {name} that returns a network")
     return model
 
 
@@ -105,11 +94,7 @@ def load_weights(model: nn.Module, path: str | Path, num_classes: int | None = N
     """Load a state_dict, or a checkpoint with a state_dict, from a file of torch.save; no code in it is executed.
 
     If the model has `num_classes`, and the file another number, the classifier is left unchanged; the function returns
-    the names of its parameters.
-
-    Raises:
-        ConversionError: for a file that cannot be read, or that does not fit; the message names the first difference.
-        OSError: if the file does not exist.
+    the names of its parameters. A file that cannot be read, or does not fit, raises a ConversionError.
     """
     content, own, left = load_tensors(path), model.state_dict(), []
     state = next((content[key] for key in CHECKPOINT_KEYS if isinstance(content, dict) and key in content), content)
@@ -159,7 +144,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
     """Return the record in a checkpoint of a network of torchvision or timm; else raise ConversionError."""
     content = load_tensors(path)
     record = content.get(RECORD) if isinstance(content, dict) else None
-    if not isinstance(record, dict) or "conversion" not in record:
+    if not isinstance(record, dict) or not RECORD_KEYS <= record.keys():
         raise ConversionError(f"{path} does not say which network it is of: give it as --weights of one")
     if str(record.get("name")).rpartition(":")[0] not in LIBRARIES:
         found = f"{path} names the network {record.get('name')!r}"
@@ -168,11 +153,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
 
 
 def load_converted(path: str | Path) -> nn.Module:
-    """Return the network of a checkpoint with a record, with its weights, or its averaged weights if there are any.
-
-    Raises:
-        ConversionError: for a file without these entries, or a network that is not in its library.
-    """
+    """Return the network of a checkpoint with a record, with its weights, or its averaged weights if there are any."""
     record = read_record(path)
     shape = {name: record[name] for name in ("in_channels", "num_classes")}
     model = convert_again(load_network(record["name"], **shape), record["conversion"])

@@ -2,10 +2,9 @@
 
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ COLUMNS = ("layer", "parameters", "multiply-adds", "setting", "filter error", "o
 LEFT = ("layer", "setting")  # left-aligned columns
 OTHER_KINDS = (nn.Linear, nn.Conv1d, nn.Conv3d, nn.ConvTranspose2d)
 REASONS_OF_USER = ("skipped", "not included")
-ADVICE = {"would not get smaller": " (a smaller alpha or budget= may help)", "plain is best": " (of that budget)"}
 MIN_SAVING = 0.05  # share of the parameters, below which a warning is raised
 
 
@@ -38,6 +36,20 @@ class LayerReport:
     expected: float | None = None  # relative error of the network's output by this layer, if a budget chose it
     reason: str = ""  # reason why the layer was not converted; empty for a converted layer
 
+    def cells(self) -> list[str]:
+        """Return the text of each of the `COLUMNS`."""
+        cells = [self.name]
+        for before, after in (
+            (self.parameters_before, self.parameters_after),
+            (self.macs_before, self.macs_after),
+        ):
+            cells.append("" if before is None else f"{before:,}" if before == after else f"{before:,} -> {after:,}")
+        if self.variant is None:
+            return [*cells, self.reason, "", "", ""]
+        rank = "" if self.variant.rank in (None, 1) else f", rank {self.variant.rank:g}"
+        errors = [self.filter_error, self.output_error, self.expected]
+        return [*cells, f"alpha {self.variant.alpha:.3g}{rank}", *("" if e is None else f"{e:.2%}" for e in errors)]
+
 
 @dataclass(frozen=True)
 class Report:
@@ -46,10 +58,10 @@ class Report:
     layers: list[LayerReport]  # one for each convolution
     parameters_before: int  # parameters of the whole model
     parameters_after: int
-    macs_before: int | None = None  # multiply-adds of one image in the whole model; None without inputs
-    expected: float | None = None  # relative error of the network's output, if a budget chose settings
-    curve: list[tuple[float, float]] = field(default_factory=list)  # (size, expected error) of the best choices
-    others: dict[str, tuple[int, int]] = field(default_factory=dict)  # {type: (number, parameters)}, not converted
+    macs_before: int | None  # multiply-adds of one image in the whole model; None without inputs
+    expected: float | None  # relative error of the network's output, if a budget chose settings
+    curve: list[tuple[float, float]]  # (size, expected error) of the best choices; empty without a budget
+    others: dict[str, list[int]]  # {type: parameters of each layer} of the layers of other types
 
     @property
     def macs_after(self) -> int | None:
@@ -64,7 +76,7 @@ class Report:
 
     def __str__(self) -> str:
         columns = []
-        for title, *cells in zip(COLUMNS, *map(_row, self.layers), strict=True):
+        for title, *cells in zip(COLUMNS, *(layer.cells() for layer in self.layers), strict=True):
             if any(cells):
                 width, side = max(map(len, (title, *cells))), "<" if title in LEFT else ">"
                 columns.append([f"{cell:{side}{width}}" for cell in (title, *cells)])
@@ -81,7 +93,7 @@ class Report:
         ):
             totals += f"; {title} {before:,} -> {after:,} ({after / before:.1%})" if before and after else ""
         totals += f"; expected error {self.expected:.2%}" if self.curve else ""
-        others = ", ".join(f"{number} {kind} of {size:,}" for kind, (number, size) in self.others.items())
+        others = ", ".join(f"{len(sizes)} {kind} of {sum(sizes):,}" for kind, sizes in self.others.items())
         return f"{totals}\nnot converted: {others}" if others else totals
 
 
@@ -98,27 +110,13 @@ def count_macs(layer: Any, positions: float) -> int:
     return round(positions * per_position)
 
 
-def other_layers(model: nn.Module, listed: Collection[str]) -> dict[str, tuple[int, int]]:
-    """Return {type: (number, parameters)} of the layers with weights that are not listed in a report."""
-    numbers, sizes = Counter[str](), Counter[str]()
+def other_layers(model: nn.Module, listed: Collection[str]) -> dict[str, list[int]]:
+    """Return {type: parameters of each layer} of the layers with weights that are not listed in a report."""
+    others: dict[str, list[int]] = {}
     for name, layer in layers_of(model, OTHER_KINDS).items():
         if name not in listed:
-            numbers[type(layer).__name__] += 1
-            sizes[type(layer).__name__] += count_parameters(layer)
-    return {kind: (numbers[kind], sizes[kind]) for kind in numbers}
-
-
-def _row(layer):
-    """The table cells of a layer."""
-    cells = [layer.name]
-    for unit in ("parameters", "macs"):
-        before, after = getattr(layer, f"{unit}_before"), getattr(layer, f"{unit}_after")
-        cells.append("" if before is None else f"{before:,}" if before == after else f"{before:,} -> {after:,}")
-    if layer.reason:
-        return [*cells, layer.reason, "", "", ""]
-    rank = "" if layer.variant.rank in (None, 1) else f", rank {layer.variant.rank:g}"
-    errors = [layer.filter_error, layer.output_error, layer.expected]
-    return [*cells, f"alpha {layer.variant.alpha:.3g}{rank}", *("" if e is None else f"{e:.2%}" for e in errors)]
+            others.setdefault(type(layer).__name__, []).append(count_parameters(layer))
+    return others
 
 
 @contextmanager
@@ -131,32 +129,24 @@ def warnings_as_lines(program: str) -> Iterator[None]:
 
 def warn_of_savings(report: Report) -> None:
     """Warn if nothing was converted, or if little was saved because most of the parameters were not converted."""
-    excluded = sum(layer.parameters_before for layer in report.layers if layer.reason in REASONS_OF_USER)
-    wanted = report.parameters_before - excluded
+    sizes: dict[str, list[int]] = {}  # parameters of the layers, by reason
+    for layer in report.layers:
+        if layer.reason:
+            sizes.setdefault(layer.reason.partition(" (")[0], []).append(layer.parameters_before)
+    wanted = report.parameters_before - sum(sum(sizes.get(reason, ())) for reason in REASONS_OF_USER)
     left = wanted - sum(layer.parameters_before for layer in report.converted)
     saved = report.parameters_before - report.parameters_after
-    what = "nothing was converted"
+    text = "nothing was converted"
     if report.converted:
-        what = f"only {saved / report.parameters_before:.1%} of the parameters were saved"
+        text = f"only {saved / report.parameters_before:.1%} of the parameters were saved"
         if report.curve or saved >= MIN_SAVING * wanted or 2 * left <= wanted:
             return
-    warnings.warn(f"{what}: {_reasons(report)}", ConversionWarning, stacklevel=3)
-
-
-def _reasons(report):
-    """The layers that were not converted, grouped by reason, sorted by decreasing number of parameters."""
-    numbers, sizes = Counter[str](), Counter[str]()
-    for layer in report.layers:
-        reason = layer.reason.partition(" (")[0]
-        numbers[reason] += bool(reason)
-        sizes[reason] += layer.parameters_before
-    parts = {}
-    for reason, number in (+numbers).items():
-        what = "convolution" if number == 1 else "convolutions"
-        parts[f"{number} {what} of {sizes[reason]:,} {reason}{ADVICE.get(reason, '')}"] = sizes[reason]
-    for kind, (number, size) in report.others.items():
-        parts[f"{number} {kind} of {size:,} not converted"] = size
-    return "; ".join(sorted(parts, key=parts.get, reverse=True)) or "see the report"
+    parts = {f"{len(each)} {kind} of {sum(each):,} not converted": sum(each) for kind, each in report.others.items()}
+    for reason, each in sizes.items():
+        what = "convolution" if len(each) == 1 else "convolutions"
+        parts[f"{len(each)} {what} of {sum(each):,} {reason}"] = sum(each)
+    reasons = "; ".join(sorted(parts, key=parts.__getitem__, reverse=True)) or "see the report"
+    warnings.warn(f"{text}: {reasons}", ConversionWarning, stacklevel=3)
 
 
 def draw_curve(report: Report, of: str, path: Path) -> None:

@@ -12,12 +12,10 @@ import torch
 import torch.nn as nn
 from torch import fx
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
-# Hooks on the state_dict refer to parameters that a new layer does not have. All other hooks move to the new layer, in
-# the same dictionaries, so that existing handles still remove their hooks.
-STATE_HOOKS = [name for name in vars(nn.Module()) if "state_dict" in name]
-CARRIED_HOOKS = [name for name in vars(nn.Module()) if "hook" in name and name not in STATE_HOOKS]
+STATE_HOOKS = [name for name in vars(nn.Module()) if "state_dict" in name]  # refer to parameters of the old layer
+OTHER_HOOKS = [name for name in vars(nn.Module()) if "hook" in name and name not in STATE_HOOKS]
 
 Choice = str | type | Callable[[str, nn.Module], bool]
 Selection = Choice | Collection[Choice]
@@ -151,8 +149,8 @@ def replace(model: nn.Module, replacements: dict[nn.Module, Any]) -> Any:
     are replaced too, such as `self.convs = [self.conv1]` or `self.op = self.conv1.forward`.
     """
     for old, new in replacements.items():
-        for hooks in CARRIED_HOOKS:
-            setattr(new, hooks, getattr(old, hooks))
+        for hooks in OTHER_HOOKS:
+            setattr(new, hooks, getattr(old, hooks))  # the same dictionaries, so that handles still remove the hooks
         taken = {*vars(new), *new._parameters, *new._modules}
         moved = {name: value for name, value in vars(old).items() if not name.startswith("_") and name not in taken}
         vars(new).update(moved)
@@ -164,18 +162,17 @@ def replace(model: nn.Module, replacements: dict[nn.Module, Any]) -> Any:
         children: dict[str, Any] = parent._modules
         children.update({name: replacements.get(child, child) for name, child in children.items()})
         for name, value in [item for item in vars(parent).items() if item[0] not in own]:
-            setattr(parent, name, _with_replaced(value, replacements))
+            leaves = tree_leaves(value)
+            found = [_replaced(leaf, replacements) for leaf in leaves]
+            if any(new is not old for new, old in zip(found, leaves, strict=True)):
+                setattr(parent, name, tree_unflatten(found, tree_structure(value)))
     return replacements.get(model, model)
 
 
-def _with_replaced(value, replacements):
-    """A value with the new modules, and their methods, in nested containers; unchanged values are the same objects."""
-    leaves, structure = tree_flatten(value)
-    found = list(leaves)
-    for index, leaf in enumerate(leaves):
-        owner = leaf.__self__ if isinstance(leaf, MethodType) else leaf
-        if isinstance(owner, nn.Module) and owner in replacements:
-            new = replacements[owner]
-            found[index] = new if owner is leaf else getattr(new, leaf.__name__, leaf)
-    is_same = all(new is old for new, old in zip(found, leaves, strict=True))
-    return value if is_same else tree_unflatten(found, structure)
+def _replaced(reference, replacements):
+    """The new module for a reference to an old one, or the new method for a method; any other object is returned."""
+    owner = reference.__self__ if isinstance(reference, MethodType) else reference
+    if not isinstance(owner, nn.Module) or owner not in replacements:
+        return reference
+    new = replacements[owner]
+    return new if owner is reference else getattr(new, reference.__name__, reference)

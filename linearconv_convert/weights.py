@@ -1,8 +1,7 @@
 """Weights of LinearConv layers: fitted to convolutions, or drawn for training from scratch.
 
 A variant that is a subclass of LinearConv needs no additional code for conversion: L-BFGS fits its parameters through
-`factors()`. With the optional method `fit_coefficients(coefficients)`, the variant sets its parameters from the best
-full-rank coefficients A (F - P, P) in float64 instead. Afterwards the primary filters are fitted to the coefficients.
+`factors()`. Afterwards the primary filters are fitted to the coefficients.
 """
 
 import copy
@@ -89,9 +88,7 @@ def root_of_layer(conv: nn.Conv2d, moments: Moments | None = None) -> torch.Tens
 def _fit_coefficients(layer, root, best, prune):
     """Set the parameters of `A` with the method for the `factors` of the layer's class, from the best full rank."""
     primary, factors = layer.primary_channels, type(layer).factors
-    if hasattr(layer, "fit_coefficients"):
-        layer.fit_coefficients(best)
-    elif factors is LinearConv.factors:
+    if factors is LinearConv.factors:
         layer.linear_weights.copy_(best)
     elif factors is LinearConvLowRank.factors:
         column, row = fitting.low_rank(root, primary, layer.column_weights.shape[1], best)
@@ -143,7 +140,7 @@ def initialise(model: nn.Module, start: str) -> nn.Module:
             for parameter in _parameters_of_factors(layer).values():
                 nn.init.uniform_(parameter, -bound, bound)
         elif start == "spectral":
-            bias, device, dtype = layer.bias is not None, layer.conv_weights.device, layer.conv_weights.dtype
-            geometry = {name: getattr(layer, name) for name in GEOMETRY}
-            fit(layer, nn.Conv2d(**geometry, bias=bias, device=device, dtype=dtype), prune=False)
+            conv = layer.fuse()
+            conv.reset_parameters()
+            fit(layer, conv, prune=False)
     return model

@@ -27,7 +27,7 @@ from experiments.compress.ways import WAYS, refresh_batch_norm
 from experiments.sweep.plan import script_parser
 from experiments.thinner import networks_of
 from linearconv_convert import ConversionError, deploy, export
-from linearconv_convert.exporting import onnx_runner
+from linearconv_convert.exporting import runner
 from linearconv_variants import OneLineParser, non_negative_int, positive_share
 from training import counting
 from training.checkpoints import REPORT, holds_checkpoint, load_newest, open_folder, write_json, write_log
@@ -154,7 +154,7 @@ def _in_onnxruntime(model: nn.Module, images: Tensor):
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export(model, path, images)
-        run = onnx_runner(path)
+        run = runner(path)
     return lambda: run(images)
 
 

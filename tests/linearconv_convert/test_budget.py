@@ -205,7 +205,6 @@ def test_alpha_and_rank_are_given_by_name_or_pattern():
         (dict(type="rank", budget=0.5, error=0.1), "exclude each other"),
         (dict(type="lowrank", budget=0.5, rank=3), "choose rank: leave it out"),
         (dict(type="sparse", budget=0.5), "nothing else"),
-        (dict(type="rank", budget=0.5, grow=True), "leave grow out"),
         (dict(type="rank", budget=0.5, of="macs"), "needs example_input or calibration"),
         (dict(type="rank", budget=1.5), "budget must be in"),
         (dict(type="rank", error=0), "error must be in"),

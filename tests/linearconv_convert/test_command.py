@@ -34,10 +34,10 @@ def test_a_network_is_converted_saved_and_exported(tmp_path, capsys):
     assert "3 of 4 convolutions converted" in out and "multiply-adds" in out
     for form in ("deployed", "folded"):
         assert f"\n{form}" in out
-    files = {"images.pt", "small-deployed.pt2", "small-folded.pt2", "small.pt", "weights.pt"}
+    files = {"images.pt", "small-deployed.pt2", "small-folded.pt2", "small.json", "small.pt", "weights.pt"}
     assert {path.name for path in tmp_path.iterdir()} == files
-    assert "convert(model, 'lowrank', rank=4, skip=['feat.0'], init='scratch')" in out
-    small = convert(Base(), "lowrank", rank=4, skip=["feat.0"], init="scratch")
+    assert "load it into convert(model, **json.load(open('small.json')))" in out
+    small = convert(Base(), **json.loads((tmp_path / "small.json").read_text()))
     small.load_state_dict(torch.load(tmp_path / "small.pt", weights_only=True))
 
 
@@ -47,8 +47,7 @@ def test_a_budget_is_shared_out_drawn_and_loaded_again(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "expected error" in out and "random weights" in out
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert "convert(model, 'rank', **json.load(open('small.json')), init='scratch')" in out
-    small = convert(Base(), "rank", **json.loads((tmp_path / "small.json").read_text()), init="scratch")
+    small = convert(Base(), **json.loads((tmp_path / "small.json").read_text()))
     small.load_state_dict(torch.load(tmp_path / "small.pt", weights_only=True))
 
 
@@ -72,17 +71,17 @@ def test_matplotlib_is_named_if_it_is_missing(tmp_path, capsys, monkeypatch):
     "arguments, message",
     [
         ("resnet18", "is not FILE.py:NAME"),
-        ("exiting.py:Net", "exiting.py cannot be imported: SystemExit"),
+        ("exiting.py:Net", "exiting.py cannot build Net: SystemExit"),
         ("missing.pt --export small.pt2", "No such file or directory: 'missing.pt'"),
         (f"{BASE} --weights missing.pt", "No such file or directory: 'missing.pt'"),
-        (f"{BASE} --calibration list.pt", "has no images"),
+        (f"{BASE} --calibration list.pt", "does not run on calibration"),
         (f"{BASE} --calibration grey.pt", "does not run on calibration"),
         (f"{BASE} --calibration nan.pt", "image 1 of batch 1 has values that are not finite"),
         (f"{BASE} -t lowrank", "lowrank needs a rank"),
         (f"{BASE} --budget 0.01", "budget=0.01 cannot be reached: the smallest size is 0."),
         (f"{BASE} --curve curve.png", "give one of them"),
         (f"{BASE} --output list.pt/small.pt", "list.pt"),
-        (f"{BASE} --output small.json --budget 0.7", ".json is the ending of the choices"),
+        (f"{BASE} --output small.json --budget 0.7", ".json is the ending of the settings"),
         (f"{BASE} --export missing/small.onnx", "there is no folder missing"),
         (f"{BASE} -t sparse -r 3", "rank has no meaning"),
         (f"{BASE} --skip conv9", "no module of the model is called"),
@@ -117,7 +116,7 @@ def test_a_stopped_export_leaves_no_file(tmp_path):
     ]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     stopped = subprocess.run([sys.executable, "-c", "\n".join(lines)], env=environment, capture_output=True)
-    assert stopped.returncode == 143 and {path.name for path in tmp_path.iterdir()} == {"small.pt"}
+    assert stopped.returncode == 143 and {path.name for path in tmp_path.iterdir()} == {"small.json", "small.pt"}
 
 
 def test_the_help_of_a_rank_names_its_default(capsys):

@@ -12,13 +12,20 @@ from torchvision.models import get_model
 
 from linearconv_convert import ConversionError, convert, load_converted
 from linearconv_convert.__main__ import main
-from linearconv_convert.networks import convert_again, load_network, load_weights, read_record, setting_of
+from linearconv_convert.networks import convert_again, load_network, load_weights, setting_of
 from models.base_xcnn import Base
-from tests.helpers.networks import CONVERSIONS, tiny
+from tests.helpers.networks import CONVERSIONS, images, tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = f"{ROOT}/models/base_xcnn.py:Base"
 NAME = "torchvision:squeezenet1_1"
+RECORD = {"name": NAME, "in_channels": 3, "num_classes": 3, "image_size": 32, "conversion": None}
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # undone at the end, with the folder that loading a file adds
 
 
 @pytest.mark.parametrize("spec", [BASE, NAME, "timm:resnet10t"])
@@ -27,39 +34,26 @@ def test_a_network_of_each_source_takes_its_number_of_classes(spec):
         pytest.importorskip("timm")
         assert next(load_network(spec, in_channels=1).parameters()).shape[1] == 1
     model = load_network(spec, num_classes=7).eval()
-    side = 32 if spec == BASE else 64
-    assert model(torch.zeros(2, 3, side, side)).shape == (2, 7)
+    assert model(images(32 if spec == BASE else 64)).shape == (2, 7)
 
 
 @pytest.mark.parametrize(
-    "spec, message",
+    "spec, source, message",
     [
-        ("resnet18", "is not FILE.py:NAME"),
-        ("nothing.py:Net", "there is no file nothing.py"),
-        ("torchvision:resnet1", "torchvision cannot build resnet1: .*; there is resnet"),
-        (f"{BASE[:-1]}", "defines no network Bas; it has Base, PoolTo"),
+        ("resnet18", "", "is not FILE.py:NAME"),
+        ("torchvision:resnet1", "", "torchvision cannot build resnet1: "),
+        ("nothing.py:Net", "", "nothing.py cannot build Net: FileNotFoundError"),
+        ("net.py:Net", "def Other(): pass", "has no function or class Net that returns a network"),
+        ("net.py:Net", "import nowhere_to_be_found", "cannot build Net: ModuleNotFoundError"),
+        ("net.py:Net", "def Net(depth): pass", "cannot build Net: TypeError: .* missing 1 required"),
     ],
 )
-def test_a_name_without_a_network_is_refused(spec, message):
+def test_a_name_without_a_network_is_refused(spec, source, message):
+    Path("net.py").write_text(source)
     with pytest.raises(ConversionError, match=message):
         load_network(spec)
     with pytest.raises(ConversionError, match="torchvision cannot build resnet18: its networks take images of 3"):
         load_network("torchvision:resnet18", in_channels=1)
-
-
-@pytest.mark.parametrize(
-    "source, message",
-    [
-        ("import nowhere_to_be_found", "cannot be imported: ModuleNotFoundError"),
-        ("def Net(): pass", "returns a NoneType, not a network"),
-        ("def Net(depth): pass", "does not take these arguments"),
-    ],
-)
-def test_a_file_without_a_network_is_refused(source, message, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)  # undone at the end, with the folder that loading a file adds
-    (tmp_path / "net.py").write_text(source)
-    with pytest.raises(ConversionError, match=message):
-        load_network(f"{tmp_path}/net.py:Net")
 
 
 @pytest.mark.parametrize(
@@ -84,7 +78,6 @@ class Holder(nn.Module):
 
 WRAPPERS = {
     "none": lambda model: model,
-    "data parallel": nn.DataParallel,
     "compiled": torch.compile,
     "compiled data parallel": lambda model: nn.DataParallel(torch.compile(model)),
     "averaged": torch.optim.swa_utils.AveragedModel,
@@ -93,42 +86,52 @@ WRAPPERS = {
 
 @pytest.mark.parametrize("build", [partial(Base, width=0.5), Holder])
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_weights_are_found_in_state_dicts_and_checkpoints_of_wrapped_networks(wrapper, build, tmp_path):
+def test_weights_are_found_in_state_dicts_and_checkpoints_of_wrapped_networks(wrapper, build):
     saved, model = build(), build()
     state = WRAPPERS[wrapper](saved).state_dict()
-    torch.save({"model": state, "epoch": 3} if wrapper == "none" else state, tmp_path / "weights.pt")
-    load_weights(model, tmp_path / "weights.pt")
+    torch.save({"model": state, "epoch": 3} if wrapper == "none" else state, "weights.pt")
+    load_weights(model, "weights.pt")
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), saved.parameters(), strict=True))
 
 
-def test_official_files_of_densenet_and_deeplab_fit(tmp_path):
+def test_official_files_of_densenet_and_deeplab_fit():
     with torch.device("meta"):
         whole = get_model("deeplabv3_mobilenet_v3_large", weights=None, weights_backbone=None, aux_loss=True)
-    model = load_network("torchvision:deeplabv3_mobilenet_v3_large")
-    state = {key: torch.zeros_like(tensor, device="cpu") for key, tensor in whole.state_dict().items()}
-    assert any(key.startswith("aux_classifier") for key in state)
-    torch.save(state, tmp_path / "deeplab.pth")
-    assert load_weights(model, tmp_path / "deeplab.pth") == []
-    assert not model.classifier[0].convs[0][0].weight.any()
-    model = load_network("torchvision:densenet121")
-    state = {re.sub(r"(layer\d+\.(norm|relu|conv))(\d)", r"\1.\3", key): v for key, v in model.state_dict().items()}
-    assert "features.denseblock1.denselayer1.norm.1.weight" in state
-    torch.save({key: torch.zeros_like(tensor) for key, tensor in state.items()}, tmp_path / "densenet.pth")
-    assert load_weights(model, tmp_path / "densenet.pth") == []
-    assert not model.features.denseblock1.denselayer1.norm1.weight.any()
+    deeplab = {key: torch.zeros_like(tensor, device="cpu") for key, tensor in whole.state_dict().items()}
+    assert any(key.startswith("aux_classifier") for key in deeplab)
+    densenet = load_network("torchvision:densenet121").state_dict()
+    densenet = {re.sub(r"(layer\d+\.(norm|relu|conv))(\d)", r"\1.\3", key): 0 * v for key, v in densenet.items()}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in densenet
+    for name, state in (("deeplabv3_mobilenet_v3_large", deeplab), ("densenet121", densenet)):
+        model = load_network(f"torchvision:{name}")
+        torch.save(state, "weights.pth")
+        assert load_weights(model, "weights.pth") == []
+        assert not any(parameter.any() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
-def test_weights_of_other_kinds_of_numbers_are_refused(dtype, tmp_path):
-    state = Base(width=0.5).state_dict()
-    state["fc.weight"] = state["fc.weight"].to(dtype)
-    torch.save(state, tmp_path / "weights.pt")
-    with pytest.raises(ConversionError, match=f"weights.pt does not fit the network: fc.weight is of {dtype}"):
-        load_weights(Base(width=0.5), tmp_path / "weights.pt")
+def test_a_classifier_of_another_number_of_classes_is_left_unchanged_if_that_is_allowed():
+    saved, model = Base(num_classes=7), Base(num_classes=4)
+    torch.save(saved.state_dict(), "weights.pt")
+    before = model.fc.weight.clone()
+    assert load_weights(model, "weights.pt", num_classes=4) == ["fc.weight", "fc.bias"]
+    assert torch.equal(model.fc.weight, before) and torch.equal(model.feat[0][0].weight, saved.feat[0][0].weight)
+    with pytest.raises(ConversionError, match="size mismatch"):
+        load_weights(model, "weights.pt")
 
 
-def test_a_damaged_file_is_refused_with_its_name(tmp_path):
-    path = tmp_path / "weights.pt"
+def test_heads_for_training_alone_are_left_out(monkeypatch):
+    monkeypatch.setattr("torch.nn.init.trunc_normal_", lambda tensor, *_, **__: tensor)  # takes seconds
+    with torch.device("meta"):
+        model = load_network("torchvision:googlenet", num_classes=4)
+        whole = get_model("googlenet", weights=None, num_classes=4, init_weights=False)
+    left = whole.state_dict().keys() - model.state_dict().keys()
+    assert left and all(key.startswith(("aux1", "aux2")) for key in left) and not model.aux_logits
+    torch.save(Base().state_dict() | {"aux1.fc.weight": torch.zeros(3)}, "weights.pt")
+    assert load_weights(Base(), "weights.pt") == []
+
+
+def test_a_damaged_file_is_refused_with_its_name():
+    path = Path("weights.pt")
     torch.save(Base(width=0.5).state_dict(), path)
     whole = path.read_bytes()
     torch.save(Base(width=0.5).state_dict(), path, _use_new_zipfile_serialization=False)
@@ -143,54 +146,34 @@ def test_a_damaged_file_is_refused_with_its_name(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_a_classifier_of_another_number_of_classes_is_left_unchanged_if_that_is_allowed(tmp_path):
-    saved, model = Base(num_classes=7), Base(num_classes=4)
-    torch.save(saved.state_dict(), tmp_path / "weights.pt")
-    before = model.fc.weight.clone()
-    assert load_weights(model, tmp_path / "weights.pt", num_classes=4) == ["fc.weight", "fc.bias"]
-    assert torch.equal(model.fc.weight, before) and torch.equal(model.feat[0][0].weight, saved.feat[0][0].weight)
-    with pytest.raises(ConversionError, match="size mismatch"):
-        load_weights(model, tmp_path / "weights.pt")
-
-
-def test_heads_for_training_alone_are_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr("torch.nn.init.trunc_normal_", lambda tensor, *_, **__: tensor)  # takes seconds
-    with torch.device("meta"):
-        model = load_network("torchvision:googlenet", num_classes=4)
-        whole = get_model("googlenet", weights=None, num_classes=4, init_weights=False)
-    left = whole.state_dict().keys() - model.state_dict().keys()
-    assert left and all(key.startswith(("aux1", "aux2")) for key in left) and not model.aux_logits
-    torch.save(Base().state_dict() | {"aux1.fc.weight": torch.zeros(3)}, tmp_path / "weights.pt")
-    assert load_weights(Base(), tmp_path / "weights.pt") == []
-
-
 class Malicious:
     def __reduce__(self):
         return Path.touch, (Path("was_run"),)
+
+
+def base_with(dtype):
+    return Base().state_dict() | {"fc.weight": Base().fc.weight.detach().to(dtype)}
 
 
 @pytest.mark.parametrize(
     "content, message",
     [
         ({"model": Malicious()}, "cannot be read as tensors"),
-        (b"no weights", "cannot be read as tensors"),
         ([1, 2], "has no state_dict"),
         (Base(width=0.5).state_dict(), "does not fit the network: size mismatch"),
         (convert(Base(), "rank", init="scratch").state_dict(), "of a LinearConv network already"),
+        (base_with(torch.int64), "does not fit the network: fc.weight is of torch.int64"),
+        (base_with(torch.bool), "does not fit the network: fc.weight is of torch.bool"),
+        (base_with(torch.complex64), "does not fit the network: fc.weight is of torch.complex64"),
     ],
-    ids=["code", "text", "list", "thin", "converted"],
+    ids=["code", "list", "thin", "converted", "int", "bool", "complex"],
 )
-def test_files_without_weights_are_refused_and_execute_no_code(content, message, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "weights.pt"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        torch.save(content, path)
+def test_files_without_weights_are_refused_and_execute_no_code(content, message):
+    torch.save(content, "weights.pt")
     with pytest.raises(ConversionError, match=message) as caught:
-        load_weights(Base(), path)
+        load_weights(Base(), "weights.pt")
     assert "\n" not in str(caught.value)
-    assert list(tmp_path.iterdir()) == [path]
+    assert [path.name for path in Path().iterdir()] == ["weights.pt"]
 
 
 # ---- records ---------------------------------------------------------------------------------------------------------
@@ -207,56 +190,55 @@ def test_a_recorded_conversion_gives_the_same_layers(settings):
     again = convert_again(tiny(), setting)
     assert shapes(again) == shapes(small)
     again.load_state_dict(small.state_dict())
-    images = torch.randn(2, 3, 12, 12)
-    assert torch.equal(again.eval()(images), small.eval()(images))
+    assert torch.equal(again.eval()(images()), small.eval()(images()))
     assert again.twice.compute == "features"
 
 
-@pytest.mark.parametrize("setting", [dict(type="rank", alpha=1.0), dict(type="lowrank", rank=40)])
-def test_a_conversion_of_no_layer_gives_the_network_itself(setting):
-    _, report = convert(tiny(), include=["thin"], **setting, return_report=True)
-    assert shapes(convert_again(tiny(), setting_of(report, setting["type"]))) == shapes(tiny())
+def test_a_conversion_of_no_layer_gives_the_network_itself():
+    _, report = convert(tiny(), "lowrank", rank=40, include=["thin"], return_report=True)
+    assert shapes(convert_again(tiny(), setting_of(report, "lowrank"))) == shapes(tiny())
     assert shapes(convert_again(tiny(), None)) == shapes(tiny())
 
 
-def test_a_file_alone_gives_the_network_back(tmp_path):
+def test_a_file_alone_gives_the_network_back():
     make = partial(load_network, NAME, num_classes=3)
     small, report = convert(make(), "lowrank", rank=3, return_report=True)
-    record = {"name": NAME, "in_channels": 3, "num_classes": 3, "image_size": 32}
-    record["conversion"] = setting_of(report, "lowrank")
-    torch.save({"model": small.state_dict(), "network": record}, tmp_path / "small.pt")
-    images = torch.randn(2, 3, 32, 32)
-    assert torch.equal(load_converted(tmp_path / "small.pt").eval()(images), small.eval()(images))
-    torch.save({"model": make().state_dict(), "network": record}, tmp_path / "wrong.pt")
+    record = RECORD | {"conversion": setting_of(report, "lowrank")}
+    torch.save({"model": small.state_dict(), "network": record}, "small.pt")
+    assert torch.equal(load_converted("small.pt").eval()(images(32)), small.eval()(images(32)))
+    torch.save({"model": make().state_dict(), "network": record}, "wrong.pt")
     with pytest.raises(ConversionError, match="wrong.pt does not fit the network"):
-        load_converted(tmp_path / "wrong.pt")
+        load_converted("wrong.pt")
 
 
-@pytest.mark.parametrize("name", ["{folder}/evil.py:Net", "torchvision:/evil.py:Net", "timm:hf-hub:user/net", 3])
-def test_a_record_executes_no_code(name, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "evil.py").write_text("from pathlib import Path\nPath('was_run').touch()")
-    name = name.format(folder=tmp_path) if isinstance(name, str) else name
-    record = {"name": name, "in_channels": 3, "num_classes": 3, "image_size": 32, "conversion": None}
-    torch.save({"model": {}, "network": record}, "evil.pt")
-    with pytest.raises(ConversionError, match="only networks of torchvision and timm"):
-        load_converted("evil.pt")
-    with pytest.raises(SystemExit):
-        main(["evil.pt", "--export", "evil.pt2"])
+OTHERS = "only networks of torchvision and timm"
+UNKNOWN = "does not say which network it is of"
+
+
+@pytest.mark.parametrize(
+    "content, words, message",
+    [
+        ({"network": RECORD | {"name": "{folder}/evil.py:Net"}}, "--export evil.pt2", OTHERS),
+        ({"network": RECORD | {"name": "torchvision:/evil.py:Net"}}, "--export evil.pt2", OTHERS),
+        ({"network": RECORD | {"name": "timm:hf-hub:user/net"}}, "--export evil.pt2", OTHERS),
+        ({"network": RECORD | {"name": 3}}, "--export evil.pt2", OTHERS),
+        ({"network": {"name": NAME, "conversion": None}}, "--export net.pt2", UNKNOWN),
+        ([1, 2], "--export net.pt2", UNKNOWN),
+        ({"network": RECORD}, "", "--export"),
+        ({"network": RECORD}, "--budget 0.5", "--budget"),
+    ],
+)
+def test_a_file_that_names_no_network_is_refused_and_executes_no_code(content, words, message, tmp_path, capsys):
+    Path("evil.py").write_text("from pathlib import Path\nPath('was_run').touch()")
+    if isinstance(content, dict):
+        content["network"]["name"] = str(content["network"]["name"]).format(folder=tmp_path)
+        content["model"] = {}
+    torch.save(content, "evil.pt")
+    with pytest.raises(SystemExit) as stopped:
+        main(["evil.pt", *words.split()])
     error = capsys.readouterr().err
-    assert "only networks of torchvision and timm" in error and error.count("\n") == 1
-    assert not (tmp_path / "was_run").exists()
-
-
-def test_a_file_without_a_record_is_refused(tmp_path, capsys):
-    for content in ({"model": tiny().state_dict()}, [1, 2]):
-        torch.save(content, tmp_path / "weights.pt")
-        with pytest.raises(ConversionError, match="does not say which network it is of"):
-            read_record(tmp_path / "weights.pt")
-    record = {"name": NAME, "conversion": None}
-    torch.save({"model": {}, "network": record}, tmp_path / "small.pt")
-    for words, message in (("", "--export"), ("--budget 0.5", "--budget")):
-        with pytest.raises(SystemExit) as stopped:
-            main([str(tmp_path / "small.pt"), *words.split()])
-        error = capsys.readouterr().err
-        assert stopped.value.code == 2 and error.count("\n") == 1 and message in error
+    assert stopped.value.code == 2 and error.count("\n") == 1 and message in error
+    if message in (OTHERS, UNKNOWN):
+        with pytest.raises(ConversionError, match=message):
+            load_converted("evil.pt")
+    assert not Path("was_run").exists()

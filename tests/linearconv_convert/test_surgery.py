@@ -46,7 +46,6 @@ REFUSED = {
     "scripted or traced": scripted,
     "has no nn.Conv2d$": lambda: nn.Sequential(nn.ReLU()),
     r"no nn.Conv2d: pass kinds=\('conv1d', 'linear'\)": lambda: nn.Sequential(nn.Linear(3, 4), nn.Conv1d(3, 4, 3)),
-    "no nn.Conv2d: its 1 LinearConv layers": lambda: nn.Sequential(LinearConv(8, 16, 3)),
     "wrapped in DataParallel": lambda: nn.DataParallel(nn.Conv2d(8, 16, 3)),
     "wrapped in OptimizedModule": lambda: torch.compile(nn.Sequential(nn.Conv2d(8, 16, 3))),
     "expected an nn.Module": lambda: "resnet18",
