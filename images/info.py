@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+USABLE_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+DECODERS = min(8, USABLE_CORES)  # threads, or processes, that decode images
+
 Split = tuple[Tensor, Tensor]  # images uint8 (N, C, H, W), labels int64 (N,)
 
 # Paths of images as one array of bytes, and labels int64 (N,). A million Python strings would need more memory, and

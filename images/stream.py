@@ -8,12 +8,10 @@ the image: the batches are the same for any number of workers, and in a resumed 
 """
 
 import atexit
-import os
 import signal
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,18 +19,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from images.info import DataError, decode, import_torchvision, one_line
+from images.info import DECODERS, DataError, decode, import_torchvision, one_line
 from images.loader import Loader
 
-MOST_WORKERS = 8  # default limit
 MAX_PIXELS = 2**27  # limit for a resized test image, 400 MB
 LEFT_TO_PARENT = (signal.SIGINT, signal.SIGTERM)  # which needs its workers until it has saved
-
-
-def default_workers() -> int:
-    """Return the number of cores that this process may use, at most `MOST_WORKERS`."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST_WORKERS, cores)
 
 
 class StreamLoader(Loader):
@@ -43,7 +34,7 @@ class StreamLoader(Loader):
         labels, mean, std, options: arguments of `Loader`.
         size: height and width of the images in a batch.
         random_crop: use `RandomResizedCrop(size)`; otherwise the center of each image.
-        workers: number of processes that decode; 0: this process decodes. Default: `default_workers()`
+        workers: number of processes that decode; 0: this process decodes. Default: `DECODERS`
 
     Raises:
         DataError: if torchvision cannot be imported.
@@ -62,7 +53,7 @@ class StreamLoader(Loader):
         **options: Any,
     ):
         super().__init__(labels, mean, std, **options)
-        self.workers = default_workers() if workers is None else workers
+        self.workers = DECODERS if workers is None else workers
         self.begun = False  # True once the workers run
         self.requests = []  # of the current pass: for each batch int64 (B, 3): index, flip and seed
         self.loader = DataLoader(
@@ -140,7 +131,7 @@ class _Decoded(Dataset):
 
     def __init__(self, paths, size, random_crop):
         v2 = import_torchvision("transforms.v2", "streaming images from disk", "--in-memory yes")
-        self.paths, self.random_crop, self.flip = paths, random_crop, v2.functional.horizontal_flip
+        self.paths, self.random_crop = paths, random_crop
         self.shorter_side = round(size * 256 / 224)  # of a test image before its center is cropped
         middle = v2.Compose([v2.Resize(self.shorter_side), v2.CenterCrop(size)])
         self.crop = v2.RandomResizedCrop(size) if random_crop else middle
@@ -157,12 +148,12 @@ class _Decoded(Dataset):
         """An image as uint8 (size, size, 3)."""
         if self.random_crop:
             torch.default_generator.manual_seed(seed)  # torchvision draws from this generator
-        return decode(self.paths[index], partial(self._augmented, flipped=flipped))
+        pixels = decode(self.paths[index], self._cropped)
+        return pixels[:, ::-1] if flipped else pixels
 
-    def _augmented(self, image, flipped):
+    def _cropped(self, image):
         pixels = self.shorter_side**2 * max(image.size) / min(image.size)
         if not self.random_crop and pixels > MAX_PIXELS:
             width, height = image.size
             raise ValueError(f"{width}x{height} pixels are too many once the shorter side is {self.shorter_side}")
-        image = self.crop(image)
-        return np.asarray(self.flip(image) if flipped else image)
+        return np.asarray(self.crop(image))

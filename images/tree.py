@@ -11,15 +11,16 @@ the aspect ratio changes). Regular files with an ending in `IMAGE_ENDINGS` are i
 import os
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.contrib.concurrent import thread_map
+from tqdm import tqdm
 
-from images.info import DataError, Listing, Split, decode, physical_memory
+from images.info import DECODERS, DataError, Listing, Split, decode, physical_memory
 
 # torchvision's IMG_EXTENSIONS, and further endings of image files that Pillow decodes without plugins
 IMAGE_ENDINGS = (
@@ -27,7 +28,6 @@ IMAGE_ENDINGS = (
     *(".jpe", ".jfif", ".gif", ".pbm", ".pnm", ".tga", ".jp2", ".avif"),
 )
 LAYOUT = "an imagefolder is train/<class>/* beside test/<class>/* (or val/<class>/*)"
-THREADS = min(8, os.cpu_count() or 1)  # decode in parallel, because Pillow releases the interpreter lock
 CHUNK = 64  # images that a thread reads at a time
 
 
@@ -81,8 +81,9 @@ def read_images(paths: np.ndarray, size: int) -> Tensor:
     """Return the images of a listing, uint8 (N, 3, size, size); a DataError names an image that cannot be decoded."""
     images = np.empty((len(paths), 3, size, size), np.uint8)
     chunks = range(0, len(paths), CHUNK)
-    bar = {"desc": "reading images", "unit": f"x{CHUNK} images", "disable": None}
-    thread_map(partial(_read_chunk, images, paths), chunks, max_workers=THREADS, **bar)
+    with ThreadPoolExecutor(DECODERS) as pool:  # in parallel, because Pillow releases the interpreter lock
+        done = pool.map(partial(_read_chunk, images, paths), chunks)
+        list(tqdm(done, "reading images", len(chunks), disable=None, unit="image", unit_scale=CHUNK))
     return torch.from_numpy(images)
 
 

@@ -169,14 +169,6 @@ def test_every_test_image_comes_once(size, batch_size, images):
     assert all(len(labels) for labels in seen)
 
 
-def test_shares_make_the_mean_over_processes_that_over_the_batch():
-    both = loaders(2, 5, 43, shuffle=True)
-    for batch, parts in enumerate(zip(*both, strict=True)):
-        sizes = [len(labels) for _, labels in parts]
-        shares = [loader.share(batch, size) for loader, size in zip(both, sizes, strict=True)]
-        assert shares == pytest.approx([2 * size / sum(sizes) for size in sizes])
-
-
 def test_a_pass_can_begin_at_any_batch():
     for skip in range(10):
         one, other = (loaders(1, 5, 43, shuffle=True, padding=1, flip=True, seed=7)[0] for _ in range(2))

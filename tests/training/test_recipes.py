@@ -9,19 +9,13 @@ import torch
 from linearconv import LinearConv
 from linearconv_lowrank import LinearConvLowRank
 from linearconv_variants import OneLineParser
-from tests.training.test_survival import assert_same_run
+from tests.training.test_survival import WHOLE
 from training import recipe
 from training.errors import UsageError
 from training.objective import loss_of
 from training.options import make_parser, parse_arguments
 from training.recipe import FAST, TUNE, Recipe, changed_settings, recipe_for
 from training.trainer import Trainer
-
-WHOLE = (  # everything that the paper's recipe has not
-    "--recipe fast --optimizer sgd --lr 0.01 --schedule cosine --warmup 1 --weight-decay 0.001 --decay filters "
-    "--bias-lr 8 --coefficient-lr 2 --label-smoothing 0.1 --flip alternating --average 1 --init spectral --stem dense "
-    "--dense-epochs 1"
-)
 
 
 def test_the_learning_rate_rises_and_falls_as_the_schedule_says():
@@ -111,25 +105,6 @@ def test_the_report_names_the_recipe_and_all_of_its_fields(run):
 
 
 # ---- resumed runs -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("stop_at", [3, 4, 6])  # steps: before, at and after the conversion that step 4 precedes
-def test_a_run_with_every_option_is_resumed_bit_for_bit(run, stop_at, monkeypatch):
-    options = f"-t rank --width 0.25 --epochs 3 --amp {WHOLE}"
-    steps, step = [], Trainer._train_step
-
-    def counting(trainer, *batch):
-        step(trainer, *batch)
-        steps.append(1)
-        if len(steps) == stop_at:
-            trainer.stop.asked = 15
-
-    monkeypatch.setattr(Trainer, "_train_step", counting)
-    with pytest.raises(SystemExit) as stop:
-        run("base", options)
-    assert stop.value.code == 143
-    monkeypatch.undo()
-    assert_same_run(run("base", f"{options} --resume"), run("base", options, "unbroken"))
 
 
 def test_a_run_is_resumed_with_its_own_recipe_only(run, refused):

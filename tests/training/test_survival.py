@@ -22,6 +22,11 @@ from training.checkpoints import read_log
 from training.trainer import Trainer
 
 SMALL = "--width 0.125 --epochs 3"
+WHOLE = (  # everything that the paper's recipe has not
+    "--recipe fast --optimizer sgd --lr 0.01 --schedule cosine --warmup 1 --weight-decay 0.001 --decay filters "
+    "--bias-lr 8 --coefficient-lr 2 --label-smoothing 0.1 --flip alternating --average 1 --init spectral --stem dense "
+    "--dense-epochs 1"
+)
 TIMES = {"seconds", "images_per_second", "command", "git_commit"}  # what a report may differ in
 
 
@@ -83,6 +88,7 @@ def ended(capsys, call, *arguments):
         ("base -t sparse -s 0.5 --pruning published", 7, signal.SIGTERM),
         ("allconv -t lowrank -r 2", 6, signal.SIGTERM),  # drops out at random
         ("base -t rank --milestones 1 2", 9, signal.SIGTERM),
+        *((f"base -t rank --amp {WHOLE}", step, signal.SIGTERM) for step in (3, 4, 6)),  # the conversion is before 5
     ],
 )
 def test_a_signal_ends_the_run_after_the_step_and_the_resumed_run_is_the_same(
