@@ -17,7 +17,7 @@ from linearconv_convert.surgery import ConversionError
 from tests.helpers.runs import exit_code, start
 from tests.training.test_survival import SMALL, at_step, ended
 from training import checkpoints, errors
-from training.checkpoints import BEST, LOG, open_folder, read_log, take_lock
+from training.checkpoints import BEST, LOG, open_folder, read_log
 from training.errors import StopSignals
 
 RUN = f"-t rank {SMALL}"
@@ -36,15 +36,6 @@ def test_a_folder_in_use_is_refused_and_free_again_when_its_run_has_ended(run, r
     assert (run("base", RUN) / "report.json").exists()
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-
-
-def test_a_killed_process_leaves_no_lock(tmp_path):
-    child = os.fork()
-    if child == 0:
-        with open_folder(tmp_path):
-            os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(child, 0)
-    take_lock(tmp_path / checkpoints.LOCK).close()
 
 
 @pytest.mark.slow
