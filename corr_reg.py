@@ -72,7 +72,7 @@ def _off_diagonal(filters):
     # The variance of a constant filter is rounding error: its elements differ from the mean by a few machine epsilons.
     square = variance + rows.shape[1] * shift.squeeze(1).abs().square()
     varies = variance > (4 * torch.finfo(rows.dtype).eps) ** 2 * square  # (P,)
-    deviation = torch.where(varies, variance, 1).sqrt()  # without a division by 0, of which the gradient would be nan
+    deviation = torch.where(varies, variance, 1).sqrt()  # no division by 0, whose gradient would be nan
     correlation = covariance / (deviation[:, None] * deviation)
     correlation = correlation / correlation.abs().clamp(min=1)
     is_pair = varies[:, None] & varies & ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)

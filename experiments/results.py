@@ -85,7 +85,7 @@ def every_run(folder: Path = RESULTS, pattern: str = "*") -> Iterator[dict]:
     """Yield the entries of all runs of all sweeps, with three additions.
 
     `file` is the result's name, and `method` is the text of :func:`method`. The report is completed: `recipe` defaults
-    to `"paper"`; for an imagefolder `dataset` is the folder's name, or what the file name says of an older run.
+    to `"paper"`; for an imagefolder, `dataset` is the folder's name or, for an older run, comes from the file name.
     """
     for path in sorted(folder.glob(f"{pattern}.json")):
         keys = read_json(path).keys()

@@ -4,7 +4,7 @@
     record["conversion"] = setting_of(report, "rank")               # None for a network that was not converted
     torch.save({"model": small.state_dict(), "network": record}, "small.pt")
 
-A record has plain values. Loading it executes no user code: its name must be that of a network in torchvision or timm.
+A record has plain values. Loading it executes no user code: the name must be a network of torchvision or timm.
 """
 
 import importlib

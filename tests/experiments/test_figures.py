@@ -164,8 +164,8 @@ def test_runs_compare_that_share_network_data_recipe_and_epochs(tmp_path):
     }
     methods = groups["Base", "cifar10", "paper", 20]
     assert {name: len(runs) for name, runs in methods.items()} == {"-Lr": 2}
-    told = describe(("Base", "cifar10", "paper", 20), map(len, methods.values()))
-    assert told == "Base, CIFAR-10, the paper's recipe, 20 epochs, 2 seeds"
+    text = describe(("Base", "cifar10", "paper", 20), map(len, methods.values()))
+    assert text == "Base, CIFAR-10, the paper's recipe, 20 epochs, 2 seeds"
 
 
 def test_the_data_set_of_an_imagefolder_is_the_one_that_the_run_or_else_its_file_names(tmp_path):

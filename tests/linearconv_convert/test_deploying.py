@@ -75,7 +75,7 @@ def test_low_rank_coefficients_are_two_convolutions_where_that_takes_fewer_multi
     assert shapes == {2: [(2, 16), (16, 2)], 7: [(7, 16), (16, 7)], 8: [(16, 16)]}
 
 
-def test_the_cheaper_form_is_chosen_whatever_the_layer_computes_itself():
+def test_the_cheaper_form_is_chosen_independently_of_how_the_layer_computes():
     for layer in (LinearConv(64, 64, 3), LinearConv(512, 512, 1), LinearConv(64, 64, 3, compute="filters")):
         assert type(deploy(layer)) is not nn.Conv2d
     for layer in (LinearConv(3, 64, 3), LinearConv(64, 64, 1), LinearConv(3, 64, 3, compute="features")):

@@ -134,9 +134,9 @@ def test_only_names_of_checkpoints_are_read_and_deleted(run, capsys):
 
 
 @pytest.mark.parametrize(
-    "change, told", [("rename", "class 0 blue there, azure here"), ("delete", "num_images (36, 12)")]
+    "change, message", [("rename", "class 0 blue there, azure here"), ("delete", "num_images (36, 12)")]
 )
-def test_a_run_is_resumed_with_its_own_data_only(run, refused, data, tmp_path, change, told):
+def test_a_run_is_resumed_with_its_own_data_only(run, refused, data, tmp_path, change, message):
     root = shutil.copytree(data, tmp_path / "data")
     options = f"{RUN} --dataset imagefolder --data-root {root} --batch-size 9"
     folder = run("base", options, dataset=False)
@@ -146,7 +146,7 @@ def test_a_run_is_resumed_with_its_own_data_only(run, refused, data, tmp_path, c
             (root / split / "blue").rename(root / split / "azure")
     else:
         (root / "train" / "red" / "0.png").unlink()
-    assert told in refused("base", f"{options} --resume", dataset=False)
+    assert message in refused("base", f"{options} --resume", dataset=False)
     assert "image_size 32 there, 16 here" in refused("base", f"{RUN} --image-size 16 --resume")
 
 

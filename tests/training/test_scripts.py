@@ -116,7 +116,7 @@ def test_count_only_takes_classes_channels_and_network(run, capsys):
 
 
 @pytest.mark.parametrize(
-    "options, told",
+    "options, message",
     (
         ("-t full", "--type"),
         ("-t rank -r nan", "(0, 1]"),
@@ -138,8 +138,8 @@ def test_count_only_takes_classes_channels_and_network(run, capsys):
         ("--in-memory no --dataset digits", "--dataset imagefolder"),
     ),
 )
-def test_wrong_options_are_refused(options, told, refused):
-    assert told in refused("base", options)
+def test_wrong_options_are_refused(options, message, refused):
+    assert message in refused("base", options)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
