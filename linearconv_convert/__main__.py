@@ -72,13 +72,13 @@ def _parser():
     add("--kinds", nargs="+", choices=KINDS, default=("conv2d",), help="layers to convert (default: conv2d)")
     add("--grow", action="store_true", help="also convert layers that would not get smaller")
     add("--calibration", type=Path, metavar="FILE", help="images to fit outputs on, written by torch.save")
-    add("--num-classes", type=positive_int, help="of the network (default: its own)")
-    add("--in-channels", type=positive_int, default=3, help="of an image (default: 3)")
+    add("--num-classes", type=positive_int, help="classes of the network (default: its own)")
+    add("--in-channels", type=positive_int, default=3, help="channels of an image (default: 3)")
     add("--image-size", type=positive_int, help="side of an image (default: 32 for FILE.py:NAME, else 224)")
-    output = "for the converted state_dict; its settings are written beside it (default: ckpt/<name>-<type>.pt)"
+    output = "file of the converted state_dict; its settings are written beside it (default: ckpt/<name>-<type>.pt)"
     add("--output", type=Path, metavar="FILE", help=output)
     add("--export", type=Path, metavar="FILE", help="also write the network to FILE.onnx or FILE.pt2")
-    forms = "of the exported file: as deployed, one convolution for each layer, or both files (default: deployed)"
+    forms = "the deployed network, one convolution for each layer, or both files (default: deployed)"
     add("--form", choices=(*FORMS, "both"), default="deployed", help=forms)
     add("--dynamic", action="store_true", help="leave height and width of the exported file's images open")
     return parser

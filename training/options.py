@@ -88,7 +88,7 @@ def make_parser(
     switch = argparse.BooleanOptionalAction
     add("--channels-last", action=switch, help="memory format of images and feature maps (default: on)")
     add("--amp", action=switch, help="bfloat16 autocast (default: on for CPUs that compute in bfloat16, elsewhere off)")
-    add("--sync-batch-norm", action="store_true", help="several processes on GPUs: BatchNorm over the batches of all")
+    add("--sync-batch-norm", action="store_true", help="on several GPUs: BatchNorm over the batches of all processes")
     add("--deterministic", action="store_true", help="deterministic operations only: exact resume on GPUs too (slower)")
     add("--compile", action=switch, help="torch.compile the network (default: off; slower on a CPU)")
 
@@ -97,7 +97,7 @@ def make_parser(
     add("--num-classes", type=positive_int, help="for --count-only; otherwise the data decides (default: 10)")
     add("--in-channels", type=positive_int, help="for --count-only; otherwise the data decides (default: 3)")
     add("--output", metavar="DIR", help="folder of report, log and checkpoints (default: ckpt/<script>/<run name>)")
-    resume = "resume from the newest undamaged checkpoint in the output folder; auto: if there is none, begin"
+    resume = "resume from the newest undamaged checkpoint in the output folder; auto: start anew if there is none"
     add("--resume", nargs="?", choices=("always", "auto"), const="always", default="never", help=resume)
     differing = f"with --resume, options that may differ from the checkpoint's: {', '.join(CHANGEABLE)}"
     add("--may-change", nargs="+", choices=CHANGEABLE, default=(), metavar="OPTION", help=differing)

@@ -57,19 +57,19 @@ class Recipe:
     milestones: tuple[int, ...] = option(
         (), positive_int, "epochs after which the rate drops to a tenth", nargs="*", metavar="EPOCH", may_change=True
     )
-    reg_weight: float = option(0.01, non_negative_float, "weight of the regularisers; 0: as '-L'", may_change=True)
+    reg_weight: float = option(0.01, non_negative_float, "weight of the regularisers; 0: none ('-L')", may_change=True)
     optimizer: str = option("adam", ("adam", "adamw", "sgd"), "sgd has Nesterov momentum 0.9")
     schedule: str = option("steps", ("steps", "linear", "cosine"), "steps: drops at milestones; the others end at zero")
     warmup: float = option(0.0, non_negative_float, "epochs in which the learning rate rises", metavar="EPOCHS")
     weight_decay: float = option(0.0, non_negative_float, "weight decay of matrices and filters; decoupled with adamw")
-    decay: str = option("parameters", ("parameters", "filters"), "what decays in LinearConv")  # filters: optimizers.py
-    label_smoothing: float = option(0.0, share, "share of the target that all classes have together")
+    decay: str = option("parameters", ("parameters", "filters"), "weights that decay")  # filters: optimizers.py
+    label_smoothing: float = option(0.0, share, "share of the target that is spread over all classes")
     flip: str = option(  # "alternating": Jordan, "94 % on CIFAR-10 in 3.29 seconds", 2024
         "random", ("random", "alternating"), "flips of training images: at random, or each image in every second epoch"
     )
     bias_lr: float = option(1.0, positive_float, "multiplies the learning rate of BatchNorm biases", metavar="FACTOR")
-    coefficient_lr: float = option(1.0, positive_float, "multiplies the rate of LinearConv's A", metavar="FACTOR")
-    average: float = option(0.0, non_negative_float, "epochs to average evaluated weights over", metavar="EPOCHS")
+    coefficient_lr: float = option(1.0, positive_float, "multiplies the learning rate of A", metavar="FACTOR")
+    average: float = option(0.0, non_negative_float, "epochs over which weights are averaged", metavar="EPOCHS")
     init: str = option("published", str, "initial weights of LinearConv layers")  # the networks have the choices
     stem: str = option("linearconv", ("linearconv", "dense"), "first layer: the variant, or always nn.Conv2d")
     dense_epochs: int = option(  # full-rank warm-up; Wang et al., "Pufferfish", MLSys 2021, arXiv 2103.03936

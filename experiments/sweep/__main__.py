@@ -54,9 +54,9 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
     add_options(parser, several=True, others=HELP)
     add("--datasets", choices=DATASETS, nargs="+", help="default: the script's choice")
     add("--network", nargs="+", help="networks of the script's family; default: the first")
-    varied = "an option of the script, without --, and its values (a list in quotes); may come several times"
+    varied = "an option of the script, without --, and its values (a list in quotes); may be repeated"
     add("--vary", action="append", nargs="+", default=[], metavar=("OPTION", "VALUE"), help=varied)
-    shown = f"of the table (default: {' '.join(USUAL_COLUMNS)})"
+    shown = f"columns of the table (default: {' '.join(USUAL_COLUMNS)})"
     add("--columns", choices=COLUMNS, nargs="+", default=USUAL_COLUMNS, help=shown)
     options, extra = parse_sweep(parser, argv)
     if not options.script.is_file():

@@ -23,16 +23,16 @@ def sweep_parser(name: str, description: str, needs_name: bool = True) -> OneLin
         allow_abbrev=False,  # --dataset is the script's option, not a part of --datasets
     )
     add = parser.add_argument
-    add("--name", required=needs_name, help="of the sweep: its folder in ckpt/ and its files in runs/")
-    add("--seeds", type=int, nargs="+")
-    add("--epochs", type=positive_int)
+    add("--name", required=needs_name, help="name of the sweep, of its folder in ckpt/ and of its files in runs/")
+    add("--seeds", type=int, nargs="+", help="default: 0")
+    add("--epochs", type=positive_int, help="default: those of the recipe")
     add("--note", help="description of the data, kept in the result")
     add("--jobs", type=positive_int, help=f"runs side by side (default: one per GPU, or per {CORES_PER_JOB} cores)")
     add("--shard", type=shard, default=(1, 1), metavar="I/N", help="run the I-th of N shares only")
     add("--dry-run", action="store_true", help="list the runs and their states")
     add("--table", action="store_true", help="run nothing: show the finished runs")
-    add("--ckpt", type=Path, default=ROOT / "ckpt", metavar="DIR", help="for the runs (default: ckpt)")
-    add("--results", type=Path, default=USERS, metavar="DIR", help="for the result (default: runs)")
+    add("--ckpt", type=Path, default=ROOT / "ckpt", metavar="DIR", help="folder of the runs (default: ckpt)")
+    add("--results", type=Path, default=USERS, metavar="DIR", help="folder of the result (default: runs)")
     return parser
 
 
