@@ -1,6 +1,6 @@
 """The recipe of a run, which defines the training options, and the comparison of settings with a checkpoint's.
 
-    clip: float = option(0.0, non_negative_float, "largest norm of a step's gradient; 0: no limit", metavar="NORM")
+    reg_weight: float = option(0.01, non_negative_float, "weight of the regularisers; 0: none ('-L')", may_change=True)
 
 A new option is one such line in `Recipe`. The parser, --help, the documentation of options, report.json, the comparison
 with a checkpoint and --may-change are derived from it.
