@@ -77,13 +77,13 @@ def captured(step: Callable[[], None]) -> Callable[[], None]:
     return graph.replay
 
 
-def benchmark(network: str, task: str, options: Namespace) -> list[dict]:
-    """Return one row for each contender of a network and task."""
+def benchmark(network: str, builds: dict[str, Callable[[], nn.Module]], task: str, options: Namespace) -> list[dict]:
+    """Return one row for each contender of a network and task; `builds` has their constructors."""
     gc.collect()  # frees the networks of the previous round
     steps = {}
-    for name, conv in CONTENDERS.items():
+    for name, build in builds.items():
         torch.manual_seed(0)
-        step = make_step(NETWORKS[network](conv=conv), task, options)
+        step = make_step(build(), task, options)
         steps[name] = captured(step) if options.graphs else step
     rows = []
     for name, measured in compare(steps, options.seconds, options.device).items():
@@ -103,7 +103,10 @@ def main() -> None:
     if options.graphs and options.device != "cuda":
         parser.error("--graphs needs --device cuda")
     tasks = options.tasks or list(TRAINING)[: 3 if options.device == "cuda" else 2]
-    rows = [row for each in itertools.product(options.networks, tasks) for row in benchmark(*each, options)]
+    rows = []
+    for network, task in itertools.product(options.networks, tasks):
+        builds = {name: partial(NETWORKS[network], conv=conv) for name, conv in CONTENDERS.items()}
+        rows += benchmark(network, builds, task, options)
     name = f"speed_{options.device}_{options.precision}{'_graphs' if options.graphs else ''}.json"
     add_sitting(options.output or ROOT / "results" / name, rows, options.device, memory_format="channels_last")
 

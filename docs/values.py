@@ -92,7 +92,7 @@ def speeds(name: str) -> dict[tuple[str, str, str], float]:
 
 def fast_rows() -> list[dict]:
     """Return the rows of Table 1 for Base with the short recipe."""
-    return compare(list(every_run(pattern="table1_base_fast")), ["Base"])
+    return compare(every_run(pattern="table1_base_fast"))
 
 
 def imagenet_rates() -> tuple[float, float, float]:

@@ -10,15 +10,14 @@
     python -m experiments.sweep ... --table --columns setting parameters accuracy against_dense best
     python -m experiments.sweep ... --batch-size 100      # an option of the script applies to every run; also after --
 
-Each run is a separate process in ckpt/<name>/<run>/, which contains its output as output.txt. When a run ends, its
-settings, report and log are added to runs/<name>.json. The same command again skips the runs in that file, even if
-ckpt/ is deleted, and resumes interrupted runs. Several sweeps may share a name, because each run is locked. When all
-runs are done, a table of runs/<name>.json is printed and written as .md and .csv, and runs/<name>.png is drawn.
+Each run is a separate process in ckpt/<name>/<run>/, with its output in output.txt. When a run ends, its settings,
+report and log are added to runs/<name>.json. The same command again skips the runs in that file, even if ckpt/ is
+deleted, and resumes interrupted runs. Several sweeps may share a name, because each run is locked. When all runs are
+done, a table of runs/<name>.json is printed and written as .md and .csv, and runs/<name>.png is drawn.
 
--s applies to sparse, -r to rank and lowrank. If both of these are given, rank uses the shares up to 1 and lowrank the
-numbers above 1. The default of -t is the types to which the values apply. A type without values uses the script's
-default. dense, the reference, has neither values nor alpha, and runs once for each combination of the varied options
-that change a dense network. The other methods (octave, basis, ghost, svd) have no values; basis has no alpha.
+-s applies to sparse, -r to rank and lowrank; if both are given, rank uses the shares up to 1 and lowrank the numbers
+above 1. The default of -t is the types to which the values apply. A type without values uses the script's default, and
+does not repeat for options that have no effect on it, as dense for --alpha or --vary reg-weight.
 """
 
 import sys

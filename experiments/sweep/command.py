@@ -57,13 +57,9 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def carry_out(every: Sequence[Run], options: Namespace, show: Callable[[Results], object], **kept: object) -> int:
-    """List, run or show the runs of a plan, depending on the options.
+    """List, run or show the runs of a plan; return the exit code.
 
-    Args:
-        every: all runs of the plan.
-        options: the options of :func:`sweep_parser`.
-        show: called with the results when all runs are done, or for --table.
-        kept: further entries of the result file.
+    When all runs are done, and for --table, `show` is called with the results. `kept` are more entries of their file.
     """
     results = Results(options.results / f"{options.name}.json", every, **kept)
     states = {run.name: "done" if results.holds(run) else run.state() for run in every}
@@ -78,12 +74,11 @@ def carry_out(every: Sequence[Run], options: Namespace, show: Callable[[Results]
     if not options.table:
         if code := Runner(runs, results, options.jobs).go():
             return code
-        results.add([run for run in every if run.state() == "done"], options.note)  # shards that have just ended
+        results.add([run for run in every if run.state() == "done"])  # shards that have just ended
     missing = sum(not results.holds(run) for run in every)
     if missing and not options.table:
         print(f"{missing} runs of other shards are not done: the last shard to end makes the table")
-        return 0
-    if missing:
+    else:
         print(f"from {len(every) - missing} of {len(every)} runs:")
-    show(results)
+        show(results)
     return 0

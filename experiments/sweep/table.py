@@ -56,7 +56,7 @@ def summarise(runs: Iterable[dict]) -> list[dict]:
     rows, dense = [], {}
     for (conditions, setting, method), seeds in groups.items():
         network, dataset, recipe, epochs = conditions
-        row = {"conditions": conditions, "dataset": dataset, "network": network, "recipe": recipe, "epochs": epochs}
+        row = {"dataset": dataset, "network": network, "recipe": recipe, "epochs": epochs, "conditions": conditions}
         row |= {"setting": setting, "method": method} | _over_seeds(list(seeds.values()))
         rows.append(row)
         if row["type"] == "dense":
@@ -72,7 +72,8 @@ def _over_seeds(runs):
     """Return the values of one setting over its runs, which differ only by seed."""
     report, logs = runs[0]["report"], [run["log"][-10:] for run in runs]
     row = {key: round(mean_over_seeds(runs, key)[0]) for key in COUNTS}
-    row |= {"type": report["type"], "varied": runs[0].get("varied", ""), "seeds": len(runs)}
+    row |= {"type": report["type"], "num_classes": report.get("num_classes")}
+    row |= {"varied": runs[0].get("varied", ""), "seeds": len(runs)}
     row |= {"accuracy": mean_over_seeds(runs), "best": mean_over_seeds(runs, "best_test_accuracy")}
     row["best_epochs"] = sorted({run["report"]["best_epoch"] for run in runs})
     row["last_ten"] = row["correlation"] = None

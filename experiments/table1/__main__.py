@@ -135,7 +135,7 @@ def setting(name: str, row: str, dataset: str, num_classes: int = 10) -> str:
 
 
 def compare(
-    runs: Sequence[dict], names: Iterable[str] = tuple(paper.NETWORKS), rows: Iterable[str] = tuple(ROWS)
+    runs: Iterable[dict], names: Sequence[str] = tuple(paper.NETWORKS), rows: Sequence[str] = tuple(ROWS)
 ) -> list[dict]:
     """Return the measured rows of the table, by data set, network and row.
 
@@ -143,16 +143,16 @@ def compare(
         The rows of :func:`experiments.sweep.table.summarise` with the values of `COLUMNS`, None for values that the
         paper lacks.
     """
-    classes = {run["report"]["dataset"]: run["report"]["num_classes"] for run in runs}
-    measured = {}
+    measured = {}  # by conditions and setting
     for row in summarise(runs):
-        measured.setdefault((row["dataset"], row["network"]), {})[row["setting"]] = row
+        measured.setdefault(row["conditions"], {})[row["setting"]] = row
+    networks = {paper.NETWORKS[name].__name__: name for name in names}
     found = []
-    for dataset, name in product(dict.fromkeys(dataset for dataset, _ in measured), names):
-        settings = measured.get((dataset, paper.NETWORKS[name].__name__), {})
+    for (network, dataset, *_), settings in measured.items():
+        name, num_classes = networks.get(network), next(iter(settings.values()))["num_classes"]
         printed = paper.accuracies(name, dataset)
-        for row in rows if settings else ():
-            ours = settings.get(setting(name, row, dataset, classes[dataset]))
+        for row in rows if name else ():
+            ours = settings.get(setting(name, row, dataset, num_classes))
             theirs = printed.get("Conv" if row == "dense" else f"-{row}")
             if not ours:
                 continue
@@ -170,13 +170,13 @@ def show(options: Namespace) -> None:
     runs = list(every_run(options.results, options.name))
     if options.datasets:
         runs = [run for run in runs if run["report"]["dataset"] in options.datasets]
-    if not runs:
-        raise UsageError(f"{options.name} has no run of these in {options.results} yet: --train makes them")
     groups, lines = {}, []
-    for run in runs:
-        groups.setdefault((run["report"]["recipe"], run["report"]["epochs"]), []).append(run)
-    for (recipe, epochs), same in groups.items():
-        lines += [*table(compare(same, options.networks, options.rows), COLUMNS), ""]
+    for row in compare(runs, options.networks, options.rows):
+        groups.setdefault((row["recipe"], row["epochs"]), []).append(row)
+    if not groups:
+        raise UsageError(f"{options.name} has no run of these in {options.results} yet: --train makes them")
+    for (recipe, epochs), rows in groups.items():
+        lines += [*table(rows, COLUMNS), ""]
         lines.append(f"Ours: {recipe} recipe, after {epochs} epochs; ± is the sample standard deviation over seeds.")
     print("\n".join(lines))
     if options.train:

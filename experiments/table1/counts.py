@@ -22,7 +22,6 @@ from training import counting
 
 IMAGE = (3, 32, 32)
 RANK10 = partial(LinearConvLowRank, rank=10)
-VARIANTS = {"": nn.Conv2d, "-Lr": LinearConv, "-LRr": RANK10}
 FIGURES = {"parameters": ("parameters", 1e6, ".2f"), "flops": ("flops_paper", 1e9, ".3f")}  # key, unit, paper's digits
 Reasons = dict[tuple[str, str], tuple[str, Callable[[], nn.Module] | None]]
 
@@ -79,20 +78,17 @@ def markdown(rows: list[dict]) -> list[str]:
 # ---- Table 1, with networks that have the five figures that differ --------------------------------------------------
 
 
-def allconv_with_padded_conv8(conv: type[nn.Module]) -> nn.Module:
-    """Return AllConv with its 1x1 convolution conv8 padded by 1, a default of the published layer."""
+def _padded_conv8(conv):
     model = AllConv(conv=conv)
     model.conv8 = conv(model.conv8.in_channels, model.conv8.out_channels, 1, padding=1)
     return model
 
 
-def resnet_with_biases() -> nn.Module:
-    """Return ResNet-18 with a bias in every convolution."""
-    return ResNet18(conv=lambda *args, **kwargs: LinearConv(*args, **(kwargs | {"bias": True})))
+def _conv_with_bias(*args, **kwargs):
+    return LinearConv(*args, **(kwargs | {"bias": True}))
 
 
-def resnext_with_linearconv_stem() -> nn.Module:
-    """Return ResNeXt-29 with a LinearConv layer as its 1x1 stem."""
+def _linearconv_stem():
     model = ResNeXt29_2x64d(conv=LinearConv)
     model.conv1 = LinearConv(model.conv1.in_channels, model.conv1.out_channels, 1, bias=False)
     return model
@@ -102,10 +98,10 @@ PADDED = "printed figure has the 1x1 conv8 padded by 1, a default of the publish
 BIASES = "printed figure counts biases, which the published network does not have"
 STEM = "printed figure has a LinearConv stem; the published stem is a plain convolution"
 REASONS = {
-    ("AllConv-Lr", "flops"): (PADDED, partial(allconv_with_padded_conv8, LinearConv)),
-    ("AllConv-LRr", "flops"): (PADDED, partial(allconv_with_padded_conv8, RANK10)),
-    ("ResNet-18-Lr", "flops"): (BIASES, resnet_with_biases),
-    ("ResNeXt-29-Lr", "parameters"): (STEM, resnext_with_linearconv_stem),
+    ("AllConv-Lr", "flops"): (PADDED, partial(_padded_conv8, LinearConv)),
+    ("AllConv-LRr", "flops"): (PADDED, partial(_padded_conv8, RANK10)),
+    ("ResNet-18-Lr", "flops"): (BIASES, partial(ResNet18, _conv_with_bias)),
+    ("ResNeXt-29-Lr", "parameters"): (STEM, _linearconv_stem),
     ("MobileNetV2-LRr", "flops"): ("printed figure is cut off after three decimals, not rounded", None),
 }
 
@@ -114,6 +110,6 @@ def count_rows() -> list[dict]:
     """Return the rows of Table 1, see :func:`counted_row`."""
     rows = []
     for network, build in NETWORKS.items():
-        for suffix, conv in VARIANTS.items():
-            rows.append(counted_row(network + suffix, build(conv=conv), PRINTED[network + suffix], REASONS))
+        for suffix, conv in (("", nn.Conv2d), ("-Lr", LinearConv), ("-LRr", RANK10)):
+            rows.append(counted_row(network + suffix, build(conv), PRINTED[network + suffix], REASONS))
     return rows

@@ -7,18 +7,14 @@ Counts and speeds are written to runs/table2.json; accuracies come from the swee
 models/vgg_xcnn.py and models/squeezenet_xcnn.py train the rows; -t octave, basis, ghost and svd are the other methods.
 """
 
-import gc
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
 
-import torch
-
-from benchmarks import contenders
-from benchmarks.measuring import command_line, compare
-from benchmarks.speed import make_step
+from benchmarks.measuring import command_line
+from benchmarks.speed import benchmark
 from experiments.markdown import markdown_table
 from experiments.results import RESULTS, USERS, describe, every_run, read_json
 from experiments.sweep.table import summarise
@@ -30,7 +26,7 @@ from training.errors import EXPECTED, report_failure
 from training.report import origin
 
 RESULT = RESULTS / "table2.json"
-TASKS = {task: contenders.TASKS[task] for task in ("train 50", "infer 50", "infer 1")}  # images per step
+TASKS = ("train 50", "infer 50", "infer 1")
 REMARKS = (
     "The paper's accuracies of the plain networks, and the differences to them of the others; * as reported by the "
     "method's authors. In its ImageNet column SqueezeNet's 71.4 cannot be top-1 accuracy on all of ImageNet, where "
@@ -66,22 +62,15 @@ def measure_speed(seconds: float, device: str) -> dict[str, object]:
     """Measure all rows; the rows of one network are measured in turns, and compared with its plain network.
 
     Returns:
-        `origin`, `precision`, and `rows` with `network` (the row's name), `task`, `images_per_second` and what
-        :func:`benchmarks.measuring.compare` returns: `milliseconds`, `ratio` and so on.
+        `origin`, `precision`, and the `rows` of :func:`benchmarks.speed.benchmark`, whose `network` is the row's name.
     """
-    options = Namespace(device=device, precision="float32")
+    options = Namespace(device=device, precision="float32", graphs=False, seconds=seconds)
     rows = []
-    for network, (task, images) in product(dict.fromkeys(row.network for row in table()), TASKS.items()):
-        gc.collect()  # free the previous networks
-        steps, names = {}, {}
-        for row in table():
-            if row.network is network:
-                key = "dense" if row.method == "Conv" else row.name  # the reference of `compare`
-                torch.manual_seed(0)
-                steps[key], names[key] = make_step(row.build(), task, options), row.name
-        for key, compared in compare(steps, seconds, device).items():
-            speed = 1e3 * images / compared["milliseconds"]
-            rows.append({"network": names[key], "task": task, **compared, "images_per_second": speed})
+    for network, task in product(dict.fromkeys(row.network for row in table()), TASKS):
+        same = {"dense" if row.method == "Conv" else row.name: row for row in table() if row.network is network}
+        builds = {name: row.build for name, row in same.items()}
+        for measured in benchmark(network.__name__, builds, task, options):
+            rows.append(measured | {"network": same[measured["contender"]].name})
     made_by = origin(device)
     return {"origin": made_by, "precision": options.precision, "memory_format": "channels_last", "rows": rows}
 

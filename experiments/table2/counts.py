@@ -70,8 +70,7 @@ def table() -> tuple[Row, ...]:
 # ---- the two figures that differ: changes that give the printed figures ---------------------------------------------
 
 
-def basis_without_bias() -> nn.Module:
-    """Return VGG11-Basis without a bias of the shared filters."""
+def _basis_without_bias():
     model = Baseline("basis").build(VGG11)
     for layer in model.modules():
         if isinstance(layer, BasisConv):
@@ -79,8 +78,8 @@ def basis_without_bias() -> nn.Module:
     return model
 
 
-def choices_of_squeezenet() -> str:
-    """Return the reason for SqueezeNet-LRr: the choices of 3x3 convolutions, at rank 10, that have both figures."""
+def _choices_of_squeezenet():
+    """Return which choices of 3x3 convolutions, at rank 10, have both printed figures of SqueezeNet-LRr."""
     dense, savings = SqueezeNet(), []
     plain = count(dense)
     for name, layer in dense.named_modules():
@@ -100,9 +99,7 @@ def choices_of_squeezenet() -> str:
 
 def count_rows() -> list[dict]:
     """Return the counts of each row, see :func:`experiments.table1.counts.counted_row`."""
-    without_bias = "printed figure leaves out the bias of the shared filters", basis_without_bias
-    reasons = {
-        ("VGG11-Basis", "flops"): without_bias,
-        ("SqueezeNet-LRr", "parameters"): (choices_of_squeezenet(), None),
-    }
+    bias = "printed figure leaves out the bias of the shared filters"
+    reasons = {("VGG11-Basis", "flops"): (bias, _basis_without_bias)}
+    reasons["SqueezeNet-LRr", "parameters"] = _choices_of_squeezenet(), None
     return [counted_row(row.name, row.build(), row.printed, reasons) for row in table()]
