@@ -38,13 +38,13 @@ for option, type, default in (("-t", str, None), ("-r", float, 2), ("--seed", in
                               ("--output", Path, None), ("--resume", str, None)):
     parser.add_argument(option, type=type, default=default)
 options = parser.parse_args()
-folder, log = options.output, options.output / "log.jsonl"
+folder = options.output
+epoch = len(list(folder.glob("checkpoint-*.pt")))
 
 def note(event):
     with open(folder.parent / "events.txt", "a") as file:
         file.write(f"{event} {folder.name} {os.getpid()} {os.environ['OMP_NUM_THREADS']}\\n")
 
-epoch = len(list(folder.glob("checkpoint-*.pt")))
 if options.resume != "auto" or (folder / "report.json").exists():
     sys.exit("the folder holds a run already")
 note("resume" if epoch else "fresh")
@@ -54,7 +54,7 @@ if options.seed == 13:
 try:
     for epoch in range(epoch + 1, options.epochs + 1):
         time.sleep(float(os.environ["NAP"]))
-        with open(log, "a") as file:
+        with open(folder / "log.jsonl", "a") as file:
             file.write(json.dumps({"epoch": epoch, "test_accuracy": 80 + epoch}) + "\\n")
         (folder / f"checkpoint-{epoch:04d}.pt").touch()
         note(f"epoch{epoch}")
@@ -226,11 +226,9 @@ def test_shards_partition_the_runs_and_the_last_makes_the_table(folder, capfd):
 
 def test_jobs_run_side_by_side_and_share_cores_and_gpus(folder, monkeypatch):
     monkeypatch.setattr(sweep_runner.torch.cuda, "device_count", lambda: 3)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
-    assert sweep_runner.gpus_for("cuda") == ["4", "6", "7"]
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert sweep_runner.gpus_for("cuda") == ["0", "1", "2"]
-    assert sweep_runner.gpus_for("cuda:1") == sweep_runner.gpus_for("cpu") == []
+    for visible, expected in (("4,6,7", ["4", "6", "7"]), ("", ["0", "1", "2"])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert sweep_runner.gpus_for("cuda") == expected and sweep_runner.gpus_for("cuda:1") == []
 
     given = "OMP_NUM_THREADS'] + 'x' + os.environ['CUDA_VISIBLE_DEVICES"
     folder.script.write_text(STAND_IN.replace("OMP_NUM_THREADS", given))
@@ -239,9 +237,8 @@ def test_jobs_run_side_by_side_and_share_cores_and_gpus(folder, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
     monkeypatch.setattr(sweep_runner, "gpus_for", lambda device: ["4", "6"])
     assert folder.run("--seeds 0 1") == 0
-    events = folder.events()
-    assert [event[0] for event in events[:2]] == ["fresh"] * 2
-    assert {given for *_, given in events} == {"4x4", "4x6"}
+    assert [event for event, *_ in folder.events()[:2]] == ["fresh"] * 2
+    assert {given for *_, given in folder.events()} == {"4x4", "4x6"}
 
 
 def test_a_failing_run_is_reported_and_the_others_go_on(folder, capfd):
@@ -257,15 +254,11 @@ def test_a_failing_run_is_reported_and_the_others_go_on(folder, capfd):
 
 def test_a_dry_run_lists_states_and_runs_nothing(folder, capfd):
     assert folder.run("--seeds 0") == 0
-    (folder.runs / "nap-rank1-default-seed1").mkdir()
-    lock = take_lock(folder.runs / "nap-rank1-default-seed2.lock")
     before = folder.events()
-    capfd.readouterr()
-    assert folder.run("--seeds 0 1 2 --dry-run") == 0
-    lines = capfd.readouterr().out.splitlines()
-    assert [re.match("done|to do|running", line)[0] for line in lines] == ["done", "to do", "running"]
-    assert folder.events() == before
-    lock.close()
+    with take_lock(folder.runs / "nap-rank1-default-seed2.lock"):
+        assert folder.run("--seeds 0 1 2 --dry-run") == 0
+    states = [line.partition("  ")[0] for line in capfd.readouterr().out.splitlines()[-3:]]
+    assert states == ["done", "to do", "running"] and folder.events() == before
 
 
 # ---- which runs -----------------------------------------------------------------------------------------------------
@@ -284,11 +277,9 @@ def test_a_dry_run_lists_states_and_runs_nothing(folder, capfd):
 )
 def test_values_go_with_the_types_they_belong_to(folder, values, settings):
     runs = folder.plan(f"{values} --seeds 3 4 --datasets digits mnist")
-    assert len(runs) == len({run.name for run in runs}) == 4 * len(settings)
-    for dataset in ("digits", "mnist"):
-        for seed in ("3", "4"):
-            tail = f"--dataset {dataset} --seed {seed}"
-            assert [run.setting for run in runs if run.command.endswith(tail)] == settings
+    expected = {(setting, dataset, seed) for setting in settings for dataset in ("digits", "mnist") for seed in (3, 4)}
+    assert {(run.setting, run.dataset, run.settings["seed"]) for run in runs} == expected
+    assert len(runs) == len({run.name for run in runs}) == len(expected)
 
 
 def test_any_option_can_be_varied_and_stands_in_name_setting_and_command(folder):
@@ -378,9 +369,7 @@ def test_an_older_result_counts_with_the_defaults_of_missing_options_or_not_with
     path = folder.results / "nap.json"
     record = json.loads(path.read_text())
     first, second = record["runs"]
-    for option in ("reg_weight", "image_size", "pruning"):
-        del first["settings"][option]
-    del second["settings"]
+    del first["settings"]["pruning"], second["settings"]
     path.write_text(json.dumps(record))
     shutil.rmtree(folder.path / "ckpt")
     line = refusal(folder.run, "--seeds 0 1 -- --pruning published", capsys)
