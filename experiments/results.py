@@ -103,8 +103,7 @@ def every_run(folder: Path = RESULTS, pattern: str = "*") -> Iterator[dict]:
 def method(run: dict) -> str:
     """Return the name of a run's setting: `Conv`, `-L`, `-Lr`, `-LRr` as in the paper; other settings by their values.
 
-    Other names are, for example, `Conv, width 0.75`, `rank 0.5 P`, `rank 4`, `sparse 0.25`, `-Lr, alpha 0.25`, and
-    `-Lr, regulariser 0.1` or `-Lr, --no-amp` if the sweep has varied more than the variant.
+    For example, `Conv, width 0.75`, `rank 0.5 P`, `rank 4`, `sparse 0.25`, `-Lr, alpha 0.25` or `-Lr, --no-amp`.
     """
     report, setting = run["report"], run["setting"]
     kind, rank, weight = report["type"], report["rank"], report["reg_weight"]
@@ -127,10 +126,7 @@ def method(run: dict) -> str:
 
 
 def comparable(runs: Iterable[dict]) -> dict[tuple, dict[str, list[dict]]]:
-    """Group the runs of :func:`every_run` that compare, by the values of `CONDITIONS` and by method.
-
-    A method has one run per seed: its second run with the same seed, from another file, is dropped.
-    """
+    """Group the runs of :func:`every_run` that compare, by the values of `CONDITIONS` and by method, one per seed."""
     groups = {}
     for run in runs:
         methods = groups.setdefault(tuple(run["report"][key] for key in CONDITIONS), {})
@@ -141,11 +137,9 @@ def comparable(runs: Iterable[dict]) -> dict[tuple, dict[str, list[dict]]]:
 
 
 def describe(conditions: tuple, seeds: Iterable[int]) -> str:
-    """Return the description of a group, `Base, CIFAR-10, the paper's recipe, 250 epochs, 1 seed`.
+    """Return the description of a group from its conditions, and the number of seeds of each setting.
 
-    Args:
-        conditions: the values of `CONDITIONS`.
-        seeds: the number of seeds of each setting.
+    For example, `Base, CIFAR-10, the paper's recipe, 250 epochs, 1 seed`.
     """
     network, dataset, recipe, epochs = conditions
     numbers = sorted(set(seeds))

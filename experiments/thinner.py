@@ -12,6 +12,7 @@ import inspect
 import math
 import sys
 from argparse import RawDescriptionHelpFormatter
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count as count_from
@@ -27,6 +28,7 @@ from training.options import make_parser, parse_arguments
 from training.recipe import Recipe
 
 STEP = 2.0**-24  # widths closer than this build the same network
+MAX_WIDTH = 16
 TOLERANCE = 0.01  # share of the target by which the count may exceed it
 SIDE = 32  # side of the images in pixels
 Count = Callable[[nn.Module], int]
@@ -53,18 +55,13 @@ def width_for(network: Callable[..., nn.Module], target: int, count: Count = cou
             model = network(width=width, **shape)
         return count(model)
 
-    low, high = 0.0, 1.0
-    if at(low) > target:
-        raise UsageError(f"with one channel a layer the network counts {at(low):,} already, more than {target:,}")
-    while at(high) <= target:
-        low, high = high, 2 * high
-    while high - low > STEP:
-        middle = (low + high) / 2
-        low, high = (middle, high) if at(middle) <= target else (low, middle)
-    below, above = at(low), at(high)
-    width, counted, towards = low, below, math.floor
+    steps = bisect_right(range(round(MAX_WIDTH / STEP)), target, key=lambda steps: at(steps * STEP))
+    if steps == 0:
+        raise UsageError(f"with one channel a layer the network counts {at(0.0):,} already, more than {target:,}")
+    below, above = at((steps - 1) * STEP), at(steps * STEP)
+    width, counted, towards = (steps - 1) * STEP, below, math.floor
     if above - target < target - below and above <= (1 + TOLERANCE) * target:
-        width, counted, towards = high, above, math.ceil
+        width, counted, towards = steps * STEP, above, math.ceil
     for digits in count_from(1):
         rounded = towards(width * 10**digits) / 10**digits
         if rounded > 0 and at(rounded) == counted:

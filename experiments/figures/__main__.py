@@ -2,7 +2,7 @@
 
     python -m experiments.figures                              # all of them, to results/figures/ as .svg and .png
     python -m experiments.figures table1 training_curves       # some
-    python -m experiments.figures accuracy_parameters --results base_cifar10
+    python -m experiments.figures accuracy_parameters --results base_cifar10     # default: Base and VGG11
     python -m experiments.figures --results-folder DIR         # from other results, to DIR/figures/
 
 A figure without results is skipped, and a line names the missing results. matplotlib is required (pip install

@@ -1,7 +1,5 @@
 """The figure of the ablations: accuracy over the share of primary filters, rank, regulariser and sparsity.
 
-    python -m experiments.figures ablations      # from results/ablation_{alpha,rank,reg,sparsity}.json
-
 Each measured ablation has a panel with its values side by side. The dashed line is the dense network under the same
 conditions.
 """

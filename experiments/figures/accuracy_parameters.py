@@ -1,8 +1,5 @@
 """The figure of accuracy against parameters: every method of a sweep, and the line of thinner dense networks.
 
-    python -m experiments.figures accuracy_parameters                          # Base and VGG11
-    python -m experiments.figures accuracy_parameters --results base_cifar10
-
 Dots are means over seeds, and bars are standard deviations. Pruned parameters do not count. The plot of a sweep has
 further columns: FLOPs by the paper's convention, and multiply-adds at inference.
 """

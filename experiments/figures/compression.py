@@ -1,7 +1,4 @@
-"""The figure of a compression study: accuracy lost against dense over the size, at once and after training.
-
-python -m experiments.figures compression --results compression_base
-"""
+"""The figure of a compression study: accuracy lost against dense over the size, at once and after training."""
 
 import statistics
 from pathlib import Path

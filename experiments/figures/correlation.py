@@ -1,8 +1,4 @@
-"""The figure of filter correlation: a column per run (Conv, -L, -Lr), a row per layer, the primary filters first.
-
-python -m experiments.correlation --runs dense=FOLDER L=FOLDER Lr=FOLDER      # measures it, from checkpoints
-python -m experiments.figures correlation
-"""
+"""The figure of filter correlation: a column per run (Conv, -L, -Lr), a row per layer, the primary filters first."""
 
 from pathlib import Path
 

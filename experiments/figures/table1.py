@@ -1,7 +1,5 @@
 """The figure of Table 1: accuracy, parameters and FLOPs of Conv, -L, -Lr and -LRr, a row per network.
 
-    python -m experiments.figures table1
-
 Each network shows its longest runs with the same data, recipe and epochs. The paper's accuracies (hollow dots) are
 beside runs with the paper's recipe only: they do not compare with short trainings. -L has the counts of -Lr.
 """

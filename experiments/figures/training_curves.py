@@ -1,7 +1,5 @@
 """The figure of the long trainings: test accuracy by epoch with the paper's recipe, and its difference to dense.
 
-    python -m experiments.figures training_curves
-
 Thin lines are single epochs, and thick lines the mean of the last ten. A dashed line is the dense network's final mean.
 """
 

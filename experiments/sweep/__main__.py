@@ -16,8 +16,8 @@ deleted, and resumes interrupted runs. Several sweeps may share a name, because 
 done, a table of runs/<name>.json is printed and written as .md and .csv, and runs/<name>.png is drawn.
 
 -s applies to sparse, -r to rank and lowrank; if both are given, rank uses the shares up to 1 and lowrank the numbers
-above 1. The default of -t is the types to which the values apply. A type without values uses the script's default, and
-does not repeat for options that have no effect on it, as dense for --alpha or --vary reg-weight.
+above 1. A type without values uses the script's default, and does not repeat for options that have no effect on it, as
+dense for --alpha or --vary reg-weight.
 """
 
 import sys

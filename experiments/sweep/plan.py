@@ -143,11 +143,7 @@ def _varied(given: Sequence[Sequence[str]], variant: Sequence[str]) -> list[list
 def _variants(options: Namespace) -> list[list[str]]:
     """Return -t with -r or -s, for every type and every value that applies to the type."""
     given = {"rank": ("-r", options.rank or []), "sparsity": ("-s", options.sparsity or [])}
-    types = options.type
-    if not types:
-        is_number = {rank > 1 for rank in options.rank or []}
-        applying = {"rank": False in is_number, "lowrank": True in is_number, "sparse": options.sparsity}
-        types = [type for type, applies in applying.items() if applies] or ["rank"]
+    types = options.type or ["rank"]
     settings = {type: VARIANTS[type].setting if type in VARIANTS else None for type in types}
     for setting, (option, values) in given.items():
         if values and setting not in settings.values():

@@ -1,7 +1,5 @@
 """The table of a sweep: accuracy, parameters and FLOPs, over seeds.
 
-    python -m experiments.sweep ... --table
-
 The accuracy is measured after the last epoch; the best epoch would be chosen on the test images. Mean and sample
 standard deviation (divided by n - 1) are over the seeds of a setting.
 """
@@ -92,11 +90,9 @@ def markdown(runs: Iterable[dict], columns: Sequence[str] = USUAL_COLUMNS) -> li
 
 
 def table(rows: Sequence[dict], columns: dict[str, str]) -> list[str]:
-    """Return the lines of a table of rows.
+    """Return the lines of a table of rows; `columns` are their titles, text columns first.
 
-    Args:
-        rows: values by column: None, a text, an integer, a difference (float), or a mean with its deviation.
-        columns: titles by column, text columns first.
+    A value is None, a text, an integer, a difference (float), or a mean with its deviation.
     """
     cells = [[_cell(row, key) for key in columns] for row in rows]
     return markdown_table(list(columns.values()), cells, left=sum(key in LEFT_ALIGNED for key in columns))

@@ -7,9 +7,9 @@
     python -m experiments.table1 --train ... --dry-run                # lists the runs and their states
     python -m experiments.table1 --table --name table1                # accuracies of finished runs, next to the paper's
 
-Training is a sweep over several scripts: the same command resumes it, and all runs are written to runs/<name>.json.
-Other options, and options after `--`, apply to every run. Rows: dense; L, which is Lr without the regulariser; Lr; LRr;
-half-rank; sparse; and the dense network with the parameters or the multiply-adds of Lr (see thinner.py).
+Training is a sweep over several scripts (see experiments.sweep). Other options, and options after `--`, apply to every
+run. Rows: dense; L, which is Lr without the regulariser; Lr; LRr; half-rank; sparse; and the dense network with the
+parameters or the multiply-adds of Lr (see thinner.py).
 """
 
 import sys
@@ -115,13 +115,10 @@ def plan(options: Namespace, extra: Sequence[str]) -> list[Run]:
 
 @cache
 def setting(name: str, row: str, dataset: str, num_classes: int = 10) -> str:
-    """Return the options with which a script trains a row of the table.
+    """Return the options with which a script trains a row of a network.
 
-    Args:
-        name: name of the network, from `NETWORKS`.
-        row: name of the row, from `ROWS`.
-        dataset: data set, which decides the input channels and classes of a thinner network.
-        num_classes: classes of a data set that `dataloaders` does not know by name; its images have three channels.
+    The data set decides input channels and classes of a thinner network; for a data set that `dataloaders` does not
+    know by name these are 3 and `num_classes`.
     """
     if "{}" not in ROWS[row]:
         return ROWS[row]
@@ -137,12 +134,7 @@ def setting(name: str, row: str, dataset: str, num_classes: int = 10) -> str:
 def compare(
     runs: Iterable[dict], names: Sequence[str] = tuple(paper.NETWORKS), rows: Sequence[str] = tuple(ROWS)
 ) -> list[dict]:
-    """Return the measured rows of the table, by data set, network and row.
-
-    Returns:
-        The rows of :func:`experiments.sweep.table.summarise` with the values of `COLUMNS`, None for values that the
-        paper lacks.
-    """
+    """Return the measured rows of the table: of :func:`experiments.sweep.table.summarise`, with the paper's figures."""
     measured = {}  # by conditions and setting
     for row in summarise(runs):
         measured.setdefault(row["conditions"], {})[row["setting"]] = row

@@ -1,7 +1,5 @@
 """The parameters and FLOPs of Table 1: 31 of 36 figures equal the printed ones, and the others are explained.
 
-    python -m experiments.table1              # prints the table
-
 Counts are for 3x32x32 images and 10 classes. A figure is equal if our count, rounded to the paper's digits, is the
 printed figure. For the others the reason is tested: the network is changed accordingly and counted again.
 """
@@ -41,8 +39,6 @@ def counted_row(name: str, model: nn.Module, printed: Sequence[str], reasons: Re
     """Return a row of a table of counts: exact and rounded counts, printed figures, and a verdict for each.
 
     Args:
-        name: name of the row.
-        model: the network of the row.
         printed: parameters in M and FLOPs in B as printed in the paper; `-` for no figure.
         reasons: for a row and figure, why the figure differs, and a function that builds the network with it, or None.
     """

@@ -59,10 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure_speed(seconds: float, device: str) -> dict[str, object]:
-    """Measure all rows; the rows of one network are measured in turns, and compared with its plain network.
+    """Measure all rows, those of a network in turns, and compare them with its plain network.
 
-    Returns:
-        `origin`, `precision`, and the `rows` of :func:`benchmarks.speed.benchmark`, whose `network` is the row's name.
+    The `rows` are those of :func:`benchmarks.speed.benchmark`, whose `network` is the row's name.
     """
     options = Namespace(device=device, precision="float32", graphs=False, seconds=seconds)
     rows = []

@@ -268,7 +268,7 @@ def test_a_dry_run_lists_states_and_runs_nothing(folder, capfd):
     "values, settings",
     (
         ("", ["-t rank -r 1"]),
-        ("-r 0.5 10", ["-t rank -r 0.5", "-t lowrank -r 10"]),
+        ("-t rank lowrank -r 0.5 10", ["-t rank -r 0.5", "-t lowrank -r 10"]),
         ("-t lowrank -r 1 10", ["-t lowrank -r 1", "-t lowrank -r 10"]),
         ("-t rank lowrank -r 0.5", ["-t rank -r 0.5", "-t lowrank -r 10"]),
         ("-t dense basis sparse --alpha 0.25", ["-t dense", "-t basis", "-t sparse -s 0.25 --alpha 0.25"]),
