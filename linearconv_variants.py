@@ -51,9 +51,7 @@ VARIANTS = {
         default=1.0,
         values="share in (0, 1]",
     ),
-    "lowrank": VariantType(
-        LinearConvLowRank, "constant rank -r", "rank {rank}", {"rank": "rank"}, default=10, values="integer"
-    ),
+    "lowrank": VariantType(LinearConvLowRank, "constant rank -r", "rank {rank}", {"rank": "rank"}, 10, "integer"),
     "sparse": VariantType(
         LinearConvSparse,
         help="A pruned to -s",

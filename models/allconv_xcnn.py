@@ -6,7 +6,6 @@ ICLR 2015 workshop (arXiv 1412.6806).
     python models/allconv_xcnn.py -t dense           # "AllConv" in the paper's Table 1
     python models/allconv_xcnn.py -t rank -r 1       # "AllConv-Lr", full rank
     python models/allconv_xcnn.py -t lowrank -r 10   # "AllConv-LRr"
-    python models/allconv_xcnn.py -t sparse -s 0.25
 
 Expected counts for 3x32x32 images and 10 classes, FLOPs by the paper's convention (--count-only):
 

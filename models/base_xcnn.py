@@ -6,7 +6,6 @@ WACV 2021 (arXiv 1907.11432).
     python models/base_xcnn.py -t dense              # "Base" in the paper's Table 1
     python models/base_xcnn.py -t rank -r 1          # "Base-Lr", full rank
     python models/base_xcnn.py -t lowrank -r 10      # "Base-LRr"
-    python models/base_xcnn.py -t sparse -s 0.25
 
 Expected counts for 3x32x32 images and 10 classes, FLOPs by the paper's convention (--count-only), and test accuracy on
 CIFAR-10, measured with these commands, `--epochs 250` being the default (after the last epoch, one seed, torch 2.14 on

@@ -6,7 +6,6 @@ Sandler, Howard, Zhu, Zhmoginov & Chen, "MobileNetV2: Inverted Residuals and Lin
     python models/mobilenetv2_xcnn.py -t dense           # "MobileNetV2" in the paper's Table 1
     python models/mobilenetv2_xcnn.py -t rank -r 1       # "MobileNetV2-Lr", full rank
     python models/mobilenetv2_xcnn.py -t lowrank -r 10   # "MobileNetV2-LRr"
-    python models/mobilenetv2_xcnn.py -t sparse -s 0.25
 
 Expected counts for 3x32x32 images and 10 classes, FLOPs by the paper's convention (--count-only):
 

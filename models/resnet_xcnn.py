@@ -5,7 +5,6 @@ He, Zhang, Ren & Sun, "Deep Residual Learning for Image Recognition", CVPR 2016 
     python models/resnet_xcnn.py -t dense            # "ResNet-18" in the paper's Table 1
     python models/resnet_xcnn.py -t rank -r 1        # "ResNet-18-Lr", full rank
     python models/resnet_xcnn.py -t lowrank -r 10    # "ResNet-18-LRr"
-    python models/resnet_xcnn.py -t sparse -s 0.25
     python models/resnet_xcnn.py -t rank -r 1 --network ResNet50
 
 Expected counts for 3x32x32 images and 10 classes, FLOPs by the paper's convention (--count-only):

@@ -6,7 +6,6 @@ Xie, Girshick, Dollar, Tu & He, "Aggregated Residual Transformations for Deep Ne
     python models/resnext_xcnn.py -t dense           # "ResNeXt-29" in the paper's Table 1
     python models/resnext_xcnn.py -t rank -r 1       # "ResNeXt-29-Lr", full rank
     python models/resnext_xcnn.py -t lowrank -r 10   # "ResNeXt-29-LRr"
-    python models/resnext_xcnn.py -t sparse -s 0.25
     python models/resnext_xcnn.py -t rank -r 1 --network ResNeXt29_32x4d
 
 Expected counts for 3x32x32 images and 10 classes, FLOPs by the paper's convention (--count-only):

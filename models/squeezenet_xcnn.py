@@ -6,7 +6,6 @@ Iandola, Han, Moskewicz, Ashraf, Dally & Keutzer, "SqueezeNet: AlexNet-Level Acc
     python models/squeezenet_xcnn.py -t dense            # "SqueezeNet" in the paper's Table 2
     python models/squeezenet_xcnn.py -t rank -r 1        # full rank, not in the paper
     python models/squeezenet_xcnn.py -t lowrank -r 10    # "SqueezeNet-LRr"
-    python models/squeezenet_xcnn.py -t sparse -s 0.25
 
 Expected counts for 3x32x32 images and 10 classes, FLOPs by the paper's convention (--count-only):
 
@@ -83,8 +82,7 @@ class SqueezeNet(nn.Module):
         return self.class_conv(x).mean((2, 3))  # (N, num_classes)
 
 
-# This project's recipes. Adam's usual 1e-3 is too high: without BatchNorm the network stays at chance for many epochs
-# of the digits.
+# Adam's usual 1e-3 is too high: without BatchNorm the network stays at chance for many epochs of the digits.
 RECIPE = Recipe(lr=3e-4, epochs=250, batch_size=50)
 DIGITS_RECIPE = Recipe(lr=3e-4, epochs=20, milestones=(14, 18))
 

@@ -6,7 +6,6 @@ Simonyan & Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Re
     python models/vgg_xcnn.py -t dense               # "VGG11" in the paper's Table 1
     python models/vgg_xcnn.py -t rank -r 1           # "VGG11-Lr", full rank
     python models/vgg_xcnn.py -t lowrank -r 10       # "VGG11-LRr"
-    python models/vgg_xcnn.py -t sparse -s 0.25
 
 Expected counts for 3x32x32 images and 10 classes, FLOPs by the paper's convention (--count-only):
 

@@ -161,20 +161,6 @@ def test_auto_combines_feature_maps_where_that_is_expected_to_be_faster():
     assert LinearConv(3, 64, 3, compute="features").combines_maps
 
 
-@computes
-def test_the_number_of_convolved_filters_is_that_of_the_way(monkeypatch, compute):
-    convolved, conv2d = [], F.conv2d
-
-    def noting(input, weight, *arguments):
-        convolved.append(tuple(weight.shape))
-        return conv2d(input, weight, *arguments)
-
-    monkeypatch.setattr(F, "conv2d", noting)
-    LinearConvLowRank(4, 6, 3, rank=2, compute=compute)(torch.randn(1, 4, 5, 5))
-    expected = {"filters": [(6, 4, 3, 3)], "features": [(3, 4, 3, 3), (2, 3, 1, 1), (3, 2, 1, 1)]}
-    assert convolved == expected[compute]
-
-
 @pytest.mark.parametrize("wrong", (dict(shape=(2, 5, 9, 9)), dict(stride=0), dict(shape=(2, 4, 2, 2))), ids=str)
 @computes
 def test_wrong_input_raises_the_error_of_conv2d(wrong, compute):

@@ -2,16 +2,17 @@
 
 import copy
 import pickle
-import subprocess
-import sys
+from functools import partial
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 from torch._dynamo.testing import CompileCounter
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 from linearconv_sparse import PUBLISHED_INTERVAL, PUBLISHED_STEP, LinearConvSparse, schedule_pruning
-from tests.helpers.runs import ROOT
+from tests.helpers.runs import exit_code, fork
 
 
 def scheduled(model, *run, lr=0.0, **settings):
@@ -192,42 +193,34 @@ def test_a_compiled_layer_is_one_graph_with_any_mask_and_a_compiled_optimizer_pr
     assert layer.steps == 6 and layer.pruned_fraction == 0.5
 
 
-TWO_PROCESSES = """
-import sys, torch, torch.distributed as dist, torch.multiprocessing as mp, torch.nn as nn
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-from linearconv_sparse import LinearConvSparse, schedule_pruning
-
 WRAPPERS = {
     "distributed": nn.parallel.DistributedDataParallel,
     "sharded": fully_shard,
-    "flattened": lambda model: FullyShardedDataParallel(model, device_id=torch.device("cpu")),
+    "flattened": partial(FullyShardedDataParallel, device_id=torch.device("cpu")),
 }
 
-def run(rank, folder):
+
+def train_with_another_process(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     for name, wrap in WRAPPERS.items():
         torch.manual_seed(0)
         layer = LinearConvSparse(3, 16, 3, sparsity=0.5, prune_end=4, prune_every=1)
         model = wrap(nn.Sequential(layer))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        schedule_pruning(model, optimizer)
+        optimizer = scheduled(model, lr=0.1)
         torch.manual_seed(rank)
         for _ in range(6):
             optimizer.zero_grad()
             model(torch.randn(2, 3, 5, 5)).square().mean().backward()
             optimizer.step()
-        torch.save((layer.steps, layer.mask), f"{folder}/{name}{rank}")
-
-if __name__ == "__main__":
-    mp.start_processes(run, sys.argv[1:], nprocs=2, start_method="fork")
-"""
+        torch.save((layer.steps, layer.mask), folder / f"{name}{rank}")
 
 
 def test_processes_agree_on_the_mask_however_they_share_the_parameters(tmp_path):
-    subprocess.run([sys.executable, "-c", TWO_PROCESSES, tmp_path], cwd=ROOT, check=True)
+    processes = [fork(partial(train_with_another_process, rank, tmp_path)) for rank in (0, 1)]
+    assert [exit_code(process) for process in processes] == [0, 0]
     _, expected = torch.load(tmp_path / "distributed0")
     assert expected.sum() == 32
-    for name in ("distributed", "sharded", "flattened"):
+    for name in WRAPPERS:
         for rank in (0, 1):
             steps, mask = torch.load(tmp_path / f"{name}{rank}")
             assert steps == 6 and torch.equal(mask, expected), name
