@@ -13,8 +13,15 @@ from linearconv_convert import surgery
 from linearconv_convert.adapters import KINDS, split
 from linearconv_convert.batch_norm import correct_batch_norm
 from linearconv_convert.budget import Allocation, CompressionTarget, allocate
-from linearconv_convert.calibration import Moments, add_sensitivities, output_moments, trace_macs, warn_of_few_positions
-from linearconv_convert.inputs import Verification, calibration_calls, known_call, with_batch
+from linearconv_convert.calibration import (
+    SENSITIVITY_IMAGES,
+    Moments,
+    add_sensitivities,
+    output_moments,
+    trace_macs,
+    warn_of_few_positions,
+)
+from linearconv_convert.inputs import Verification, calibration_calls, join_batches, known_call, with_batch
 from linearconv_convert.report import LayerReport, Report, count_macs, count_parameters, other_layers, warn_of_savings
 from linearconv_convert.surgery import ConversionError, Selection, layers_of, select, values_by_name
 from linearconv_convert.weights import fit, linearconv_like
@@ -115,7 +122,11 @@ def convert(
     layers = {name: scratch.get_submodule(name) for name in layers}
     if isinstance(calibration, Iterator):
         calibration = list(calibration)  # the batches are read twice
-    first = None if calibration is None else with_batch(scratch, next(calibration_calls(scratch, calibration)))
+    first = measured_on = None
+    if calibration is not None:
+        calls = calibration_calls(scratch, calibration)
+        first = with_batch(scratch, next(calls))
+        measured_on = join_batches(first, calls, SENSITIVITY_IMAGES)
     counted = first if example_input is None else known_call(scratch, example_input)
     verification = Verification(model, first or counted)
     reasons |= _changes_of_the_output(model, chosen, verification)
@@ -128,15 +139,15 @@ def convert(
             convs[name] = split(layers[name])[1]
     positions, macs = ({}, None) if counted is None else trace_macs(scratch, layers, counted)
     moments: dict[str, Moments] = {}  # of the outputs of layers with one group
-    if first is not None and (init == "fit" or target):
+    if measured_on is not None and (init == "fit" or target):
         of_one_group = {name: layers[name] for name, conv in convs.items() if conv.groups == 1}
         moments = output_moments(scratch, of_one_group, calibration)
         if type == "rank":  # the other fits have no metric
-            add_sensitivities(scratch, of_one_group, moments, first)
+            add_sensitivities(scratch, of_one_group, moments, measured_on)
         warn_of_few_positions(moments)
     allocation = Allocation()
     if target:
-        allocation = allocate(scratch, convs, variants, moments, positions, macs, first, target)
+        allocation = allocate(scratch, convs, variants, moments, positions, macs, measured_on, target)
     variants |= allocation.variants
     for name, variant in variants.items():
         if variant is None:

@@ -195,6 +195,25 @@ def with_batch(model: nn.Module, call: Call) -> Call:
     return call
 
 
+def join_batches(call: Call, others: Iterable[Call], count: int) -> Call:
+    """Return a call from :func:`with_batch` joined with further batches until it has `count` images or more.
+
+    The first batch that cannot be joined, for example because its images have another size, is the end.
+    """
+    for other in others:
+        leaves, structure = tree_flatten((call.args, call.kwargs))
+        more, other_structure = tree_flatten((other.args, other.kwargs))
+        if not call.batched or call.batch >= count or structure != other_structure:
+            break
+        if any(leaves[position].shape[1:] != more[position].shape[1:] for position in call.batched):
+            break
+        for position in call.batched:
+            leaves[position] = torch.cat((leaves[position], more[position]))
+        args, kwargs = tree_unflatten(leaves, structure)
+        call = call._replace(args=args, kwargs=kwargs, batch=len(leaves[call.batched[0]]))
+    return call
+
+
 def tolerance_of(model: nn.Module) -> float:
     """Return the largest relative difference of equal outputs, from the lowest precision of the model's parameters."""
     dtypes = {parameter.dtype for parameter in model.parameters()}

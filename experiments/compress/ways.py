@@ -127,9 +127,10 @@ def factorise(form: type, dense: nn.Module, share: float, images: Sequence[Tenso
     """Return a network with layers of a form in place of its convolutions, where these save parameters."""
     model = copy.deepcopy(dense)
     layers = {name: layer for name, layer in layers_of(model, nn.Conv2d).items() if layer.groups == 1}
-    moments, batch = output_moments(model, layers, images), images[0][:MAX_IMAGES]
+    moments, joined = output_moments(model, layers, images), torch.cat(list(images))
+    batch = joined[:MAX_IMAGES]
     twin = copy.deepcopy(model)
-    call = Call((torch.cat(list(images)),), {}, "calibration", sum(map(len, images)), (0,))
+    call = Call((joined,), {}, "calibration", len(joined), (0,))
     add_sensitivities(twin, {name: twin.get_submodule(name) for name in layers}, moments, call)
     expected, options, forms = model(batch), {}, {}
     for name, layer in layers.items():

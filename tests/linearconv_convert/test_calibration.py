@@ -8,7 +8,7 @@ import torch.nn as nn
 
 from linearconv_convert import convert
 from linearconv_convert.calibration import add_sensitivities, output_moments
-from linearconv_convert.inputs import Call, with_batch
+from linearconv_convert.inputs import Call, join_batches, with_batch
 from models.base_xcnn import Base
 from tests.helpers.layers import relative_error
 from tests.helpers.networks import CONVERSIONS, images, tiny
@@ -109,6 +109,23 @@ def test_the_sensitivity_of_logits_is_their_fisher_information():
     p = head(output.clone())[0].softmax(0).detach()
     fisher = torch.einsum("afp,ab,bgp->fg", jacobian, p.diag() - torch.outer(p, p), jacobian)  # (F, F)
     assert relative_error(moments["0"].sensitivity / 512, fisher) < 0.15
+
+
+def test_batches_calibrate_like_one_batch_with_all_their_images(trained):
+    seen, labels = batch_of(96)
+    batches = [(seen[start : start + 16], labels[start : start + 16]) for start in range(0, 96, 16)]
+    at_once = convert(trained, "rank", budget=0.4, calibration=seen)
+    in_parts = convert(trained, "rank", budget=0.4, calibration=batches)
+    for name, parameter in at_once.named_parameters():
+        torch.testing.assert_close(in_parts.get_parameter(name), parameter, rtol=1e-3, atol=1e-4)
+
+
+def test_batches_of_other_sizes_are_not_joined():
+    call = Call((torch.ones(2, 3, 8, 8),), {"scale": torch.ones(2)}, "calibration", 2, (0, 1))
+    wide = call._replace(args=(torch.ones(2, 3, 8, 9),))
+    joined = join_batches(call, [call, wide, call], 512)
+    assert joined.batch == 4 and joined.args[0].shape == (4, 3, 8, 8) and joined.kwargs["scale"].shape == (4,)
+    assert join_batches(call, [call, call], 3).batch == 4
 
 
 def test_channels_that_the_network_ignores_cost_no_primary_filters():
