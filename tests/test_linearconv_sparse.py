@@ -255,15 +255,18 @@ def test_saved_and_copied_layers_resume_their_pruning(schedule, monkeypatch):
     monkeypatch.setattr("linearconv_sparse.PUBLISHED_INTERVAL", 3)
     monkeypatch.setattr("linearconv_sparse.PUBLISHED_STEP", 1e-2)
     layer, loaded = (LinearConvSparse(3, 32, 3, sparsity=0.5, schedule=schedule, prune_end=40) for _ in range(2))
-    train(layer, scheduled(layer), 20)
-    train(loaded, scheduled(loaded), 7)
+    train(layer, scheduled(layer), 25)
+    optimizer = scheduled(loaded)
+    train(loaded, optimizer, 11)
     loaded.load_state_dict(layer.state_dict())
-    others = loaded, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))
-    train(layer, scheduled(layer), 20)
+    optimizers = {loaded: optimizer}
+    for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        optimizers[copied] = scheduled(copied)  # no optimizer prunes a copy until it is scheduled
+    train(layer, scheduled(layer), 8)  # past an update at step 30
     assert layer.pruned_fraction > 0.1
-    for other in others:
-        assert other.steps == 20
-        train(other, scheduled(other), 20)
+    for other, optimizer in optimizers.items():
+        assert other.steps == 25
+        train(other, optimizer, 8)
         assert torch.equal(other.mask, layer.mask) and other.threshold == layer.threshold
 
 
