@@ -134,7 +134,7 @@ def convert(
     convs = {}  # nn.Conv2d that are equivalent to the layers
     for name in chosen:
         if not reasons[name]:
-            share = DEFAULT_ALPHA if alphas[name] is None else alphas[name]
+            share: Any = DEFAULT_ALPHA if alphas[name] is None else alphas[name]
             variants[name] = Variant(type, ranks[name], sparsity, share, compute)
             convs[name] = split(layers[name])[1]
     positions, macs = ({}, None) if counted is None else trace_macs(scratch, layers, counted)
@@ -162,7 +162,8 @@ def convert(
     before, replacements, rows = count_parameters(converted), {}, []
     for name in layers:
         layer = converted.get_submodule(name)
-        wrap, conv = split(layer) or (None, layer)
+        parts: Any = split(layer) or (None, layer)
+        wrap, conv = parts
         new, found = conv, {}
         if not reasons[name]:
             new = linearconv_like(conv, variants[name].conv)
