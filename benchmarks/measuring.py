@@ -3,6 +3,7 @@
 import json
 import os
 import statistics
+import sys
 import time
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from training.report import origin
 
 SHORTEST_TURN = 0.02  # seconds
 LEAST_ROUNDS, MOST_ROUNDS = 3, 200
+LARGE_SHARE = 0.3  # of the machine's memory
 
 
 def command_line(description: str) -> OneLineParser:
@@ -62,33 +64,52 @@ def compare(steps: dict[str, Callable[[], object]], seconds: float, device: str)
 
 
 def measure(steps: dict[str, Callable[[], object]], seconds: float, device: str) -> dict[str, list[float]]:
-    """Return the seconds of each contender in each turn, measured for about `seconds` in total."""
-    _take_turns(steps, device)  # a warm-up
+    """Return the seconds of each contender in each turn, measured for about `seconds` in total.
+
+    Freed memory that glibc keeps is fragmented, as its blocks have many sizes. After a few turns every contender finds
+    the blocks that it needs. For steps that use much of the machine's memory, each turn starts without kept memory.
+    """
+    is_large = False
+    for step in steps.values():
+        return_freed_memory()
+        step()
+        is_large |= memory_share() > LARGE_SHARE
+    if not is_large:
+        for _ in range(2):
+            _take_turns(steps, device)
     start = time.perf_counter()
-    turns = [_take_turns(steps, device)]
+    turns = [_take_turns(steps, device, is_large)]
     rounds = int(seconds / (time.perf_counter() - start))
     for _ in range(min(max(rounds, LEAST_ROUNDS), MOST_ROUNDS) - 1):
-        turns.append(_take_turns(steps, device))
+        turns.append(_take_turns(steps, device, is_large))
     return {name: [turn[name] for turn in turns] for name in steps}
 
 
-def _take_turns(steps, device):
+def memory_share() -> float:
+    """Return the share of the machine's memory that this process uses, or 0 if the system does not report it."""
+    if not sys.platform.startswith("linux"):
+        return 0.0
+    return int(Path("/proc/self/statm").read_text().split()[1]) / os.sysconf("SC_PHYS_PAGES")
+
+
+def _take_turns(steps, device, is_large=False):
     """The seconds of one step of each contender.
 
-    Freed memory that glibc keeps is in pieces of the sizes that the previous contender needed. Each contender starts
-    without it, and a step that is not timed allocates the memory anew and fills the processor's caches. Short steps are
-    repeated.
+    Short steps are repeated. Otherwise a step with one image would find neither code nor weights in the processor's
+    caches, which the other contenders have filled.
     """
     seconds = {}
     for name, step in steps.items():
-        return_freed_memory()
-        ends = []  # of the steps; the first one is not timed
-        while len(ends) < 2 or ends[-1] - ends[0] < SHORTEST_TURN:
+        if is_large:
+            return_freed_memory()
+            step()
+        taken, start = 0, time.perf_counter()
+        while taken == 0 or time.perf_counter() - start < SHORTEST_TURN:
             step()
             if device == "cuda":
                 torch.cuda.synchronize()
-            ends.append(time.perf_counter())
-        seconds[name] = (ends[-1] - ends[0]) / (len(ends) - 1)
+            taken += 1
+        seconds[name] = (time.perf_counter() - start) / taken
     return seconds
 
 
