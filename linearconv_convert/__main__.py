@@ -20,18 +20,11 @@ from pathlib import Path
 
 import torch
 
+from linearconv_convert import networks
 from linearconv_convert.adapters import KINDS
 from linearconv_convert.budget import UNITS
 from linearconv_convert.convert import convert
 from linearconv_convert.exporting import FORMS, atomic_file, check_path, export
-from linearconv_convert.networks import (
-    load_converted,
-    load_network,
-    load_tensors,
-    load_weights,
-    read_record,
-    setting_of,
-)
 from linearconv_convert.report import count_parameters, draw_curve, warnings_as_lines
 from linearconv_convert.surgery import ConversionError
 from linearconv_variants import LINEARCONV_TYPES, OneLineParser, add_options, positive_int
@@ -89,7 +82,7 @@ def _run(options):
         check_path(options.export)
     is_trained = options.model.endswith((".pt", ".pth"))
     if is_trained:
-        record = read_record(options.model)
+        record = networks.read_record(options.model)
         channels, side = record["in_channels"], options.image_size or record["image_size"]
     else:
         channels, side = options.in_channels, options.image_size or (32 if ".py:" in options.model else 224)
@@ -109,7 +102,7 @@ def _trained(options):
             raise ConversionError(f"--{name}: the network of {options.model} is converted and trained already")
     if not options.export:
         raise ConversionError(f"the network of {options.model} is trained already: --export writes it to a file")
-    small = load_converted(options.model)
+    small = networks.load_converted(options.model)
     print(f"{options.model}: {count_parameters(small):,} parameters")
     return small
 
@@ -123,21 +116,24 @@ def _converted(options, example):
         raise ConversionError("--curve shows the choices of --budget or --error: give one of them")
     if options.curve and importlib.util.find_spec("matplotlib") is None:
         raise ConversionError("a picture of the curve needs the package matplotlib: pip install matplotlib")
-    model = load_network(options.model, in_channels=options.in_channels, num_classes=options.num_classes)
+    model = networks.load_network(options.model, in_channels=options.in_channels, num_classes=options.num_classes)
     if options.weights:
-        load_weights(model, options.weights)
+        networks.load_weights(model, options.weights)
     else:
         print("no --weights: the network has random weights, and its errors say nothing about a trained network")
     names = ("rank", "sparsity", "alpha", "compute", "budget", "of", "error", "skip", "include", "kinds", "grow")
     given = {name: getattr(options, name) for name in names}
-    given |= {"calibration": options.calibration and load_tensors(options.calibration), "example_input": example}
+    given |= {
+        "calibration": options.calibration and networks.load_tensors(options.calibration),
+        "example_input": example,
+    }
     small, report = convert(model.eval(), options.type, **given, return_report=True)
     print(report)
     if options.curve:
         draw_curve(report, options.of, options.curve)
     state = io.BytesIO()  # on a full disk, the error of torch.save does not name the cause
     torch.save(small.state_dict(), state)
-    setting = setting_of(report, options.type) | {"kinds": options.kinds, "grow": True, "init": "scratch"}
+    setting = networks.setting_of(report, options.type) | {"kinds": options.kinds, "grow": True, "init": "scratch"}
     settings = output.with_suffix(".json")
     output.parent.mkdir(parents=True, exist_ok=True)
     for path, content in ((output, state.getvalue()), (settings, json.dumps(setting, indent=1).encode())):

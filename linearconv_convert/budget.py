@@ -92,6 +92,8 @@ def allocate(
     target: CompressionTarget,
 ) -> Allocation:
     """Choose alpha, or the rank, for the layers of a model; `layers` are {name: equivalent convolution}."""
+    if not target:
+        return Allocation()
     in_macs = target.of == "macs"
     if in_macs and macs is None:
         raise ConversionError("of='macs' needs example_input or calibration: multiply-adds depend on the size of maps")

@@ -69,18 +69,14 @@ def output_moments(model: nn.Module, layers: dict[str, nn.Module], batches: obje
     for name, each in moments.items():
         if not each.second.isfinite().all():
             raise ConversionError(f"calibration: the outputs of layer {name!r} on these images are not finite")
+    if moments:
+        name = max(moments, key=lambda name: len(moments[name].first) / moments[name].count)
+        channels, count = len(moments[name].first), moments[name].count
+        if count < MIN_POSITIONS * channels:
+            text = f"calibration gives only {count} positions of {channels} channels in layer {name!r}, too few for its"
+            text += f" statistics: give {math.ceil(MIN_POSITIONS * channels / count)} times as many images"
+            warnings.warn(text, ConversionWarning, stacklevel=4)  # the decorator of this function is a level, too
     return moments
-
-
-def warn_of_few_positions(moments: dict[str, Moments]) -> None:
-    """Raise a ConversionWarning if a layer has too few calibration positions for its number of channels."""
-    channels = {name: len(each.first) for name, each in moments.items()}
-    name = max(moments, key=lambda name: channels[name] / moments[name].count, default="")
-    if moments and moments[name].count < MIN_POSITIONS * channels[name]:
-        text = f"calibration gives only {moments[name].count} positions of {channels[name]} channels in layer {name!r}"
-        more = math.ceil(MIN_POSITIONS * channels[name] / moments[name].count)
-        text += f", too few for its statistics: give {more} times as many images"
-        warnings.warn(text, ConversionWarning, stacklevel=3)
 
 
 def _rows(layer, maps):

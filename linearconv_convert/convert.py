@@ -12,15 +12,8 @@ from linearconv import LinearConv
 from linearconv_convert import surgery
 from linearconv_convert.adapters import KINDS, split
 from linearconv_convert.batch_norm import correct_batch_norm
-from linearconv_convert.budget import Allocation, CompressionTarget, allocate
-from linearconv_convert.calibration import (
-    SENSITIVITY_IMAGES,
-    Moments,
-    add_sensitivities,
-    output_moments,
-    trace_macs,
-    warn_of_few_positions,
-)
+from linearconv_convert.budget import CompressionTarget, allocate
+from linearconv_convert.calibration import SENSITIVITY_IMAGES, Moments, add_sensitivities, output_moments, trace_macs
 from linearconv_convert.inputs import Verification, calibration_calls, join_batches, known_call, with_batch
 from linearconv_convert.report import LayerReport, Report, count_macs, count_parameters, other_layers, warn_of_savings
 from linearconv_convert.surgery import ConversionError, Selection, layers_of, select, values_by_name
@@ -134,8 +127,8 @@ def convert(
     convs = {}  # nn.Conv2d that are equivalent to the layers
     for name in chosen:
         if not reasons[name]:
-            share: Any = DEFAULT_ALPHA if alphas[name] is None else alphas[name]
-            variants[name] = Variant(type, ranks[name], sparsity, share, compute)
+            given = alphas[name]
+            variants[name] = Variant(type, ranks[name], sparsity, DEFAULT_ALPHA if given is None else given, compute)
             convs[name] = split(layers[name])[1]
     positions, macs = ({}, None) if counted is None else trace_macs(scratch, layers, counted)
     moments: dict[str, Moments] = {}  # of the outputs of layers with one group
@@ -144,10 +137,7 @@ def convert(
         moments = output_moments(scratch, of_one_group, calibration)
         if type == "rank":  # the other fits have no metric
             add_sensitivities(scratch, of_one_group, moments, measured_on)
-        warn_of_few_positions(moments)
-    allocation = Allocation()
-    if target:
-        allocation = allocate(scratch, convs, variants, moments, positions, macs, measured_on, target)
+    allocation = allocate(scratch, convs, variants, moments, positions, macs, measured_on, target)
     variants |= allocation.variants
     for name, variant in variants.items():
         if variant is None:
@@ -162,8 +152,7 @@ def convert(
     before, replacements, rows = count_parameters(converted), {}, []
     for name in layers:
         layer = converted.get_submodule(name)
-        parts: Any = split(layer) or (None, layer)
-        wrap, conv = parts
+        wrap, conv = split(layer) or (nn.Identity, layer)
         new, found = conv, {}
         if not reasons[name]:
             new = linearconv_like(conv, variants[name].conv)
@@ -209,7 +198,7 @@ def _reasons_to_keep(model, layers, skip, include, kinds):
 
 def _changes_of_the_output(model, names, verification):
     """{name: reason} of the layers that cannot be replaced by a LinearConv with the same filters."""
-    reasons: dict[str, str] = {}
+    reasons = {}
     difference = verification.difference(_with_equal_filters(model, names))
     if difference:
         for name in names:

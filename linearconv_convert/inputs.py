@@ -124,6 +124,9 @@ class Verification:
     def __init__(self, model: nn.Module, call: Call | None) -> None:
         self.expected: list[Tensor] = []  # empty if no input is known
         self.tolerance = tolerance_of(model)
+        self.reason = "no input with finite outputs is known: give example_input"  # not to verify
+        if call is not None:
+            self.reason = f"the outputs on {call.source} are empty or not finite"
         called: set[nn.Module] = set()
         for self.call in random_calls(model) if call is None else [call.images(slice(MAX_IMAGES))]:
             try:
@@ -150,8 +153,7 @@ class Verification:
     def warn_if_unknown(self) -> None:
         """Raise a ConversionWarning if no input is known."""
         if not self.expected:
-            text = "the result is not verified, as no input with finite outputs is known: give example_input"
-            warnings.warn(text, ConversionWarning, stacklevel=3)
+            warnings.warn(f"the result is not verified: {self.reason}", ConversionWarning, stacklevel=3)
 
 
 def random_calls(model: nn.Module) -> Iterator[Call]:
