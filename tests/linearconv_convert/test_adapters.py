@@ -145,11 +145,3 @@ def test_layers_that_pad_are_converted_with_equal_outputs(build, pad, padding, s
 def test_layers_that_compute_anything_else_are_left_alone(kind):
     layer = kind(4, 8, 3, padding=1).eval()
     assert split(layer) is None and not layer.training
-
-
-@pytest.mark.parametrize("kernel, stride, dilation", [(3, 1, 1), (3, 2, 1), (2, 3, 1), (3, 2, 2)])
-def test_same_padding_gives_outputs_of_the_size_over_the_stride(kernel, stride, dilation):
-    pad = SamePad2d((kernel, kernel), (stride, stride), (dilation, dilation))
-    for side in range(7, 12):
-        maps = F.conv2d(pad(torch.ones(1, 1, side, side)), torch.ones(1, 1, kernel, kernel), None, stride, 0, dilation)
-        assert maps.shape[-2:] == (-(-side // stride),) * 2

@@ -122,10 +122,18 @@ def test_deployed_models_consist_of_torch_modules_alone(form):
     assert relative_error(deployed(batch), small(batch)) < 1e-5
 
 
-def test_deployed_models_run_without_this_package(pairs, tmp_path):
-    batch = torch.randn(2, 3, 12, 13)
-    deployed = deploy(every_kind())
-    torch.save((deployed, batch, deployed(batch)), tmp_path / "deployed.pt")
+def test_deployed_models_are_copied_compiled_traced_exported_and_run_without_this_package(pairs, tmp_path):
+    deployed, batch = deploy(every_kind()), torch.randn(2, 3, 12, 13)
+    expected = deployed(batch)
+    dimensions = {"dynamic_shapes": ({0: torch.export.Dim("batch", min=1)},)}
+    for each in (
+        copy.deepcopy(deployed),
+        torch.compile(deployed, backend="eager", fullgraph=True),
+        fx.symbolic_trace(deployed),
+        torch.export.export(deployed, (batch,), **dimensions).module(),
+    ):
+        torch.testing.assert_close(each(batch), expected)
+    torch.save((deployed, batch, expected), tmp_path / "deployed.pt")
     lines = [
         "import sys",
         "sys.modules.update(dict.fromkeys(('linearconv', 'linearconv_convert', 'linearconv_lowrank')))",  # unimportable
@@ -134,20 +142,6 @@ def test_deployed_models_run_without_this_package(pairs, tmp_path):
         "torch.testing.assert_close(model(batch), expected)",
     ]
     subprocess.run([sys.executable, "-I", "-c", "\n".join(lines)], cwd=tmp_path, check=True)
-
-
-def test_deployed_models_are_copied_compiled_traced_and_exported(pairs):
-    deployed, batch = deploy(every_kind()), torch.randn(2, 3, 12, 13)
-    expected = deployed(batch)
-    dimensions = {"dynamic_shapes": ({0: torch.export.Dim("batch", min=1)},)}
-    copies = [
-        copy.deepcopy(deployed),
-        torch.compile(deployed, backend="eager", fullgraph=True),
-        fx.symbolic_trace(deployed),
-        torch.export.export(deployed, (batch,), **dimensions).module(),
-    ]
-    for each in copies:
-        torch.testing.assert_close(each(batch), expected)
 
 
 @torch.no_grad()
