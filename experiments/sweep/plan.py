@@ -13,9 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from baselines import Baseline
 from experiments.sweep.runner import Run
-from linearconv_variants import VARIANTS, OneLineParser, Variant
+from linearconv_variants import VARIANTS, OneLineParser
 from training.errors import UsageError
 from training.options import dataset_label, make_parser, parse_arguments, run_name
 from training.recipe import SHORT, Recipe, without_effect
@@ -168,7 +167,7 @@ def _settings(options, script):
     return {**settings, **asdict(options.variant), "script": script}
 
 
-def _setting(variant: Variant | Baseline) -> str:
+def _setting(variant):
     alpha = variant.alpha if variant.alpha != 0.5 and variant.type not in WITHOUT_ALPHA else None
     words = f"-t {variant.type}"
     for option, value in (("-r", variant.rank), ("-s", variant.sparsity), ("--alpha", alpha)):

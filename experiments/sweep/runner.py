@@ -102,7 +102,7 @@ class Results:
 
     def __init__(self, path: Path, plan: Sequence[Run], **kept: object) -> None:
         self.path, self._kept = path, kept
-        self._order = [run.name for run in plan]
+        self._order = {run.name: index for index, run in enumerate(plan)}
         self._read()
 
     def _read(self):
@@ -125,8 +125,7 @@ class Results:
             self._read()
             new = {run.name: run.entry() for run in done if not self.holds(run)}
             others = [entry for entry in self.runs if entry["run"] not in new]
-            planned = {name: index for index, name in enumerate(self._order)}
-            self.runs = sorted([*others, *new.values()], key=lambda entry: planned.get(entry["run"], -1))
+            self.runs = sorted([*others, *new.values()], key=lambda entry: self._order.get(entry["run"], -1))
             self.note = self.note if note is None else note
             write_json(self.path, {"note": self.note, **self._kept, "runs": self.runs})
 
@@ -241,8 +240,6 @@ class Runner:
 
 def gpus_for(device: str) -> list[str]:
     """Return the GPUs for the runs, named as in CUDA_VISIBLE_DEVICES; empty if the user chose the device."""
-    if device != "cuda":
-        return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    count = torch.cuda.device_count()
+    count = torch.cuda.device_count() if device == "cuda" else 0
     return (visible.split(",") if visible else [str(index) for index in range(count)])[:count]

@@ -50,12 +50,12 @@ def summarise(runs: Iterable[dict]) -> list[dict]:
     groups = {}
     for run in runs:
         conditions = tuple(run["report"][key] for key in CONDITIONS)
-        groups.setdefault((conditions, run["setting"], run["method"]), {}).setdefault(run["report"]["seed"], run)
+        groups.setdefault((conditions, run["setting"]), {}).setdefault(run["report"]["seed"], run)
     rows, dense = [], {}
-    for (conditions, setting, method), seeds in groups.items():
+    for (conditions, setting), seeds in groups.items():
         network, dataset, recipe, epochs = conditions
         row = {"dataset": dataset, "network": network, "recipe": recipe, "epochs": epochs, "conditions": conditions}
-        row |= {"setting": setting, "method": method} | _over_seeds(list(seeds.values()))
+        row |= {"setting": setting} | _over_seeds(list(seeds.values()))
         rows.append(row)
         if row["type"] == "dense":
             dense[conditions, row["varied"]] = row["accuracy"][0]

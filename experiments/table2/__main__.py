@@ -16,8 +16,7 @@ from pathlib import Path
 from benchmarks.measuring import command_line
 from benchmarks.speed import benchmark
 from experiments.markdown import markdown_table
-from experiments.results import RESULTS, USERS, describe, every_run, read_json
-from experiments.sweep.table import summarise
+from experiments.results import RESULTS, USERS, comparable, describe, every_run, mean_over_seeds, read_json
 from experiments.table1 import counts as table1_counts
 from experiments.table2.counts import count_rows, table
 from linearconv_variants import positive_float
@@ -87,23 +86,21 @@ def accuracy_table(runs: Iterable[dict]) -> list[str]:
     rows, and of these the one with most epochs.
     """
     groups = {}
-    for found in summarise(run for run in runs if run["report"]["dataset"] == "cifar10"):
-        conditions = found["network"], "cifar10", found["recipe"], found["epochs"]
-        for row in table():
-            if (row.network.__name__, row.method) == (found["network"], found["method"]):
-                groups.setdefault(conditions, {})[row.name] = found
+    for conditions, methods in comparable(run for run in runs if run["report"]["dataset"] == "cifar10").items():
+        rows = [row for row in table() if row.network.__name__ == conditions[0] and row.method in methods]
+        groups[conditions] = {row.name: methods[row.method] for row in rows}
     chosen = {}  # conditions by network
-    for conditions, _ in sorted(groups.items(), key=lambda group: (len(group[1]), group[0][-1])):
+    for conditions in sorted(filter(groups.get, groups), key=lambda key: (len(groups[key]), key[-1])):
         chosen[conditions[0]] = conditions
     measured, remarks = {}, []
     for conditions in sorted(chosen.values()):
         measured |= groups[conditions]
-        remarks.append(f"{describe(conditions, (row['seeds'] for row in groups[conditions].values()))}.")
+        remarks.append(f"{describe(conditions, map(len, groups[conditions].values()))}.")
     lines, plain = [], {}
     for row in table():
         accuracy, against, is_plain = "not measured", "", row.method == "Conv"
         if row.name in measured:
-            mean, deviation = measured[row.name]["accuracy"]
+            mean, deviation = mean_over_seeds(measured[row.name])
             accuracy = f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
             if is_plain:  # the first row of its network
                 plain[row.network] = mean
