@@ -15,6 +15,7 @@ An alternation lowers the error in each round. There are two starts: the first P
 secondary filters regressed on them, and the full-rank solution. All computations are in float64.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial, reduce
 
@@ -22,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MIN_SINGULAR_VALUE = 1e-4  # its reciprocal bounds the coefficients
+LIMITS = [10 ** (-exponent / 4) for exponent in range(17)]  # of singular values: 1, 0.56, ..., 1e-4
 RIDGE = 1e-7  # share of the primary filters' mean second moment; prevents huge coefficients in regressions
-ERROR_MARGIN = 1.002  # factor on the smallest error, within which smaller coefficients are preferred
+ROUNDING = 2**-9  # root mean square of relative rounding errors in bfloat16, in which float32 networks often run
 MAX_ROUNDS = 100
 MAX_MASK_ROUNDS = 4  # rounds that choose the coefficients to prune
 MIN_GAIN = 1e-4  # least decrease of the error, as a share, to start another round
@@ -87,28 +88,32 @@ def components(root: Tensor, metric: Tensor | None = None) -> tuple[Tensor, Tens
     return values, (vectors / squares.sqrt()) @ vectors.T @ left, left.T @ weighting
 
 
-def full_rank(root: Tensor, primary: int, dtype: torch.dtype = torch.float32, metric: Tensor | None = None) -> Tensor:
+def full_rank(root: Tensor, primary: int, metric: Tensor | None = None) -> Tensor:
     """Return the coefficients A (F - P, P) of the best LinearConv with P primary filters for a root S (F, r).
 
     With U an orthonormal basis of the first P components of S, A = U_s U_p^-1 would be exact, but huge for U_p close to
-    singular. Therefore small singular values of U_p are raised to a limit: the secondary filters stay exact, the
-    primary filters change by less than the limit, and the norm of A is at most its reciprocal. The function chooses the
-    largest limit whose error, with all values rounded to the `dtype` of the layer, is within `ERROR_MARGIN` of the
-    smallest error.
+    singular, and huge coefficients multiply rounding errors. Therefore small singular values of U_p are raised to a
+    limit: the secondary filters stay exact, the primary filters change by less than the limit, and the norm of A is at
+    most its reciprocal. Of `LIMITS`, the limit with the least sum of two squared errors is chosen: the error of the fit,
+    and the rounding error of the secondary filters if coefficients and primary filters p_j have an error of `ROUNDING`,
+
+        |(I - C T) S|^2 + ROUNDING^2 sum_ij A_ij^2 |p_j|^2
     """
     left = torch.linalg.qr(components(root, metric)[1][:, :primary]).Q
     vectors, values, adjoint = torch.linalg.svd(left[:primary], full_matrices=False)
-    solutions = []
-    for exponent in range(9):  # limits from 1 down to MIN_SINGULAR_VALUE
-        lifted = values.clamp_min(max(10 ** (-exponent / 2), MIN_SINGULAR_VALUE))
-        coefficients = left[primary:] @ adjoint.T / lifted @ vectors.T
-        rounded = coefficients.to(dtype).double()
-        best = primary_of(rounded, root, metric).to(dtype).double()
-        remaining = root - torch.cat((best, rounded @ best))
-        weighted = remaining if metric is None else metric @ remaining
-        solutions.append(((remaining * weighted).sum().sqrt().item(), coefficients))
-    allowed = ERROR_MARGIN * min(loss for loss, _ in solutions)
-    return next(coefficients for loss, coefficients in solutions if loss <= allowed)
+    least, chosen = math.inf, left.new_zeros(0)
+    for limit in LIMITS:
+        coefficients = left[primary:] @ adjoint.T / values.clamp_min(limit) @ vectors.T
+        best = primary_of(coefficients, root, metric)
+        remaining = root - torch.cat((best, coefficients @ best))
+        rounded = coefficients.square() @ best.square().sum(1)  # squared rounding errors of the secondary filters
+        if metric is None:
+            loss = remaining.square().sum() + ROUNDING**2 * rounded.sum()
+        else:
+            loss = (remaining * (metric @ remaining)).sum() + ROUNDING**2 * metric.diagonal()[primary:] @ rounded
+        if loss < least:
+            least, chosen = loss.item(), coefficients
+    return chosen
 
 
 def low_rank(root: Tensor, primary: int, rank: int, start: Tensor) -> tuple[Tensor, Tensor]:

@@ -64,7 +64,7 @@ def fit(layer: LinearConv, conv: Any, moments: Moments | None = None, prune: boo
         root, metric = root_of_layer(conv, moments), None
         if moments is not None and type(layer).factors is LinearConv.factors:  # the other fits have no metric
             metric = moments.metric
-        best = fitting.full_rank(root, layer.primary_channels, layer.conv_weights.dtype, metric)
+        best = fitting.full_rank(root, layer.primary_channels, metric)
         _fit_coefficients(layer, root, best, prune)
         coefficients = reduce(torch.matmul, [factor.double() for factor in layer.factors()])  # (F - P, P)
         layer.conv_weights.copy_(fitting.primary_of(coefficients, weight, metric))

@@ -1,4 +1,4 @@
-"""Fits of LinearConv to given filters: as good as theory allows, with coefficients that float32 can take."""
+"""Fits of LinearConv to given filters: as good as theory allows, with coefficients that bfloat16 can take."""
 
 import numpy as np
 import pytest
@@ -38,23 +38,29 @@ def optimum(filters, rank):
     return (values[rank:].norm() / values.norm()).item()
 
 
-def error_in_float32(filters, coefficients):
-    """Relative error of the filters that float32 parameters make in float32."""
-    coefficients = coefficients.float()
-    primary = fitting.primary_of(coefficients.double(), filters).float()
+def error_in(dtype, filters, coefficients):
+    """Relative error of the filters that parameters and primary filters rounded to a data type make."""
+    coefficients = coefficients.to(dtype).double()
+    primary = fitting.primary_of(coefficients, filters).to(dtype).double()
     made = torch.cat((primary, coefficients @ primary))
-    return (torch.linalg.vector_norm(made.double() - filters.double()) / filters.double().norm()).item()
+    return (torch.linalg.vector_norm(made - filters.double()) / filters.double().norm()).item()
+
+
+def error_in_float32(filters, coefficients):
+    return error_in(torch.float32, filters, coefficients)
 
 
 @pytest.mark.parametrize("alpha", [0.25, 0.5, 0.75])
 @pytest.mark.parametrize("kind", KINDS)
-def test_full_rank_is_within_one_per_cent_of_the_optimum_in_float32(kind, alpha):
+def test_full_rank_is_close_to_the_optimum_in_float32_and_in_bfloat16(kind, alpha):
     filters = filters_of(kind)
     primary = int(alpha * len(filters))
     coefficients = fitting.full_rank(fitting.root_of(filters), primary)
     assert coefficients.shape == (len(filters) - primary, primary)
-    assert coefficients.abs().max() < 1e4
-    assert error_in_float32(filters, coefficients) <= 1.01 * optimum(filters, primary)
+    is_hard = kind == "twins" or optimum(filters, primary) < 0.01
+    margin = 0.025 if is_hard else 0.0  # there, the optimum needs huge coefficients
+    assert error_in_float32(filters, coefficients) <= 1.01 * optimum(filters, primary) + margin
+    assert error_in(torch.bfloat16, filters, coefficients) <= 1.1 * optimum(filters, primary) + 0.035
 
 
 def test_coefficients_stay_small_where_the_optimum_can_only_be_approached():
@@ -66,10 +72,10 @@ def test_coefficients_stay_small_where_the_optimum_can_only_be_approached():
 
 
 @pytest.mark.parametrize("size", [144, 20])  # 20: fewer elements than primary filters
-def test_filters_of_low_rank_are_met_exactly(size):
+def test_filters_of_low_rank_are_met_to_the_rounding_error(size):
     filters = filters_of("random", size=20).double() @ torch.randn(20, size, dtype=torch.float64)
-    coefficients = fitting.full_rank(fitting.root_of(filters), 32, dtype=torch.float64)
-    assert fitting.error(coefficients, filters) < 1e-9 * filters.norm()
+    coefficients = fitting.full_rank(fitting.root_of(filters), 32)
+    assert fitting.error(coefficients, filters) < 0.01 * filters.norm()
 
 
 @pytest.mark.parametrize("rank", [1, 4, 16])
@@ -125,7 +131,7 @@ def test_a_known_linearconv_is_found_again():
     torch.manual_seed(0)
     for layer in (LinearConv(8, 32, 3), LinearConvLowRank(8, 32, 3, rank=2), LinearConvSparse(8, 32, 3, sparsity=0.5)):
         filters = layer.double().weight.detach()
-        coefficients = fitting.full_rank(fitting.root_of(filters), 16, dtype=torch.float64)
+        coefficients = fitting.full_rank(fitting.root_of(filters), 16)
         assert fitting.error(coefficients, fitting.root_of(filters)) < 1e-6 * filters.norm()
         primary = fitting.primary_of(coefficients, filters)
         assert primary.shape == layer.conv_weights.shape
@@ -153,7 +159,7 @@ def test_in_a_metric_the_fit_has_the_least_weighted_error():
     root = filters_of("decaying", 24, 60).double()
     factor = torch.randn(24, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     metric = factor @ factor.T + torch.eye(24)
-    coefficients = fitting.full_rank(root, 10, torch.float64, metric)
+    coefficients = fitting.full_rank(root, 10, metric)
     remaining = fitting.residual(coefficients, root, metric)
     error = np.einsum("fr,fg,gr->", remaining, metric, remaining)
     least = np.square(np.linalg.svd(np.linalg.cholesky(metric).T @ root.numpy(), compute_uv=False)[10:]).sum()
