@@ -94,8 +94,8 @@ def full_rank(root: Tensor, primary: int, metric: Tensor | None = None) -> Tenso
     With U an orthonormal basis of the first P components of S, A = U_s U_p^-1 would be exact, but huge for U_p close to
     singular, and huge coefficients multiply rounding errors. Therefore small singular values of U_p are raised to a
     limit: the secondary filters stay exact, the primary filters change by less than the limit, and the norm of A is at
-    most its reciprocal. Of `LIMITS`, the limit with the least sum of two squared errors is chosen: the error of the fit,
-    and the rounding error of the secondary filters if coefficients and primary filters p_j have an error of `ROUNDING`,
+    most its reciprocal. The limit is one of `LIMITS`, with the least sum of two squared errors: of the fit, and of the
+    secondary filters if coefficients and primary filters p_j have rounding errors of `ROUNDING`,
 
         |(I - C T) S|^2 + ROUNDING^2 sum_ij A_ij^2 |p_j|^2
     """
