@@ -73,7 +73,8 @@ class SqueezeNet(nn.Module):
         for layer in self.modules():  # without BatchNorm, torch's default weights let activations vanish
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def forward(self, x):  # (N, in_channels, H, W)
         x = self.relu(self.conv1(x))  # (N, 96, H, W)
