@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from images.archives import TIMEOUT, published
-from tests.images.refusals import refused
+from tests.images.checks import refused
 
 
 def md5(content):
@@ -122,14 +122,12 @@ def network(monkeypatch):
     return network
 
 
-@pytest.fixture(params=[("CIFAR10", 0, cifar10), ("SVHN", 0, svhn), ("MNIST", 2, mnist)], ids=lambda param: param[0])
+MNIST = "MNIST", 2, mnist
+
+
+@pytest.fixture(params=[("CIFAR10", 0, cifar10), ("SVHN", 0, svhn), MNIST], ids=lambda param: param[0])
 def tiny(request, monkeypatch):
     return TinySet(*request.param, monkeypatch)
-
-
-@pytest.fixture
-def tiny_mnist(monkeypatch):
-    return TinySet("MNIST", 2, mnist, monkeypatch)
 
 
 @pytest.mark.parametrize("download", [False, True])
@@ -172,14 +170,9 @@ def test_a_damaged_file_is_refused_and_named_with_its_folder(tiny, tmp_path):
         refused(lambda: tiny.load(tmp_path, False), tiny.name, tmp_path, "damaged")
 
 
-def test_the_second_mirror_is_used_if_the_first_answers_503(tiny_mnist, tmp_path, network):
-    first, second = tiny_mnist.dataset.mirrors[:2]
-    network.pages = {url.replace(first, second): content for url, content in tiny_mnist.urls.items()}
-    tiny_mnist.assert_read(tmp_path, download=True)
+@pytest.mark.parametrize("tiny", [MNIST], indirect=True)
+def test_the_second_mirror_is_used_if_the_first_answers_503(tiny, tmp_path, network):
+    first, second = tiny.dataset.mirrors[:2]
+    network.pages = {url.replace(first, second): content for url, content in tiny.urls.items()}
+    tiny.assert_read(tmp_path, download=True)
     assert network.asked[0].startswith(first)
-
-
-def test_a_folder_that_cannot_be_created_is_named(tiny_mnist, tmp_path):
-    (tmp_path / "file").touch()
-    for download in (False, True):
-        refused(lambda download=download: tiny_mnist.load(tmp_path / "file", download), tmp_path / "file")

@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.datasets.folder import default_loader
 
 from images.info import channel_statistics, decode, evenly_spaced
-from tests.images.refusals import refused
+from tests.images.checks import refused
 
 
 @pytest.mark.parametrize(("total", "limit", "indices"), [(10, 3, [0, 3, 6]), (3, 9, [0, 1, 2]), (9, 1, [0])])
@@ -22,9 +22,7 @@ def test_mean_and_deviation_are_those_of_numpy():
     mean, std = channel_statistics(torch.from_numpy(pixels))
     assert mean == pytest.approx(pixels.astype(np.float64).mean((0, 2, 3)) / 255, rel=1e-12)
     assert std == pytest.approx(pixels.astype(np.float64).std((0, 2, 3)) / 255, rel=1e-12)
-
-
-def test_a_constant_channel_has_a_deviation_to_divide_by():
+    # the deviation of a constant channel is one grey level
     assert channel_statistics(torch.zeros(2, 1, 4, 4, dtype=torch.uint8)) == ((0.0,), (1 / 255,))
 
 

@@ -173,6 +173,6 @@ def test_the_recipe_is_the_published_one(script, lr, epochs, batch_size, milesto
     assert (recipe.lr, recipe.epochs, recipe.batch_size, recipe.milestones) == (lr, epochs, batch_size, milestones)
 
 
-@pytest.mark.parametrize("type", [*LINEARCONV_TYPES, "basis", "ghost", "svd"])
+@pytest.mark.parametrize("type", [*LINEARCONV_TYPES, "ghost", "svd"])
 def test_squeezenet_is_built_of_layers_of_every_type(type, run):
     run("squeezenet", f"-t {type} --count-only", dataset=False)

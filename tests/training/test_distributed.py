@@ -11,7 +11,6 @@ from functools import partial
 import pytest
 import torch
 
-from images.batches import BatchLoader
 from tests.helpers.runs import ROOT, exit_code, fork
 from training.checkpoints import read_log
 
@@ -133,41 +132,3 @@ def test_a_killed_worker_is_restarted_and_the_run_ends_as_the_unbroken_one(plain
     assert_pruned(final(tmp_path / "killed"))
     losses = [[record["train_loss"] for record in read_log(tmp_path / name)] for name in ("killed", "unbroken")]
     assert losses[0] == losses[1] and len(losses[0]) == 2
-
-
-# ---- shards of a loader -------------------------------------------------------------------------------------------
-
-
-def loaders(size, batch_size, images, **options):
-    pixels = torch.arange(images, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()
-    arguments = pixels, torch.arange(images), [0.0], [1.0]
-    return [BatchLoader(*arguments, batch_size=batch_size, shard=(rank, size), **options) for rank in range(size)]
-
-
-@pytest.mark.parametrize("size, batch_size, images", [(2, 5, 40), (2, 5, 43), (3, 4, 31), (4, 2, 17)])
-def test_the_shards_of_a_batch_are_the_batch(size, batch_size, images):
-    (whole,) = loaders(1, size * batch_size, images, shuffle=True, padding=1, flip=True, seed=3)
-    shards = [list(loader) for loader in loaders(size, batch_size, images, shuffle=True, padding=1, flip=True, seed=3)]
-    assert len({len(shard) for shard in shards}) == 1
-    for index, (pixels, labels) in zip(range(len(shards[0])), whole, strict=False):
-        assert torch.equal(torch.cat([shard[index][0] for shard in shards]), pixels)
-        assert torch.equal(torch.cat([shard[index][1] for shard in shards]), labels)
-    left_over = images - len(torch.cat([labels for shard in shards for _, labels in shard]))
-    assert left_over < size
-
-
-@pytest.mark.parametrize("size, batch_size, images", [(2, 5, 43), (3, 4, 31), (4, 50, 17), (4, 1, 3)])
-def test_every_test_image_comes_once(size, batch_size, images):
-    seen = [labels for loader in loaders(size, batch_size, images) for _, labels in loader]
-    assert sorted(torch.cat(seen).tolist()) == list(range(images))
-    assert all(len(labels) for labels in seen)
-
-
-def test_a_pass_can_begin_at_any_batch():
-    for skip in range(10):
-        one, other = (loaders(1, 5, 43, shuffle=True, padding=1, flip=True, seed=7)[0] for _ in range(2))
-        expected, found = list(one)[skip:], list(other.batches(skip))
-        assert len(expected) == len(found)
-        for (pixels, labels), (same_pixels, same_labels) in zip(expected, found, strict=True):
-            assert torch.equal(pixels, same_pixels) and torch.equal(labels, same_labels)
-        assert torch.equal(one.generator.get_state(), other.generator.get_state())
