@@ -68,13 +68,15 @@ def passes(count: int, device: str) -> dict[str, Callable[[], Batches]]:
     """Return {contender: function that begins one pass} over `count` random images in memory."""
     images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, device=device)
     labels = torch.arange(count, device=device) % 10
-    ours = partial(BatchLoader, images, labels, *NORM, batch_size=BATCH, shuffle=True, padding=4, flip=True)
+    options = {"batch_size": BATCH, "shuffle": True, "padding": 4, "flip": True}
+    contiguous, channels_last = (BatchLoader(images, labels, *NORM, **options) for _ in range(2))
+    channels_last.memory_format = torch.channels_last
     pairs = list(zip(images.permute(0, 2, 3, 1).contiguous().cpu().numpy(), labels.tolist(), strict=True))
     workers = {"num_workers": 2, "persistent_workers": True}
     published = DataLoader(pairs, BATCH, shuffle=True, collate_fn=transform_with_pil, **workers)
     return {
-        "ours, channels_last": partial(iter, ours(channels_last=True)),
-        "ours, contiguous": partial(iter, ours()),
+        "ours, channels_last": partial(iter, channels_last),
+        "ours, contiguous": partial(iter, contiguous),
         "indexing": partial(indexing, images, labels),
         "published (PIL, two workers)": partial(iter, published),
     }

@@ -26,7 +26,6 @@ class Loader(ABC):
         flip: flip images left to right with probability 0.5.
         alternating: draw the flips of the first pass only; afterwards each image is flipped in every second pass.
         seed: seed of the loader's own generator. The global generator is neither read nor changed.
-        channels_last: return batches in the `torch.channels_last` memory format.
         shard: (rank, size). Each of `size` processes with loaders of the same seed returns its part of batches of
             `size * batch_size` images. If fewer than `size` images remain, shuffled passes drop these images.
 
@@ -45,14 +44,13 @@ class Loader(ABC):
         flip: bool = False,
         alternating: bool = False,
         seed: int = 0,
-        channels_last: bool = False,
         shard: tuple[int, int] = (0, 1),
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         self.labels, self.num_images = labels, len(labels)  # number of images in all shards together
         self.batch_size, self.shuffle, self.flip = batch_size, shuffle, flip
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.memory_format = torch.contiguous_format  # of the batches; may be set
         self.generator = torch.Generator().manual_seed(seed)
         self.passes = 0  # number of passes that have begun
         in_first = torch.randint(2, (len(labels),), generator=torch.Generator().manual_seed(seed)).bool()

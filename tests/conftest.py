@@ -13,6 +13,7 @@ from PIL import Image
 
 import training
 from tests.helpers.runs import EVERY_SCRIPT
+from training.trainer import Trainer
 
 
 def pytest_addoption(parser):
@@ -50,6 +51,20 @@ def run(data, tmp_path, monkeypatch):
 
     run.folder = lambda output: tmp_path / output
     return run
+
+
+@pytest.fixture
+def trained(run):
+    """Run a script in a folder of its own; returns the run's last trainer."""
+
+    def trained(script, options):
+        trainers, fit = [], Trainer.fit
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Trainer, "fit", lambda trainer: trainers.append(trainer) or fit(trainer))
+            run(script, options, f"run{len(list(run.folder('.').iterdir()))}")
+        return trainers[-1]
+
+    return trained
 
 
 @pytest.fixture

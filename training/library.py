@@ -132,21 +132,11 @@ def _convert(network, options, recipe, loader):
     if loader and options.calibrate and (recipe.init == "fit" or options.budget is not None):
         images = training_images(loader, options.calibrate)
     is_first_layer = [lambda _, layer: layer.in_channels == channels]
-    model, report = convert(
-        network.dense,
-        variant.type,
-        rank=rank,
-        alpha=alpha,
-        sparsity=variant.sparsity,
-        compute=variant.compute,
-        budget=options.budget,
-        of=options.of,
-        skip=is_first_layer if recipe.stem == "dense" else (),
-        init=recipe.init,
-        calibration=images,
-        example_input=torch.zeros(1, channels, size, size),
-        return_report=True,
-    )
+    settings = {"rank": rank, "alpha": alpha, "sparsity": variant.sparsity, "compute": variant.compute}
+    settings |= {"init": recipe.init, "skip": is_first_layer if recipe.stem == "dense" else ()}
+    settings |= options.pick("budget", "of")
+    inputs = {"calibration": images, "example_input": torch.zeros(1, channels, size, size)}
+    model, report = convert(network.dense, variant.type, **settings, **inputs, return_report=True)
     print(report.totals)
     return model, setting_of(report, variant.type)
 

@@ -30,14 +30,10 @@ def loss_of(logits: Tensor, images: Tensor, labels: Tensor, recipe: Recipe, teac
     if recipe.distill:
         with torch.no_grad():
             targets = teacher(images)
-        loss = loss + recipe.distill * soft_target_loss(logits, targets, recipe.temperature)
+        ours, theirs = (F.log_softmax(values / recipe.temperature, dim=1) for values in (logits, targets))
+        divergence = F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+        loss = loss + recipe.distill * (recipe.temperature**2 * divergence)
     return loss
-
-
-def soft_target_loss(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """Return T^2 KL(softmax(targets / T) || softmax(logits / T)), the mean over a batch; both logits (B, classes)."""
-    ours, theirs = (F.log_softmax(values / temperature, dim=1) for values in (logits, targets))
-    return temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
 
 
 def regularisers(model: nn.Module, recipe: Recipe, group: Group) -> Tensor | float:

@@ -81,31 +81,28 @@ class Progress:
 class Display:
     """Show progress: a bar on a terminal, else a line after 100 steps and once a minute; and a line for each epoch.
 
-    Args:
-        progress: progress at the beginning.
-        epochs, steps: number of epochs, and of steps per epoch.
-        batch_size: images per step.
-        quiet: show no bar, in processes that do not print.
+    `progress` is the progress at the beginning, of `epochs` epochs of `steps` steps. With `quiet` there is no bar.
     """
 
     def __init__(self, progress: Progress, epochs: int, steps: int, batch_size: int, quiet: bool = False) -> None:
         self.epochs, self.steps, self.batch_size = epochs, steps, batch_size
-        self.first, self.start = self._done(progress), time.monotonic()
-        self.shown = self.start
+        self.first = self.done = progress.epoch * steps + progress.batch  # steps
+        self.start = self.shown = time.monotonic()
         hidden = quiet or None  # None: without a terminal
         self.bar = tqdm(total=epochs * steps, initial=self.first, disable=hidden, unit="batch", dynamic_ncols=True)
 
     def show_step(self, progress: Progress) -> None:
         """Show a finished step."""
         self.bar.update()
-        is_first = self._done(progress) == self.first + FIRST_LINE
-        if time.monotonic() - self.shown < (SILENCE if self.bar.disable else 1) and not is_first:
+        self.done += 1
+        interval = SILENCE if self.bar.disable else 1
+        if time.monotonic() - self.shown < interval and self.done != self.first + FIRST_LINE:
             return
         self.shown = time.monotonic()
         loss = f"{progress.loss_sum.item() / (progress.batch * self.batch_size):.4f}"
         if self.bar.disable:
             where = f"epoch {progress.epoch + 1}/{self.epochs}, batch {progress.batch}/{self.steps}"
-            self._print(f"{where}: loss {loss}, {self._time_left(progress)} left")
+            self._print(f"{where}: loss {loss}, {self._time_left()} left")
         else:
             self.bar.set_postfix(epoch=progress.epoch + 1, loss=loss)
 
@@ -116,7 +113,7 @@ class Display:
             "test {test_accuracy:6.2f} %  lr {lr:.1e}  {train_seconds:.1f} s"
         ).format(**progress.history[-1], epochs=self.epochs, train_seconds=train_seconds)
         if progress.epoch < self.epochs:
-            line += f", {self._time_left(progress)} left"
+            line += f", {self._time_left()} left"
         self._print(line)
 
     def _print(self, line):
@@ -124,11 +121,7 @@ class Display:
         tqdm.write(line, file=sys.stdout)  # above the bar
         sys.stdout.flush()
 
-    def _done(self, progress):
-        return progress.epoch * self.steps + progress.batch
-
-    def _time_left(self, progress):
+    def _time_left(self):
         """The time for the remaining steps at the mean speed since the beginning, evaluations included."""
-        done = self._done(progress)
-        seconds_per_step = (time.monotonic() - self.start) / (done - self.first)
-        return tqdm.format_interval(seconds_per_step * (self.epochs * self.steps - done))
+        seconds_per_step = (time.monotonic() - self.start) / (self.done - self.first)
+        return tqdm.format_interval(seconds_per_step * (self.epochs * self.steps - self.done))

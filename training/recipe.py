@@ -28,23 +28,19 @@ from training.errors import UsageError
 LR_DROP = 0.1  # factor of the learning rate after a milestone
 
 
-def option(
-    default: object,
-    values: Callable[[str], object] | tuple[str, ...],
-    help: str,
-    *,
-    may_change: bool = False,
-    **arguments: object,
-) -> object:
+Values = Callable[[str], object] | tuple[str, ...]  # a type for argparse, or the choices
+
+
+def option(default: object, values: Values, help: str, *, may_change: bool = False, **arguments: object) -> object:
     """Return a dataclass field that is also an option of the command line, where its default is None.
 
-    Args:
-        values: a type for argparse, or the choices.
-        may_change: whether --may-change accepts the option for a resumed run.
-        arguments: further arguments of `add_argument`.
+    With `may_change`, --may-change accepts the option; `arguments` are further arguments of `add_argument`.
     """
     kind = {"type": values} if callable(values) else {"choices": values}
     return field(default=default, metadata={"may_change": may_change, "arguments": {"help": help, **kind, **arguments}})
+
+
+DISTILL = "share of the loss that is soft targets of the network before conversion (default: 0.5); 1: without labels"
 
 
 @dataclass(frozen=True)
@@ -76,14 +72,7 @@ class Recipe:
         0, non_negative_int, "train the dense network in the first N epochs, then convert it", metavar="N"
     )
     clip: float = option(0.0, non_negative_float, "largest norm of a step's gradient; 0: no limit", metavar="NORM")
-    distill: float = option(
-        0.0,
-        positive_share,
-        "share of the loss that is soft targets of the network before conversion (default: 0.5); 1: without labels",
-        nargs="?",
-        const=0.5,
-        metavar="SHARE",
-    )
+    distill: float = option(0.0, positive_share, DISTILL, nargs="?", const=0.5, metavar="SHARE")
     temperature: float = option(4.0, positive_float, "temperature of the soft targets (default: 4)")
 
     def changed_by(self, options: object) -> "Recipe":

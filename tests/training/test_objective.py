@@ -7,7 +7,6 @@ from torchvision.models import get_model
 
 from training.objective import loss_of
 from training.recipe import Recipe
-from training.trainer import Trainer
 
 NETWORK = "--network torchvision:squeezenet1_1 --calibrate 0 --no-amp --epochs 1"
 
@@ -22,23 +21,22 @@ def options(tmp_path):
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_the_loss_of_a_batch_is_that_of_labels_and_teacher(share):
     logits, images, teacher = torch.randn(6, 5), torch.randn(6, 4), torch.nn.Linear(4, 5)
-    labels, recipe = torch.arange(6) % 5, Recipe(1.0, 1, distill=share, temperature=3.0)
+    labels, recipe = torch.arange(6) % 5, Recipe(1.0, 1, distill=share, temperature=3.0, label_smoothing=0.9)
     ours, theirs = ((values.double() / 3).softmax(1) for values in (logits, teacher(images)))
     soft = 9 * (theirs * (theirs / ours).log()).sum(1).mean()
-    expected = (1 - share) * F.cross_entropy(logits, labels) + share * soft
+    targets = 0.1 * F.one_hot(labels, 5) + 0.9 / 5
+    expected = share * soft - (1 - share) * (targets * logits.log_softmax(1)).sum(1).mean()
     assert loss_of(logits, images, labels, recipe, teacher).item() == pytest.approx(expected.item(), rel=1e-5)
     if share == 1:  # soft targets alone need no labels
         assert loss_of(logits, images, None, recipe, teacher).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("given, share", [("", 0.5), ("1", 1.0)])
-def test_the_teacher_is_the_network_before_conversion_and_unchanged(run, options, monkeypatch, tmp_path, given, share):
-    found, fit = [], Trainer.fit
-    monkeypatch.setattr(Trainer, "fit", lambda self: found.append(self) or fit(self))
-    run("zoo", f"{options} --distill {given}")
-    teacher = found[0].teacher
+def test_the_teacher_is_the_network_before_conversion_and_unchanged(trained, options, tmp_path, given, share):
+    trainer = trained("zoo", f"{options} --distill {given}")
+    teacher = trainer.teacher
     weights = torch.load(tmp_path / "weights.pth", weights_only=True)
-    assert found[0].recipe.distill == share
+    assert trainer.recipe.distill == share
     assert all(torch.equal(tensor, weights[name]) for name, tensor in teacher.state_dict().items())
     assert not any(module.training for module in teacher.modules())
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in teacher.parameters())

@@ -6,19 +6,16 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from contextlib import contextmanager
 
 import pytest
 import torch
 
 import linearconv_sparse
 import training
-from tests.helpers.runs import EVERY_SCRIPT, ROOT, exit_code, start
-from training import checkpoints
+from tests.helpers.runs import EVERY_SCRIPT, exit_code, fork, start
 from training.checkpoints import read_log
+from training.finite import FiniteCheck
 from training.trainer import Trainer
 
 SMALL = "--width 0.125 --epochs 3"
@@ -30,7 +27,7 @@ WHOLE = (  # everything that the paper's recipe has not
 TIMES = {"seconds", "images_per_second", "command", "git_commit"}  # what a report may differ in
 
 
-def final(folder, epoch):
+def final(folder, epoch=None):
     """The checkpoint after an epoch, by default the last one."""
     name = f"checkpoint-{epoch:04d}.pt" if epoch else max(path.name for path in folder.glob("checkpoint-*.pt"))
     return torch.load(folder / name, weights_only=True)
@@ -88,6 +85,7 @@ def ended(capsys, call, *arguments):
         ("base -t sparse -s 0.5 --pruning published", 7, signal.SIGTERM),
         ("allconv -t lowrank -r 2", 6, signal.SIGTERM),  # drops out at random
         ("base -t rank --milestones 1 2", 9, signal.SIGTERM),
+        ("base -t rank --in-memory no --workers 2", 6, signal.SIGTERM),
         *((f"base -t rank --amp {WHOLE}", step, signal.SIGTERM) for step in (3, 4, 6)),  # the conversion is before 5
     ],
 )
@@ -124,6 +122,24 @@ def test_a_signal_in_the_last_epoch_evaluation_lets_the_run_end(run, monkeypatch
     assert (run("base", f"-t dense {SMALL}") / "report.json").exists()
 
 
+def test_a_signal_to_all_processes_of_a_run_ends_it_in_one_line_and_saved(data, tmp_path, capfd):
+    options = "--width 0.125 --epochs 100000 --in-memory no --workers 2 --batch-size 9 --device cpu"
+    options += f" --dataset imagefolder --data-root {data} --output {tmp_path / 'run'}"
+
+    def in_a_session():
+        os.setsid()
+        training.main(*EVERY_SCRIPT["base"], options.split())
+
+    pid = fork(in_a_session)
+    while not (tmp_path / "run" / "log.jsonl").exists():
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+        time.sleep(0.05)
+    os.killpg(pid, signal.SIGINT)
+    assert exit_code(pid) == 130
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1 and "continue with --resume" in lines[0]
+
+
 def test_the_handlers_are_put_back(run):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     run("base", "-t dense --width 0.125 --epochs 1")
@@ -131,37 +147,27 @@ def test_the_handlers_are_put_back(run):
 
 
 def test_a_run_that_is_killed_while_it_saves_has_its_best_in_the_end(run, monkeypatch):
-    write, written = checkpoints.atomic_file, []
+    replace = os.replace
 
-    @contextmanager
-    def and_die(path):
-        with write(path) as part:
-            yield part
-        written.append(path.name)
-        if len(written) == 1:
-            raise KeyboardInterrupt
+    def and_die(*paths):
+        replace(*paths)
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(Trainer, "evaluate", lambda trainer, flipped=False: 50.0)  # never better than at first
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "atomic_file", and_die)
+        patch.setattr(os, "replace", and_die)  # after the first file
         with pytest.raises(SystemExit):
             run("base", f"-t dense {SMALL}")
     folder = run("base", f"-t dense {SMALL} --resume auto")
     assert torch.load(folder / "best.pt", weights_only=True)["epoch"] == 1
 
 
-def test_long_epochs_are_saved_within(run, monkeypatch):
-    saved = []
-    save = checkpoints.save
-    monkeypatch.setattr(
-        checkpoints,
-        "save",
-        lambda folder, state, best: saved.append((state["epoch"], state["batch"])) or save(folder, state, best),
-    )
-    folder = run("base", "-t dense --width 0.125 --epochs 2 --save-every 0.000001")
-    assert saved[:4] == [(0, 1), (0, 2), (0, 3), (1, 0)]
-    kept = sorted(path.name for path in folder.glob("checkpoint*"))
-    assert kept == ["checkpoint-0001-000003.pt", "checkpoint-0002.pt"]
+def test_long_epochs_are_saved_within_and_the_newest_two_checkpoints_and_the_best_are_kept(run):
+    folder = run("base", "-t dense --width 0.125 --epochs 3 --save-every 0.000001")
+    kept = {"best.pt", "checkpoint-0002-000003.pt", "checkpoint-0003.pt"}  # of four steps an epoch
+    assert {path.name for path in folder.glob("*.pt")} == kept
+    best = torch.load(folder / "best.pt", weights_only=True)
+    assert best["epoch"] == json.loads((folder / "report.json").read_text())["best_epoch"]
 
 
 # ---- killing ------------------------------------------------------------------------------------------------------
@@ -272,13 +278,11 @@ def test_a_nan_stops_the_run_names_the_layer_and_keeps_the_last_good_checkpoint(
 
 
 def test_on_other_devices_the_flag_is_read_now_and_then():
-    from training.finite import FiniteCheck
-
     model = torch.nn.Linear(2, 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=True)
     check = FiniteCheck(model, optimizer, torch.device("cpu"))
     check.every = 3  # as on a device whose steps do not wait for the host
-    before, seen = model.weight.detach().clone(), []
+    seen = []
     for step in range(6):
         optimizer.zero_grad()
         loss = model(torch.ones(1, 2)).sum() * (float("inf") if step else 1.0)
@@ -314,15 +318,12 @@ def test_a_checkpoint_of_other_versions_is_used_and_said_so(run, capsys):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("amp", ["--amp", "--no-amp"])
-def test_on_a_gpu_a_resumed_run_is_the_same_too(data, tmp_path, amp, monkeypatch):
-    options = ["--dataset", "imagefolder", "--data-root", str(data), "--batch-size", "9", "--device", "cuda", amp]
-    options += ["--deterministic", "--width", "0.25", "--epochs", "3"]
-    command = [sys.executable, str(ROOT / "models" / "base_xcnn.py"), *options]
-    subprocess.run([*command, "--output", str(tmp_path / "unbroken")], check=True)
-    stop = [*command, "--output", str(tmp_path / "broken")]
-    subprocess.run([*stop[: stop.index("3")], "2", *stop[stop.index("3") + 1 :]], check=True)
-    subprocess.run([*stop, "--resume"], check=True)
-    assert_same_run(tmp_path / "broken", tmp_path / "unbroken")
+def test_on_a_gpu_a_resumed_run_is_the_same_too(run, amp):
+    options = f"-t rank --device cuda {amp} --deterministic --width 0.25 --epochs"
+    unbroken = run("base", f"{options} 3", "unbroken")
+    run("base", f"{options} 2", "broken")
+    assert_same_run(run("base", f"{options} 3 --resume", "broken"), unbroken)
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.slow
