@@ -7,24 +7,11 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from sklearn.datasets import load_digits
 
 import dataloaders as module
 from dataloaders import DATASETS, BatchLoader, DataSet, StreamLoader, dataloaders, describe, kept_in_memory
 from tests.images.checks import refused
-
-
-@pytest.fixture
-def tree(tmp_path):
-    for split, count in (("train", 3), ("test", 2)):
-        for name in ("ant", "bee", "cat"):
-            (tmp_path / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = np.random.default_rng(i).integers(0, 256, (24, 24, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(tmp_path / split / name / f"{i}.png")
-    return tmp_path
-
 
 # ---- descriptions -------------------------------------------------------------------------------------------
 
@@ -38,11 +25,11 @@ def test_describe_needs_no_data(monkeypatch):
         assert info.in_channels == len(info.mean) == len(info.std) == (1 if "mnist" in name else 3)
 
 
-def test_describe_lists_the_classes_of_an_imagefolder(tree):
-    info = describe("imagefolder", tree, image_size=48)
-    assert (info.classes, info.image_size, info.in_channels, info.mean) == (("ant", "bee", "cat"), 48, 3, None)
-    refused(lambda: describe("imagefolder", tree / "nowhere"), tree / "nowhere" / "train")
-    refused(lambda: describe("imagefolder", tree, image_size=0), "image size")
+def test_describe_lists_the_classes_of_an_imagefolder(data):
+    info = describe("imagefolder", data, image_size=48)
+    assert (info.classes, info.image_size, info.in_channels, info.mean) == (("blue", "green", "red"), 48, 3, None)
+    refused(lambda: describe("imagefolder", data / "nowhere"), data / "nowhere" / "train")
+    refused(lambda: describe("imagefolder", data, image_size=0), "image size")
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
@@ -143,15 +130,15 @@ def test_digits_without_scikit_learn_name_the_remedy(monkeypatch):
 # ---- imagefolder and options -------------------------------------------------------------------------------
 
 
-def test_an_imagefolder_is_normalised_by_its_statistics_and_augmented_like_cifar(tree):
-    info, train, test = dataloaders("imagefolder", str(tree), image_size=24, batch_size=4)
+def test_an_imagefolder_is_normalised_by_its_statistics_and_augmented_like_cifar(data):
+    info, train, test = dataloaders("imagefolder", str(data), image_size=24, batch_size=4)
     values = train.images.numpy() / 255
     assert info.mean == pytest.approx(values.mean((0, 2, 3)))
     assert info.std == pytest.approx(values.std((0, 2, 3)))
     assert (train.padding, train.flip, train.shuffle) == (3, True, True)
-    assert (train.num_images, test.num_images, len(train), len(test)) == (9, 6, 3, 2)
+    assert (train.num_images, test.num_images, len(train), len(test)) == (36, 12, 9, 3)
     images, labels = zip(*test, strict=True)
-    assert torch.cat(labels).tolist() == [0, 0, 1, 1, 2, 2]
+    assert torch.cat(labels).tolist() == [0] * 4 + [1] * 4 + [2] * 4
     mean, std = (np.reshape(values, (3, 1, 1)) for values in (info.mean, info.std))
     assert torch.cat(images).numpy() == pytest.approx((test.images.numpy() / 255 - mean) / std, abs=1e-5)
 
@@ -159,14 +146,14 @@ def test_an_imagefolder_is_normalised_by_its_statistics_and_augmented_like_cifar
 # ---- streamed ----------------------------------------------------------------------------------------------
 
 
-def test_images_larger_than_half_of_the_free_memory_are_streamed(tree, monkeypatch):
-    needed = 2 * 15 * 3 * 24 * 24
-    imagefolder = partial(kept_in_memory, "imagefolder", tree, image_size=24)
+def test_images_larger_than_half_of_the_free_memory_are_streamed(data, monkeypatch):
+    needed = 2 * 48 * 3 * 24 * 24
+    imagefolder = partial(kept_in_memory, "imagefolder", data, image_size=24)
     for available, loader in ((needed, BatchLoader), (needed - 1, StreamLoader)):
         monkeypatch.setattr(module, "available_memory", lambda available=available: available)
         assert imagefolder() == (loader is BatchLoader) and not imagefolder(copies=2)
         assert imagefolder(in_memory="yes") and not imagefolder(in_memory="no") and kept_in_memory("digits")
-        assert {type(each) for each in dataloaders("imagefolder", tree, image_size=24, workers=0)[1:]} == {loader}
+        assert {type(each) for each in dataloaders("imagefolder", data, image_size=24, workers=0)[1:]} == {loader}
     monkeypatch.setattr(module, "available_memory", lambda: 2 * needed)
     for free in (needed, needed - 1):  # of each GPU
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 4 * needed))
@@ -179,10 +166,10 @@ def test_only_an_imagefolder_is_streamed():
         dataloaders("digits", in_memory=True)
 
 
-def test_mean_and_std_of_a_streamed_set_are_those_of_evenly_spaced_images(tree, monkeypatch):
+def test_mean_and_std_of_a_streamed_set_are_those_of_evenly_spaced_images(data, monkeypatch):
     monkeypatch.setattr(module, "SAMPLE", 4)
-    info, _, _ = dataloaders("imagefolder", tree, image_size=24, in_memory="no", workers=0)
-    _, kept, _ = dataloaders("imagefolder", tree, image_size=24)
-    values = kept.images[[0, 2, 4, 6]].numpy() / 255  # of nine
+    info, _, _ = dataloaders("imagefolder", data, image_size=24, in_memory="no", workers=0)
+    _, kept, _ = dataloaders("imagefolder", data, image_size=24)
+    values = kept.images[[0, 9, 18, 27]].numpy() / 255
     assert info.mean == pytest.approx(values.mean((0, 2, 3)))
     assert info.std == pytest.approx(values.std((0, 2, 3)))

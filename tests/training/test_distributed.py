@@ -61,13 +61,6 @@ def plain(tmp_path):
 OPTIONS = ["--dataset", "digits", "--device", "cpu", "--no-amp"]
 
 
-def torchrun(script, *options, restarts=0, **environment):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    command += ["--nproc-per-node", "2", "--max-restarts", str(restarts), str(script), *OPTIONS, *map(str, options)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-
-
 def launch(script, *options, processes=1, **environment):
     """Run a script in forked processes, as torchrun does without importing torch again."""
     with socket.socket() as free:
@@ -110,7 +103,10 @@ def test_a_killed_worker_is_restarted_and_the_run_ends_as_the_unbroken_one(plain
     options = ["-t", "sparse", "-s", "0.5", "--pruning", "published", "--epochs", 2, "--batch-size", 25]
     options += ["--save-every", 1e-6, "--output"]
     mark = tmp_path / "died"
-    done = torchrun(plain, *options, tmp_path / "killed", restarts=2, DIE_ONCE=str(mark))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    command += ["--nproc-per-node", "2", "--max-restarts", "2", plain, *OPTIONS, *options, tmp_path / "killed"]
+    environment = os.environ | {"DIE_ONCE": str(mark)}
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and mark.exists(), done.stderr
     assert "resuming after epoch 1 and 11 batches of the next" in done.stdout  # saved every 10 steps
     launch(plain, *options, tmp_path / "unbroken", processes=2)

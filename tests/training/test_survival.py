@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 import linearconv_sparse
 import training
@@ -33,24 +34,17 @@ def final(folder, epoch=None):
     return torch.load(folder / name, weights_only=True)
 
 
-def generators(state):
-    """The states of the generators of python, numpy and torch."""
-    [random] = state["random"]
-    kind, keys, *rest = random["numpy"]
-    return random["python"], [kind, keys.tolist(), *rest], random["torch"]
+def assert_equal(ours, theirs):
+    """Assert that two states, lists and dicts of tensors and other values, are equal."""
+    for one, other in zip(tree_leaves(ours), tree_leaves(theirs), strict=True):
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
 def assert_same_run(ours, theirs, epoch=3):
     states = [final(folder, epoch) for folder in (ours, theirs)]
-    for name, tensor in states[1]["model"].items():
-        assert torch.equal(states[0]["model"][name], tensor), name
-    python, numpy, torchs = zip(*map(generators, states), strict=True)
-    assert python[0] == python[1] and numpy[0] == numpy[1] and torch.equal(*torchs)
-    reports = [json.loads((folder / "report.json").read_text()) for folder in (ours, theirs)]
-    assert {key: value for key, value in reports[0].items() if key not in TIMES} == {
-        key: value for key, value in reports[1].items() if key not in TIMES
-    }
-    for one, other in zip(read_log(ours), read_log(theirs), strict=True):
+    assert_equal(*([state["model"], state["random"]] for state in states))
+    records = [[json.loads((folder / "report.json").read_text()), *read_log(folder)] for folder in (ours, theirs)]
+    for one, other in zip(*records, strict=True):
         assert {key: one[key] for key in one.keys() - TIMES} == {key: other[key] for key in other.keys() - TIMES}
 
 
