@@ -55,7 +55,9 @@ def measure(folder: Path) -> dict:
             means["primary"] = mean_absolute(correlation[:primary, :primary])
             means["secondary"] = mean_absolute(correlation[primary:, primary:])
         described = {"layer": number, "name": name, "filters": len(correlation), "primary": primary}
-        described |= {"elements": layer.weight[0].numel(), "mean_absolute": means, "hundredths": pack(correlation)}
+        hundredths = (100 * correlation).round().int().tolist()
+        above = [" ".join(map(str, row[start:])) for start, row in enumerate(hundredths[:-1], 1)]
+        described |= {"elements": layer.weight[0].numel(), "mean_absolute": means, "hundredths": above}
         run["layers"].append(described)
     return run
 
@@ -66,14 +68,8 @@ def mean_absolute(correlation: Tensor) -> float | None:
     return ((correlation.abs().sum() - correlation.diagonal().abs().sum()) / pairs).item() if pairs else None
 
 
-def pack(correlation: Tensor) -> list[str]:
-    """Return the elements above the diagonal of a symmetric matrix (n, n), in hundredths: n - 1 rows of integers."""
-    hundredths = (100 * correlation).round().int().tolist()
-    return [" ".join(map(str, row[start:])) for start, row in enumerate(hundredths[:-1], 1)]
-
-
 def unpack(rows: Sequence[str]) -> np.ndarray:
-    """Return the matrix (n, n) that :func:`pack` has packed, rounded to hundredths, with 1 on the diagonal."""
+    """Return the correlation matrix (n, n) from the `hundredths` of a result file: n - 1 rows above the diagonal."""
     size = len(rows) + 1
     above = np.zeros((size, size))
     above[np.triu_indices(size, 1)] = [int(number) / 100 for row in rows for number in row.split()]

@@ -15,25 +15,14 @@ NETWORKS = {
     "ResNeXt-29": ResNeXt29_2x64d,
     "MobileNetV2": MobileNetV2,
 }
-PRINTED = {  # as printed: parameters in M, FLOPs in B
-    "Base": ("0.40", "0.017"),
-    "Base-Lr": ("0.23", "0.060"),
-    "Base-LRr": ("0.21", "0.025"),
-    "VGG11": ("9.23", "0.171"),
-    "VGG11-Lr": ("4.92", "2.398"),
-    "VGG11-LRr": ("4.65", "0.350"),
-    "AllConv": ("1.37", "0.315"),
-    "AllConv-Lr": ("0.74", "0.440"),
-    "AllConv-LRr": ("0.70", "0.344"),
-    "ResNet-18": ("11.17", "0.558"),
-    "ResNet-18-Lr": ("6.03", "3.074"),
-    "ResNet-18-LRr": ("5.64", "0.775"),
-    "ResNeXt-29": ("9.13", "1.424"),
-    "ResNeXt-29-Lr": ("6.48", "5.089"),
-    "ResNeXt-29-LRr": ("4.71", "1.691"),
-    "MobileNetV2": ("2.30", "0.098"),
-    "MobileNetV2-Lr": ("3.92", "16.398"),
-    "MobileNetV2-LRr": ("1.35", "0.931"),
+METHODS = ("", "-Lr", "-LRr")  # of the rows of a network: dense, full rank, rank 10
+PRINTED = {  # of these, as printed: parameters in M, FLOPs in B
+    "Base": (("0.40", "0.017"), ("0.23", "0.060"), ("0.21", "0.025")),
+    "VGG11": (("9.23", "0.171"), ("4.92", "2.398"), ("4.65", "0.350")),
+    "AllConv": (("1.37", "0.315"), ("0.74", "0.440"), ("0.70", "0.344")),
+    "ResNet-18": (("11.17", "0.558"), ("6.03", "3.074"), ("5.64", "0.775")),
+    "ResNeXt-29": (("9.13", "1.424"), ("6.48", "5.089"), ("4.71", "1.691")),
+    "MobileNetV2": (("2.30", "0.098"), ("3.92", "16.398"), ("1.35", "0.931")),
 }
 DATASETS = ("cifar10", "cifar100", "svhn", "mnist", "fashionmnist")
 ACCURACY = {  # per cent on these: dense network, then differences of "-Lr" and "-LRr" to it

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from experiments.results import RESULTS, NoResults
 from linearconv_variants import OneLineParser
-from training.errors import EXPECTED, UsageError, report_failure
+from training.errors import EXPECTED, report_failure
 
 FIGURES = ("correlation", "table1", "training_curves", "accuracy_parameters", "compression", "ablations")
 WITH_CHOICE = ("accuracy_parameters", "compression")  # figures of one result, which --results chooses
@@ -36,29 +36,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if unknown := set(options.names) - set(FIGURES):
         parser.error(f"there is no figure {', '.join(sorted(unknown))}: choose of {', '.join(FIGURES)}")
+    folder = options.results_folder
+    if not folder.is_dir():
+        parser.error(f"there is no folder {folder}")
+    if not importlib.util.find_spec("matplotlib"):
+        parser.error("figures need matplotlib: pip install matplotlib")
+    from experiments.figures.style import save
+
     try:
-        draw(options.names or FIGURES, options.results_folder, options.results)
+        (folder / "figures").mkdir(exist_ok=True)
+        for name in options.names or FIGURES:
+            figure = importlib.import_module(f"experiments.figures.{name}")
+            chosen = [Path(options.results).stem] if options.results and name in WITH_CHOICE else []
+            try:
+                print("written:", *save(figure.draw(folder, *chosen), folder / "figures" / name))
+            except NoResults as reason:
+                print(f"left out: {name}: {reason}")
     except EXPECTED as error:
         return report_failure(error, "figures")
     return 0
-
-
-def draw(names: Sequence[str], folder: Path, result: str | None = None) -> None:
-    """Draw figures to `<folder>/figures/`; print the files of each figure, or the reason why the figure is skipped."""
-    if not folder.is_dir():
-        raise UsageError(f"there is no folder {folder}")
-    if not importlib.util.find_spec("matplotlib"):
-        raise UsageError("figures need matplotlib: pip install matplotlib")
-    from experiments.figures.style import save
-
-    (folder / "figures").mkdir(exist_ok=True)
-    for name in names:
-        figure = importlib.import_module(f"experiments.figures.{name}")
-        chosen = [Path(result).stem] if result and name in WITH_CHOICE else []
-        try:
-            print("written:", *save(figure.draw(folder, *chosen), folder / "figures" / name))
-        except NoResults as reason:
-            print(f"left out: {name}: {reason}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.figures.style import dense_line, look, make
+from experiments.figures.style import WIDTH, dense_line, look
 from experiments.results import NoResults, comparable, describe, every_run, mean_over_seeds
 
 ABLATIONS = {  # name: the key that varies in the reports, title of the axis
@@ -18,9 +18,11 @@ ABLATIONS = {  # name: the key that varies in the reports, title of the axis
     "reg": ("reg_weight", "weight of the regulariser"),
     "sparsity": ("sparsity", "share of $A$ that is pruned"),
 }
-LOOKS = {"rank": "-Lr", "lowrank": "-LRr", "sparse": "sparse"}  # by type
-NAMES = {"rank": "full rank", "lowrank": "rank 10", "sparse": "sparse"}
-NAMES_OF_RANKS = {"rank": "a share", "lowrank": "constant"}
+TYPES = {  # look, name, name where the rank varies
+    "rank": ("-Lr", "full rank", "a share"),
+    "lowrank": ("-LRr", "rank 10", "constant"),
+    "sparse": ("sparse", "sparse", ""),
+}
 
 
 def draw(results: Path) -> Figure:
@@ -35,7 +37,7 @@ def draw(results: Path) -> Figure:
     if not groups:
         raise NoResults(f"there is no {', '.join(f'ablation_{name}.json' for name in ABLATIONS)}")
     rows = (len(groups) + 1) // 2
-    figure = make(0.3 + 3.2 * rows)
+    figure = Figure((WIDTH, 0.3 + 3.2 * rows))
     panels = figure.subplots(rows, 2, squeeze=False).ravel()
     titles = []
     for axes, (name, (conditions, runs)) in zip(panels, groups.items(), strict=False):
@@ -63,8 +65,9 @@ def _panel(axes: Axes, name: str, runs: list[dict]) -> list[int]:
     for kind in dict.fromkeys(kind for _, kind in settings):
         line = {places.index(place): same for (place, type), same in sorted(settings.items()) if type == kind}
         means, deviations = zip(*map(mean_over_seeds, line.values()), strict=True)
-        label = (NAMES_OF_RANKS if name == "rank" else NAMES)[kind]
+        method, label, label_of_ranks = TYPES[kind]
         bars = [deviation or 0 for deviation in deviations]
-        axes.errorbar(list(line), means, bars, capsize=3, label=label, **look(LOOKS[kind]))
+        label = label_of_ranks if name == "rank" else label
+        axes.errorbar(list(line), means, bars, capsize=3, label=label, **look(method))
     axes.set(xlabel=title, ylabel="test accuracy, %", xlim=(-0.5, len(places) - 0.5))
     return [len(same) for same in settings.values()]

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from experiments.figures.style import look, make
+from experiments.figures.style import look
 from experiments.results import NoResults, comparable, describe, every_run, mean_over_seeds
 from experiments.sweep.table import COUNTS
 
@@ -33,7 +33,7 @@ def draw(results: Path, name: str | None = None) -> Figure:
 
 def figure_of(groups: dict[tuple, dict[str, list[dict]]], counts: Sequence[str] = IN_SWEEPS) -> Figure:
     """Return a figure with a row for each group of :func:`experiments.results.comparable`, a column for each count."""
-    figure = make(4.2 * len(groups), 5 + 4.4 * len(counts))
+    figure = Figure((5 + 4.4 * len(counts), 4.2 * len(groups)))
     grid = figure.subplots(len(groups), len(counts), squeeze=False)
     for plots, (conditions, methods) in zip(grid, groups.items(), strict=True):
         for axes, count in zip(plots, counts, strict=True):

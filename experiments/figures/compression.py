@@ -6,19 +6,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from experiments.compress.table import losses
-from experiments.figures.style import dense_line, look, make
+from experiments.figures.style import WIDTH, dense_line, look
 from experiments.results import NoResults, read_runs
-
-LOOKS = {  # by the beginning of the way's name
-    "LinearConv": "-Lr",
-    "SVD": "SVD",
-    "Tucker": "octave",
-    "spatial": "filter basis",
-    "channel": "rank",
-    "thinner": "Conv",
-    "Ghost": "Ghost",
-    "dense": "",
-}
 
 
 def draw(results: Path, name: str = "compression_base") -> Figure:
@@ -26,11 +15,10 @@ def draw(results: Path, name: str = "compression_base") -> Figure:
     found, accuracy = losses(read_runs(results / f"{name}.json")["runs"])
     if not found:
         raise NoResults(f"{name}.json has no dense network beside a smaller one")
-    figure = make(9)
+    figure = Figure((WIDTH, 9))
     panels = {"at once": figure.add_subplot(2, 1, 1), "after training": figure.add_subplot(2, 1, 2)}
     for way, sizes in found.items():
-        start = next(start for start in LOOKS if way.startswith(start))
-        style = look(LOOKS[start])
+        style = look(way)
         if "scratch" in way:
             style["linestyle"], style["markerfacecolor"] = ":", "white"
         places = sorted(sizes)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from experiments.correlation import unpack
-from experiments.figures.style import PRIMARY, SECONDARY, SMALL, WIDTH, make
+from experiments.figures.style import PRIMARY, SECONDARY, SMALL, WIDTH
 from experiments.results import NoResults, read_json
 
 COLORS = colormaps["RdBu_r"].resampled(41)  # steps of 0.05, which halve the file size
@@ -26,7 +26,7 @@ def draw(results: Path) -> Figure:
     except NoResults as reason:
         raise NoResults(f"{reason}: python -m experiments.correlation makes it from checkpoints") from None
     rows, columns = len(runs[0]["layers"]), len(runs)
-    figure = make(0.9 + 2.4 * rows, min(WIDTH, 1.9 + 2.5 * columns))
+    figure = Figure((min(WIDTH, 1.9 + 2.5 * columns), 0.9 + 2.4 * rows))
     panels = figure.subplots(rows, columns, squeeze=False)
     for column, run in enumerate(runs):
         panels[0, column].set_title(TITLES.get(run["name"], run["name"]))

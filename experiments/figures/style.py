@@ -24,6 +24,7 @@ RC = {
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlesize": 10.5,
+    "figure.constrained_layout.use": True,
     "grid.alpha": 0.25,
     "legend.fontsize": SMALL,
     "legend.frameon": False,
@@ -43,6 +44,11 @@ LOOKS = {  # colour, marker, line; by the beginning of the method's name; the lo
     "filter basis": ("#8c6d31", "P", "-"),
     "Ghost": ("#5f9ea0", "X", "-"),
     "SVD": ("#a63d40", "<", "-"),
+    "LinearConv": (PRIMARY, "s", "-"),  # ways of the compression study, from here on
+    "Tucker": ("#7a5195", "h", "-"),
+    "spatial": ("#8c6d31", "P", "-"),
+    "channel": ("#6d9bd1", "p", (0, (2, 1))),
+    "thinner": (INK, "o", "-"),
     "": ("#8a8a8a", "d", "-"),
 }
 
@@ -54,11 +60,6 @@ def look(method: str) -> dict[str, object]:
     """Return colour, marker and line of a method, named as by :func:`experiments.results.method`, for `Axes.plot`."""
     start = max((start for start in LOOKS if method.startswith(start)), key=len)
     return dict(zip(("color", "marker", "linestyle"), LOOKS[start], strict=True))
-
-
-def make(height: float, width: float = WIDTH) -> Figure:
-    """Return an empty figure with height and width in inches."""
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def save(figure: Figure, path: Path, formats: Sequence[str] = tuple(FORMATS)) -> list[Path]:

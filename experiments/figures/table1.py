@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments import paper
-from experiments.figures.style import INK, SMALL, look, make
+from experiments.figures.style import INK, SMALL, WIDTH, look
 from experiments.results import NoResults, comparable, describe, every_run, mean_over_seeds, read_json
 
 METHODS = {"Conv": "", "-L": "-Lr", "-Lr": "-Lr", "-LRr": "-LRr"}  # with their rows of table1_counts.json
@@ -36,7 +36,7 @@ def draw(results: Path) -> Figure:
                 best, shown[name] = preference, (conditions, methods)
     if not shown:
         raise NoResults("no network has been trained dense and as LinearConv alike")
-    figure = make(2.6 * len(shown))
+    figure = Figure((WIDTH, 2.6 * len(shown)))
     rows = figure.subfigures(len(shown), 1, squeeze=False)[:, 0]
     for row, (name, (conditions, runs)) in zip(rows, shown.items(), strict=True):
         title = describe((name, *conditions[1:]), map(len, runs.values()))

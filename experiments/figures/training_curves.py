@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.figures.style import dense_line, look, make
+from experiments.figures.style import WIDTH, dense_line, look
 from experiments.results import NoResults, comparable, describe, every_run
 
 NAME = "base_paper_cifar10"
@@ -29,7 +29,7 @@ def draw(results: Path) -> Figure:
     for method, same in runs.items():  # over seeds
         curves[method] = np.mean([[record["test_accuracy"] for record in run["log"]] for run in same], axis=0)
         means[method] = np.convolve(curves[method], np.full(WINDOW, 1 / WINDOW), "valid")
-    figure = make(6.2)
+    figure = Figure((WIDTH, 6.2))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(5, 3))
     places = np.arange(1, epochs + 1)
     for method, mean in sorted(means.items(), key=lambda item: -item[1][-1]):

@@ -153,9 +153,7 @@ class Runner:
     def go(self) -> int:
         """Run until all runs have ended, or until a signal, which is passed on to the runs; return the exit code."""
         total, signalled = len(self.runs), set()
-        print(
-            f"{total} runs, {len(self.ended)} done; {self.jobs} at a time, threads of each: {self.threads}", flush=True
-        )
+        print(f"{total} runs, {len(self.ended)} done; {self.jobs} at a time, threads of each: {self.threads}")
         with self.stop, ThreadPoolExecutor(self.jobs) as pool:
             # Runs that another process runs come last.
             steps = [pool.submit(self._complete, run, wait) for wait in (False, True) for run in self.runs]
@@ -178,21 +176,18 @@ class Runner:
 
     def _complete(self, run, wait):
         """Complete a run, with `wait` also one that another process runs at the moment."""
-        if run.name in self.ended:
-            return
-        lock = take_lock(run.lock)
-        if lock is None and not wait:
-            self._say("wait", f"{run.name}: another process runs it")
-        while wait and lock is None and not self.stop.asked:
+        while run.name not in self.ended and not self.stop.asked:
+            if lock := take_lock(run.lock):
+                with lock:
+                    if run.state() == "done":
+                        self._done(run, "by another process")
+                    else:
+                        self._train(run, lock)
+                return
+            if not wait:
+                self._say("wait", f"{run.name}: another process runs it")
+                return
             time.sleep(POLL)
-            lock = take_lock(run.lock)
-        if lock is None:
-            return
-        with lock:
-            if run.state() == "done":
-                self._done(run, "by another process")
-            elif not self.stop.asked:
-                self._train(run, lock)
 
     def _train(self, run, lock):
         environment = os.environ | {"OMP_NUM_THREADS": self.threads, "PYTHONUNBUFFERED": "1"}
@@ -203,6 +198,7 @@ class Runner:
         run.folder.mkdir(exist_ok=True)
         write_json(run.folder / SETTINGS, run.settings)
         self._say("start", run.name)
+        start = time.monotonic()
         with open(run.folder / OUTPUT, "ab") as output:
             process = subprocess.Popen(
                 [sys.executable, run.script, *run.arguments, "--output", run.folder.resolve(), "--resume", "auto"],
@@ -218,7 +214,8 @@ class Runner:
         self.processes.remove(process)
         self.gpus += [gpu] if gpu else []
         if code == 0 and run.state() == "done":
-            self._done(run, "test accuracy {test_accuracy:.2f} %".format(**read_json(run.folder / REPORT)))
+            minutes, report = (time.monotonic() - start) / 60, read_json(run.folder / REPORT)
+            self._done(run, f"test accuracy {report['test_accuracy']:.2f} %, {minutes:.1f} min")
         elif self.stop.asked:
             self._say("stop", run.name)
         else:

@@ -10,7 +10,7 @@ from functools import partial
 import torch.nn as nn
 
 from experiments.markdown import markdown_table
-from experiments.paper import NETWORKS, PRINTED
+from experiments.paper import METHODS, NETWORKS, PRINTED
 from linearconv import LinearConv
 from linearconv_lowrank import LinearConvLowRank
 from models.allconv_xcnn import AllConv
@@ -106,6 +106,7 @@ def count_rows() -> list[dict]:
     """Return the rows of Table 1, see :func:`counted_row`."""
     rows = []
     for network, build in NETWORKS.items():
-        for suffix, conv in (("", nn.Conv2d), ("-Lr", LinearConv), ("-LRr", RANK10)):
-            rows.append(counted_row(network + suffix, build(conv), PRINTED[network + suffix], REASONS))
+        convs = (nn.Conv2d, LinearConv, RANK10)
+        for suffix, conv, printed in zip(METHODS, convs, PRINTED[network], strict=True):
+            rows.append(counted_row(network + suffix, build(conv), printed, REASONS))
     return rows
