@@ -1,11 +1,11 @@
 """The networks, tasks and layers of the benchmarks."""
 
 from functools import partial
-from types import MethodType
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch import Tensor
 
 from experiments import paper
 from linearconv import LinearConv
@@ -19,18 +19,14 @@ TASKS = TRAINING | INFERENCE
 IMAGE = (3, 32, 32)
 
 
-def as_in_the_paper(*arguments: object, **keywords: object) -> LinearConv:
-    """Return a full-rank LinearConv with the published evaluation, which builds all filters in every pass."""
-    layer = LinearConv(*arguments, **keywords)
-    layer.forward = MethodType(_build_filters_and_convolve, layer)
-    return layer
+class AsInThePaper(LinearConv):
+    """Full-rank LinearConv with the published evaluation, which builds all filters in every pass."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        primary = self.conv_weights
+        secondary = self.linear_weights @ primary.flatten(1)  # (F - P, K)
+        filters = torch.cat((primary, secondary.view(-1, *primary.shape[1:])))
+        return F.conv2d(input, filters, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
-def _build_filters_and_convolve(layer, input):
-    primary = layer.conv_weights
-    secondary = layer.linear_weights @ primary.flatten(1)  # (F - P, K)
-    filters = torch.cat((primary, secondary.view(-1, *primary.shape[1:])))
-    return F.conv2d(input, filters, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
-
-
-CONTENDERS = {"dense": nn.Conv2d, **VARIANTS, "full rank, as in the paper": as_in_the_paper}
+CONTENDERS = {"dense": nn.Conv2d, **VARIANTS, "full rank, as in the paper": AsInThePaper}

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 
-from benchmarks.contenders import IMAGE, INFERENCE, NETWORKS, as_in_the_paper
+from benchmarks.contenders import IMAGE, INFERENCE, NETWORKS, AsInThePaper
 from benchmarks.measuring import add_network_options, add_sitting, command_line, compare, show
 from benchmarks.speed import make_step
 from linearconv import LinearConv
@@ -36,7 +36,7 @@ BATCHES = {task: batch for task, batch in INFERENCE.items() if batch <= 256}
 def benchmark(network: str, options: Namespace) -> list[dict]:
     """Return one row for each batch size and contender of a network."""
     torch.manual_seed(0)
-    dense, layers, paper = (NETWORKS[network](conv=conv).eval() for conv in (nn.Conv2d, LinearConv, as_in_the_paper))
+    dense, layers, paper = (NETWORKS[network](conv=conv).eval() for conv in (nn.Conv2d, LinearConv, AsInThePaper))
     models = {"dense": dense, "dense, folded": deploy(dense), "layers": layers}
     models |= {"as in the paper": paper, "deployed": deploy(layers)}
     if options.precision == "bfloat16":  # autocast casts the other networks in every pass

@@ -125,12 +125,12 @@ def method(run: dict) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def comparable(runs: Iterable[dict]) -> dict[tuple, dict[str, list[dict]]]:
-    """Group the runs of :func:`every_run` that compare, by the values of `CONDITIONS` and by method, one per seed."""
+def comparable(runs: Iterable[dict], key: str = "method") -> dict[tuple, dict[str, list[dict]]]:
+    """Group the runs of :func:`every_run` that compare: by `CONDITIONS`, then by method (or setting), one per seed."""
     groups = {}
     for run in runs:
-        methods = groups.setdefault(tuple(run["report"][key] for key in CONDITIONS), {})
-        same = methods.setdefault(run["method"], [])
+        methods = groups.setdefault(tuple(run["report"][name] for name in CONDITIONS), {})
+        same = methods.setdefault(run[key], [])
         if run["report"]["seed"] not in [other["report"]["seed"] for other in same]:
             same.append(run)
     return groups

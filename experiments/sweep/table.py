@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from experiments.markdown import markdown_table
-from experiments.results import CONDITIONS, mean_and_deviation, mean_over_seeds
+from experiments.results import comparable, mean_and_deviation, mean_over_seeds
 from linearconv_convert.exporting import atomic_file
 
 COUNTS = {
@@ -47,22 +47,17 @@ def summarise(runs: Iterable[dict]) -> list[dict]:
         epochs, `correlation` if not recorded. `against_dense` is the difference to the mean accuracy of the dense
         network under the same conditions: with the same further options, else without options, else None.
     """
-    groups = {}
-    for run in runs:
-        conditions = tuple(run["report"][key] for key in CONDITIONS)
-        groups.setdefault((conditions, run["setting"]), {}).setdefault(run["report"]["seed"], run)
-    rows, dense = [], {}
-    for (conditions, setting), seeds in groups.items():
+    rows = []
+    for conditions, settings in comparable(runs, "setting").items():
         network, dataset, recipe, epochs = conditions
-        row = {"dataset": dataset, "network": network, "recipe": recipe, "epochs": epochs, "conditions": conditions}
-        row |= {"setting": setting} | _over_seeds(list(seeds.values()))
-        rows.append(row)
-        if row["type"] == "dense":
-            dense[conditions, row["varied"]] = row["accuracy"][0]
-    for row in rows:
-        order = ["", row["varied"]] if row["type"] == "dense" else [row["varied"], ""]
-        references = [dense[row["conditions"], varied] for varied in order if (row["conditions"], varied) in dense]
-        row["against_dense"] = row["accuracy"][0] - references[0] if references else None
+        shared = {"dataset": dataset, "network": network, "recipe": recipe, "epochs": epochs, "conditions": conditions}
+        same = [shared | {"setting": setting} | _over_seeds(seeds) for setting, seeds in settings.items()]
+        dense = {row["varied"]: row["accuracy"][0] for row in same if row["type"] == "dense"}
+        for row in same:
+            order = ["", row["varied"]] if row["type"] == "dense" else [row["varied"], ""]
+            references = [dense[varied] for varied in order if varied in dense]
+            row["against_dense"] = row["accuracy"][0] - references[0] if references else None
+        rows += same
     return sorted(rows, key=lambda row: (row["dataset"], row["network"]))  # settings keep the sweep's order
 
 

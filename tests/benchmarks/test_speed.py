@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import deployment, measuring, speed
-from benchmarks.contenders import NETWORKS, as_in_the_paper
+from benchmarks.contenders import NETWORKS, AsInThePaper
 from linearconv import LinearConv
 from linearconv_sparse import LinearConvSparse
 from models.base_xcnn import Base
@@ -34,7 +34,7 @@ def test_a_training_step_of_sparse_layers_prunes_them():
 
 def test_the_papers_evaluation_gives_the_same_output():
     torch.manual_seed(0)
-    layer, images = as_in_the_paper(4, 6, 3, padding=1), torch.randn(2, 4, 8, 8)
+    layer, images = AsInThePaper(4, 6, 3, padding=1), torch.randn(2, 4, 8, 8)
     assert relative_error(layer(images), reference(layer, images)) < 1e-5
 
 

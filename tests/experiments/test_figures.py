@@ -88,17 +88,6 @@ def test_the_papers_accuracies_are_beside_runs_with_its_recipe_alone(recipe, pri
     assert len([line for line in row.axes[0].lines if line.get_markerfacecolor() == "white"]) == printed
 
 
-@needs_matplotlib
-def test_a_sweep_has_a_row_for_each_group_and_a_legend_of_all_methods():
-    from experiments.figures.accuracy_parameters import figure_of
-
-    many = {f"rank {rank}": [entry("-t lowrank", rank=rank)] for rank in range(20)}
-    few = {"rank 0": many["rank 0"]}
-    groups = {("Base", "cifar10", "fast", 20): many, ("VGG11", "svhn", "paper", 9): few}
-    base, vgg = (axes for axes in figure_of(groups).axes if axes.get_legend())
-    assert [len(axes.get_legend().get_texts()) for axes in (base, vgg)] == [20, 1]
-
-
 # ---- reading -------------------------------------------------------------------------------------------------------
 
 

