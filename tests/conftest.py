@@ -9,11 +9,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import training
 from tests.helpers.runs import EVERY_SCRIPT
 from training.trainer import Trainer
+
+# If a process exports a model before its first backward pass, torch starts threads in this pass, and processes forked
+# afterwards cannot compute gradients. Several tests fork.
+torch.ones(1, requires_grad=True).sum().backward()
 
 
 def pytest_addoption(parser):
