@@ -25,6 +25,7 @@ from training.memory import keep_freed_memory
 from training.report import ROOT, origin
 
 WAYS = ("filters", "features")
+MEASURED_TASKS = ("train 50", "infer 50", "infer 8")
 MAP_COSTS = (16, 32, 64, 96, 128, 192, 256)  # candidate values of the constant
 
 
@@ -100,10 +101,9 @@ def main() -> None:
     """Run the command line: measure and evaluate."""
     parser = command_line(__doc__)
     add_network_options(parser, NETWORKS, NETWORKS, seconds=1)
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["train 50", "infer 50", "infer 8"])
     options = parser.parse_args()
     rows, measured = [], {}
-    for task, network in itertools.product(options.tasks, options.networks):
+    for task, network in itertools.product(MEASURED_TASKS, options.networks):
         for key, count in layers_of(NETWORKS[network]).items():
             if (task, key) not in measured:
                 measured[task, key] = benchmark(task, key, options)

@@ -11,7 +11,6 @@ import importlib
 import re
 import statistics
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -30,8 +29,8 @@ from models import resnet_xcnn, zoo_xcnn
 from models.vgg_xcnn import VGG11
 from training.counting import macs_inference
 from training.options import make_parser
+from training.report import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 TABLE = re.compile(r"(<!-- docs/tables\.py: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 VALUE = re.compile(r"(<!-- value: (\w+) -->).*?(<!-- end -->)", re.DOTALL)

@@ -19,13 +19,13 @@ from experiments.markdown import markdown_table
 from experiments.results import RESULTS, USERS, comparable, describe, every_run, mean_over_seeds, read_json
 from experiments.table1 import counts as table1_counts
 from experiments.table2.counts import count_rows, table
-from linearconv_variants import positive_float
 from training.checkpoints import write_json
 from training.errors import EXPECTED, report_failure
 from training.report import origin
 
 RESULT = RESULTS / "table2.json"
 TASKS = ("train 50", "infer 50", "infer 1")
+SECONDS = 45  # for each network and task
 REMARKS = (
     "The paper's accuracies of the plain networks, and the differences to them of the others; * as reported by the "
     "method's authors. In its ImageNet column SqueezeNet's 71.4 cannot be top-1 accuracy on all of ImageNet, where "
@@ -40,14 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.prog = "python -m experiments.table2"
     add = parser.add_argument
     add("--speed", action="store_true", help="measure speed on --device too (default: keep the measured speeds)")
-    add("--seconds", type=positive_float, default=45, help="for each network and task (default: 45)")
     add("--output", type=Path, default=USERS / "table2.json", help="default: runs/table2.json")
     options = parser.parse_args(argv)
     try:
         record = read_json(options.output if options.output.exists() else RESULT)
         record |= {"origin": origin(), "image": table1_counts.IMAGE, "rows": count_rows()}
         if options.speed:
-            record["speed"] = measure_speed(options.seconds, options.device)
+            record["speed"] = measure_speed(options.device)
         options.output.parent.mkdir(parents=True, exist_ok=True)
         write_json(options.output, record)
         print("\n".join(markdown(record, every_run())))
@@ -57,12 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure_speed(seconds: float, device: str) -> dict[str, object]:
+def measure_speed(device: str) -> dict[str, object]:
     """Measure all rows, those of a network in turns, and compare them with its plain network.
 
     The `rows` are those of :func:`benchmarks.speed.benchmark`, whose `network` is the row's name.
     """
-    options = Namespace(device=device, precision="float32", graphs=False, seconds=seconds)
+    options = Namespace(device=device, precision="float32", graphs=False, seconds=SECONDS)
     rows = []
     for network, task in product(dict.fromkeys(row.network for row in table()), TASKS):
         same = {"dense" if row.method == "Conv" else row.name: row for row in table() if row.network is network}

@@ -150,10 +150,6 @@ def test_correlations_are_those_of_the_filters_in_the_checkpoint(run, tmp_path, 
             assert layer["mean_absolute"] == pytest.approx(means, rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    "words, named", (("--runs Lr", "NAME=FOLDER"), ("--runs Lr=nowhere", "nowhere"), ("--runs Lr=OTHER", "VGG11"))
-)
-def test_runs_that_cannot_be_read_are_refused_in_one_line(words, named, run, tmp_path, capsys):
-    if "OTHER" in words:
-        words = words.replace("OTHER", str(run("vgg", "--epochs 1 --width 0.0625", "other")))
+@pytest.mark.parametrize("words, named", (("--runs Lr", "NAME=FOLDER"), ("--runs Lr=nowhere", "nowhere")))
+def test_runs_that_cannot_be_read_are_refused_in_one_line(words, named, tmp_path, capsys):
     assert named in refusal(correlation.main, [*words.split(), "--output", str(tmp_path / "none.json")], capsys)

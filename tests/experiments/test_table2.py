@@ -84,7 +84,7 @@ def test_every_row_is_timed_against_the_plain_network(monkeypatch):
 
     monkeypatch.setattr(speed, "compare", compare)
     monkeypatch.setattr(speed, "make_step", lambda *arguments: None)
-    measured = table2.measure_speed(1, "cpu")
+    measured = table2.measure_speed("cpu")
     assert asked[0] == ["dense", "SqueezeNet-LRr"] and asked[-1][0] == "dense" and len(asked) == 2 * 3
     assert {row["network"] for row in measured["rows"]} == {row.name for row in table()}
     assert {row["images_per_second"] for row in measured["rows"] if row["task"] == "infer 1"} == {20.0}
