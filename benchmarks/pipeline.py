@@ -97,8 +97,9 @@ def write_photographs(root: Path, count: int) -> None:
 def streamed_passes(root: Path, workers: int, device: str) -> dict[str, Callable[[], Batches]]:
     """Return {contender: function that begins one pass} over the training images of an imagefolder."""
     (paths, labels), _ = list_tree(root)
-    augmented = {"batch_size": BATCH, "shuffle": True, "random_crop": True, "flip": True, "channels_last": True}
+    augmented = {"batch_size": BATCH, "shuffle": True, "random_crop": True, "flip": True}
     ours = StreamLoader(paths, labels.to(device), *NORM, size=224, workers=workers, **augmented)
+    ours.memory_format = torch.channels_last
     augmentation = v2.RandomResizedCrop(224), v2.RandomHorizontalFlip()
     to_floats = v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*NORM)
     folder = ImageFolder(root / "train", v2.Compose([*augmentation, *to_floats]))
