@@ -37,12 +37,6 @@ def pruned(layer):
     return layer
 
 
-def smallest(layer, count):
-    """A mask (F - P, P) without the smallest coefficients."""
-    order = layer.linear_weights.detach().abs().flatten().argsort()
-    return torch.ones(order.numel()).index_fill(0, order[:count], 0).view_as(layer.mask)
-
-
 # ---- the schedules --------------------------------------------------------------------------------------------------
 
 
@@ -58,15 +52,6 @@ def test_gradual_pruning_reaches_its_target_along_the_cubic_and_stays(sparsity):
             assert layer.pruned_fraction == pytest.approx(expected, abs=1 / layer.mask.numel())
         optimizer.step()
     assert layer.pruned_fraction == pytest.approx(sparsity, abs=1 / layer.mask.numel())
-
-
-def test_a_step_begins_with_the_mask_of_the_coefficients_that_it_finds():
-    torch.manual_seed(0)
-    layer = LinearConvSparse(3, 16, 3, sparsity=0.5, prune_begin=1, prune_end=9, prune_every=1)
-    optimizer = scheduled(layer, lr=1.0)
-    for step in range(1, 10):
-        assert torch.equal(layer.mask, smallest(layer, round(layer.target_at(step) * 64)))
-        train(layer, optimizer, 1)
 
 
 def test_exactly_the_wanted_share_is_pruned_by_magnitude():
@@ -226,25 +211,11 @@ def test_processes_agree_on_the_mask_however_they_share_the_parameters(tmp_path)
             assert steps == 6 and torch.equal(mask, expected), name
 
 
-# ---- layers without an optimizer ------------------------------------------------------------------------------------
-
-
 def test_a_layer_that_is_trained_without_schedule_pruning_stays_unpruned():
     layer = LinearConvSparse(3, 16, 3, sparsity=0.5, prune_end=4, prune_every=1)
     scheduled(LinearConvSparse(3, 16, 3, sparsity=0.5, prune_end=4, prune_every=1))  # of another layer
     train(layer, torch.optim.SGD(layer.parameters(), lr=0.1), 8)
     assert layer.pruned_fraction == 0 and layer.steps == 0
-
-
-def test_the_steps_are_read_only_before_a_possible_update(monkeypatch):
-    reads, item = [], torch.Tensor.item
-    layer = LinearConvSparse(3, 16, 3, sparsity=0.5, prune_begin=10, prune_end=50, prune_every=20)
-    monkeypatch.setattr(torch.Tensor, "item", lambda self: reads.append(self is layer.steps) or item(self))
-    optimizer = scheduled(layer)
-    for _ in range(100):
-        optimizer.step()
-    assert sum(reads) == 4  # by schedule_pruning, and for steps 10, 30 and 50: a read makes a GPU wait
-    assert layer.steps == 100 and layer.pruned_fraction == 0.5
 
 
 # ---- saving, and dtypes ---------------------------------------------------------------------------------------------
@@ -295,16 +266,3 @@ def test_coefficients_of_every_dtype_are_pruned(dtype, schedule, monkeypatch):
             optimizer.step()
         assert layer.mask.dtype == dtype
         assert layer.pruned_fraction == (0.5 if schedule == "gradual" else 1 / 8)
-
-
-def test_a_layer_that_was_pruned_before_its_schedule_stays_pruned():
-    layer = LinearConvSparse(3, 16, 3, sparsity=0.5)
-    mask = torch.ones(8, 8)
-    mask[::2] = 0
-    layer.keep_mask(mask)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
-    schedule_pruning(layer, optimizer, total_steps=4000)  # which asks for less than the target at first
-    for _ in range(30):
-        layer(torch.zeros(1, 3, 3, 3)).sum().backward()
-        optimizer.step()
-        assert layer.pruned_fraction == 0.5

@@ -1,17 +1,15 @@
 """The wheel contains the layers and conversion alone, and conflicts with no other package."""
 
-import ast
 import shutil
 import subprocess
 import sys
-import tarfile
 from importlib.metadata import distributions
-from pathlib import Path
 
 import pytest
 
+from tests.test_layout import ROOT, top_names
+
 tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
-ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MODULES = SETTINGS["tool"]["setuptools"]["py-modules"]
 PACKAGES = SETTINGS["tool"]["setuptools"]["packages"]
@@ -54,11 +52,7 @@ def test_installed_modules_import_each_other_and_torch_alone(name):
     if name in PACKAGES:
         allowed |= {name, "torchvision", "timm", "matplotlib", "onnxruntime"}  # imported where they are needed
     for path in (ROOT / name).rglob("*.py") if name in PACKAGES else [ROOT / f"{name}.py"]:
-        names = set()
-        for node in ast.walk(ast.parse(path.read_text())):
-            names |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
-            names |= {node.module} if isinstance(node, ast.ImportFrom) else set()
-        assert {each.partition(".")[0] for each in names} - set(sys.stdlib_module_names) <= allowed
+        assert top_names(path) - set(sys.stdlib_module_names) <= allowed
 
 
 def test_the_requirements_of_the_clone_include_those_of_the_package():
@@ -67,37 +61,17 @@ def test_the_requirements_of_the_clone_include_those_of_the_package():
         assert set(wanted) <= set((ROOT / f"requirements{requirements}.txt").read_text().splitlines())
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    """A copy of this checkout, with the folders that must not be installed."""
+@pytest.mark.slow
+def test_a_wheel_contains_nothing_else_and_converts_a_network_beside_modules_of_our_names(tmp_path):
     for builder in ("pip", "setuptools"):
         if not list(distributions(name=builder)):
-            pytest.skip(f"{builder} is missing, which builds the distributions")
-    source = tmp_path_factory.mktemp("source")
+            pytest.skip(f"{builder} is missing, which builds the wheel")
+    source, wheels, target = tmp_path / "source", tmp_path / "wheels", tmp_path / "target"
+    source.mkdir()
     for path in [*ROOT.glob("*.py"), *(ROOT / name for name in FILES)]:
         shutil.copy(path, source)
-    for path in ROOT.glob("*/__init__.py"):
+    for path in ROOT.glob("*/__init__.py"):  # with the folders that must not be installed
         shutil.copytree(path.parent, source / path.parent.name, ignore=shutil.ignore_patterns("__pycache__"))
-    return source
-
-
-@pytest.mark.slow
-def test_a_source_distribution_contains_what_is_installed_and_no_tests(source, tmp_path):
-    build = f"from setuptools.build_meta import build_sdist; build_sdist({str(tmp_path)!r})"
-    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
-    (path,) = tmp_path.glob("linearconv-*.tar.gz")
-    with tarfile.open(path) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
-    ours = {f"{name}.py" for name in MODULES} | set(FILES)
-    for package in PACKAGES:
-        ours |= {path.relative_to(ROOT).as_posix() for path in (ROOT / package).iterdir() if path.is_file()}
-    assert ours <= names
-    assert {name for name in names - ours if name.endswith((".py", ".md"))} == set()
-
-
-@pytest.mark.slow
-def test_a_wheel_contains_nothing_else_and_converts_a_network_beside_modules_of_our_names(source, tmp_path):
-    wheels, target = tmp_path / "wheels", tmp_path / "target"
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "wheel", source, "--no-deps", "--no-build-isolation", "-w", wheels], check=True)
     subprocess.run([*pip, "install", "--no-deps", "--target", target, *wheels.glob("*.whl")], check=True)

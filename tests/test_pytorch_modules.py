@@ -1,15 +1,11 @@
 """What PyTorch's own tests do to nn.Conv2d, done to the layers: its shapes and inputs, the checks of every module."""
 
-import copy
 import inspect
-import io
-import pickle
 
 import pytest
 import torch
 import torch.nn as nn
 from torch.autograd import gradcheck, gradgradcheck
-from torchvision.models.feature_extraction import create_feature_extractor
 
 from linearconv import LinearConv
 from tests.helpers.layers import VARIANTS, prune_half, reference, relative_error
@@ -131,20 +127,6 @@ def test_repr_begins_as_that_of_conv2d(variant):
         assert repr(layer).startswith(f"{type(layer).__name__}{arguments}, alpha=0.5, compute='auto'")
 
 
-@variants
-@computes
-def test_copies_and_files_hold_the_same_layer(variant, compute):
-    layer, input = make(variant, compute), images()
-    with torch.no_grad():
-        expected = layer(input)
-        file = io.BytesIO()
-        torch.save(layer, file)
-        file.seek(0)
-        for again in (torch.load(file, weights_only=False), pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer)):
-            assert repr(again) == repr(layer)
-            assert torch.equal(again(input), expected)
-
-
 # ---- transforms and graphs ------------------------------------------------------------------------------------------
 
 
@@ -162,15 +144,3 @@ def test_gradients_of_single_images_by_vmap(variant, compute):
         image.requires_grad_()
         expected = torch.autograd.grad(loss(image, *values), (image, *values))
         close([gradient[index] for gradient in gradients], list(expected))
-
-
-@variants
-@computes
-def test_fx_traces_through_the_layer(variant, compute):
-    model, input = nn.Sequential(nn.Conv2d(4, 4, 1), make(variant, compute), nn.ReLU()).eval(), images()
-    traced = torch.fx.symbolic_trace(model)
-    with torch.no_grad():
-        for graph in (traced, copy.deepcopy(traced), torch.fx.symbolic_trace(traced)):
-            close(graph(input), model(input))
-        extracted = create_feature_extractor(model, {"1": "maps"})(input)
-        close(extracted["maps"], model[:2](input))

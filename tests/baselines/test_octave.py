@@ -6,8 +6,6 @@ import torch.nn as nn
 
 from baselines.octave import EachPart, OctaveConv, build_octave
 from models.base_xcnn import Base
-from models.resnet_xcnn import ResNet18
-from models.squeezenet_xcnn import SqueezeNet
 from models.vgg_xcnn import VGG11
 
 THIN = 0.125
@@ -71,17 +69,3 @@ def test_half_resolution_is_used_between_the_first_and_the_last_convolution(netw
         assert low.shape[1] == int(alpha * expected) and high.shape[1] + low.shape[1] == expected
         assert (low.shape[2], low.shape[3]) == (high.shape[2] // 2, high.shape[3] // 2)
     assert not any(isinstance(layer, (EachPart, OctaveConv)) for layer in list(model.feat[-1])[-3:])
-
-
-def test_norms_keep_their_settings():
-    norm = nn.BatchNorm2d(4, eps=0.5, momentum=0.2, affine=False)
-    network = build_octave(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Conv2d(4, 5, 3)), 0.25)
-    assert (network[1].high.num_features, network[1].low.num_features) == (3, 1)
-    for part in (network[1].high, network[1].low):
-        assert (part.eps, part.momentum, part.affine) == (0.5, 0.2, False)
-
-
-@pytest.mark.parametrize("network", [ResNet18, SqueezeNet, lambda **_: nn.Sequential(nn.Conv2d(4, 4, 3, groups=2))])
-def test_other_networks_are_refused_in_one_line(network):
-    with pytest.raises(ValueError, match=r"^octave needs a network of .* \(Base, VGG11\), not \w+$"):
-        build_octave(network, 0.5, width=THIN)

@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 from linearconv import LinearConv
 from linearconv_lowrank import LinearConvLowRank
@@ -62,3 +63,46 @@ def tiny():
     for norm in (model.norm1, model.block[1], model.norm2):
         disturb(norm)
     return model.eval()
+
+
+class Choosing(nn.Module):
+    """Control flow that depends on data, which cannot be traced."""
+
+    def __init__(self, conv=LinearConv):
+        super().__init__()
+        self.conv, self.norm = conv(3, 8, 3), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.norm(x) if float(x.sum()) > 0 else x
+
+
+class Several(nn.Module):
+    """Several inputs, one of them optional, and several outputs."""
+
+    def __init__(self, conv=nn.Conv2d):
+        super().__init__()
+        self.conv = conv(3, 16, 3)
+
+    def forward(self, image, shift, scale=None):
+        y = self.conv(image) + shift[:, None, None, None]
+        return {"maps": y if scale is None else y * scale, "means": (y.mean((1, 2, 3)), y.amax((1, 2, 3)))}
+
+
+class Reused(nn.Module):
+    """An argument with a default, and a weight that is used by itself in one of two ways."""
+
+    def __init__(self, conv, use):
+        super().__init__()
+        self.conv, self.norm, self.use = conv, nn.BatchNorm2d(8), use
+        self.last, self.scale = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)), 1.5
+
+    def forward(self, x, residual=None, scale=2.0, *, names=("a",)):
+        x = self.norm(self.conv(x))
+        if residual is not None:
+            x = self.scale * x + residual
+        if self.use == "transposed":
+            x = x + F.conv_transpose2d(x, self.conv.weight).mean()
+        elif self.use == "norm":
+            x = x * self.conv.weight.norm()
+        return self.last(x) * scale

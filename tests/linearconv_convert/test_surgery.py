@@ -9,12 +9,11 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.nn.utils import parametrizations
 
 from linearconv import LinearConv
 from linearconv_convert import ConversionError, ConversionWarning, convert, deploy, fold
 from tests.helpers.layers import relative_error
-from tests.helpers.networks import disturb, images
+from tests.helpers.networks import Several, disturb, images
 
 
 def changed(change):
@@ -40,7 +39,6 @@ REFUSED = {
     "cannot be copied": lambda: changed(lambda conv: setattr(conv, "lock", threading.Lock())),
 }
 LEFT_ALONE = {  # with the first convolution converted
-    "other parameters than weight and bias": lambda: changed(parametrizations.spectral_norm),
     "has other parameters": lambda: changed(nn.utils.weight_norm),
     "shares a parameter": shared_weight,
     "hooks on its parameters": lambda: changed(lambda conv: conv.weight.register_hook(lambda gradient: gradient)),
@@ -141,23 +139,15 @@ def test_a_layer_whose_replacement_would_change_the_output_is_left_alone_with_th
     assert relative_error(same(images()), model(images())) < 1e-6
 
 
-class Two(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3)
-
-    def forward(self, x, y):
-        return self.conv(x) + self.conv(y)
-
-
 def test_without_an_input_a_warning_says_that_nothing_is_verified():
     with pytest.warns(ConversionWarning, match="the result is not verified.*give example_input"):
-        small = convert(Two(), "rank")
+        small = convert(Several(), "rank")
+    inputs = images(), torch.ones(2)
     with pytest.warns(ConversionWarning, match="not verified: the outputs on example_input are empty or not finite"):
-        fold(small, example_input=(images()[:0], images()[:0]))
+        fold(small, example_input=tuple(each[:0] for each in inputs))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fold(convert(Two(), "rank", example_input=(images(), images())), example_input=(images(), images()))
+        fold(convert(Several(), "rank", example_input=inputs), example_input=inputs)
 
 
 class Yolo(nn.Module):

@@ -47,13 +47,6 @@ def test_an_own_variant_is_fitted_better_than_by_the_blocks_of_the_best_coeffici
     assert fit(BlockDiagonal(16, 32, 3), conv)[0] < 1e-3
 
 
-def test_networks_of_an_own_variant_are_initialised_and_take_weights():
-    model = initialise(nn.Sequential(BlockDiagonal(16, 32, 3)), "spectral")
-    assert model[0].blocks.abs().max() > 0.1  # beyond the published start
-    copy_weights(nn.Sequential(dense_layer()), model)
-    assert torch.equal(model[0].bias, dense_layer().bias)
-
-
 LAYERS = {
     "full rank": lambda: LinearConv(64, 256, 3),
     "rank 10": lambda: LinearConvLowRank(64, 256, 3, rank=10),
@@ -107,9 +100,3 @@ def test_a_network_gets_all_weights_of_the_dense_one():
     assert error <= 1.01 * torch.linalg.svdvals(filters)[3:].norm()
     with pytest.raises(AttributeError):
         copy_weights(tiny(), nn.Sequential(LinearConv(3, 8, 3)))
-
-
-def test_a_sparse_layer_with_copied_weights_is_not_pruned_yet():
-    dense, layer = nn.Sequential(nn.Conv2d(4, 8, 3)), LinearConvSparse(4, 8, 3, sparsity=0.5)
-    copy_weights(dense, nn.Sequential(layer))
-    assert layer.pruned_fraction == 0 and layer.steps == 0

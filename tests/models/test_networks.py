@@ -106,7 +106,6 @@ SQUEEZENET_1X1 = [f"fires.{index}.{name}" for index in FIRES for name in ("squee
         (VGG11, {"feat", "fc"}, "feat.2.0", {"weight", "bias"}),
         (AllConv, {*(f"conv{i}" for i in range(1, 9)), "class_conv"}, "conv1", {"weight", "bias"}),
         (ResNet18, RESNET, "layer2.0", BASIC),
-        (ResNet50, RESNET, "layer2.0", BOTTLENECK),
         (ResNeXt29_2x64d, RESNET - {"layer4"}, "layer2.0", BOTTLENECK),
         (MobileNetV2, {"conv1", "bn1", "layers", "conv2", "bn2", "linear"}, "layers.0", BOTTLENECK),
         (SqueezeNet, {"conv1", "fires", "class_conv"}, "fires.1", {"squeeze", "expand1x1", "expand3x3"}),

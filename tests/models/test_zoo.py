@@ -80,22 +80,6 @@ def test_a_network_is_converted_to_a_budget_trained_and_reported(run, capsys, we
     assert [record["epoch"] for record in read_log(folder)] == [1, 2]
 
 
-def test_sparse_layers_are_pruned_at_once_and_training_keeps_the_masks(run, weights):
-    folder = run("zoo", f"{QUICK} --weights {weights} -t sparse -s 0.5 --epochs 1")
-    state = torch.load(folder / "best.pt", weights_only=True)["model"]
-    pruned = [(mask == 0).double().mean().item() for name, mask in state.items() if name.endswith("mask")]
-    assert pruned and pruned == pytest.approx([0.5] * len(pruned), abs=0.01)
-
-
-@pytest.mark.slow
-def test_a_network_of_timm_trains_from_random_weights_and_streamed_images(run):
-    pytest.importorskip("timm")
-    options = "--network timm:test_resnet -t rank --calibrate 24 --in-memory no --workers 0 --epochs 1"
-    report = report_of(run("zoo", options))
-    assert report["parameters"] < report["dense_parameters"] and report["weights"] is None
-    assert not report["in_memory"]
-
-
 def test_training_starts_from_the_weights_and_with_scratch_from_random_ones(trainer, weights):
     given = state_of()
     dense = trainer(f"{QUICK} --weights {weights} -t dense").model.state_dict()
@@ -196,11 +180,8 @@ def test_the_network_is_loaded_from_a_checkpoint_alone(run, weights, variant, mo
     [
         ("-t rank", "--network"),
         ("--network torchvision:resnet19", "torchvision cannot build resnet19"),
-        (f"{NETWORK} --weights nowhere.pth", "nowhere.pth"),
         (f"{NETWORK} -t dense --budget 0.5", "--budget"),
         (f"{NETWORK} --budget 0.5 --alpha 0.25", "leave it out"),
-        (f"{NETWORK} -t sparse --budget 0.5", "choose alpha for full rank"),
-        (f"{NETWORK} --of macs", "--budget"),
         (f"{NETWORK} --budget 0.001 --calibrate 0", "cannot be reached"),
         (f"{NETWORK} --distill", "--weights"),
         (f"{NETWORK} --dense-epochs 2", "--dense-epochs"),
