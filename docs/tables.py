@@ -18,6 +18,7 @@ from benchmarks.measuring import markdown as speed_table
 from benchmarks.measuring import ratios_over_sittings
 from docs.values import counts_by_network, fast_rows, imagenet_rates, load, runs_of, speeds, values
 from experiments import paper
+from experiments.compress.table import markdown_of_losses
 from experiments.markdown import markdown_table
 from experiments.results import comparable, every_run, mean_over_seeds
 from experiments.sweep import table as sweep_table
@@ -253,6 +254,7 @@ TABLES |= {
     "training_bfloat16": lambda: speed_table(load("speed_cpu_bfloat16")),
     "inference_float32": lambda: speed_table(load("deployment_cpu_float32")),
     "inference_bfloat16": lambda: speed_table(load("deployment_cpu_bfloat16")),
+    "compression": lambda: markdown_of_losses(load("compression_base")["runs"]),
     "paper_recipe": partial(sweep, "base_paper_cifar10", "setting parameters accuracy last_ten best against_dense"),
     "accuracy": partial(sweep, "base_cifar10", "setting parameters accuracy against_dense best"),
     "grey": partial(sweep, "table1_mnist table1_fashion", "dataset setting parameters accuracy best epochs"),

@@ -4,6 +4,7 @@ import statistics
 from functools import cache
 
 from benchmarks.measuring import ratios_over_sittings
+from experiments.compress.table import losses
 from experiments.results import RESULTS, every_run, read_json
 from experiments.sweep.table import summarise
 from experiments.table1.__main__ import compare
@@ -24,12 +25,9 @@ def values() -> dict[str, str]:
     fast = {row["row"]: row["accuracy"][0] for row in fast_rows()}
     thinner = fast["Base-thinner-parameters"]
     vgg_fast = {row["setting"]: row["accuracy"][0] for row in summarise(runs_of("vgg11_fast"))}
-    study = load("compress_base")
-    converted = {row["method"]: row["accuracies"][0] for row in study["rows"] if row["kind"] != "from scratch"}
-    by_budget = converted["full rank, budget as alpha 0.5, calibrated"]
-    above_optimum = [100 * (layer["fitted"] / layer["optimum"] - 1) for layer in study["fit_quality"]]
-    closer = [100 * (1 - layer["fitted"] / layer["first_filters"]) for layer in study["fit_quality"]]
     first, *_ = next(run for run in load("correlation_base")["runs"] if run["name"] == "L")["layers"]
+    lost_by_way, _ = losses(load("compression_base")["runs"])
+    converted = {size: statistics.fmean(lost) for size, lost in lost_by_way["LinearConv, at once"].items()}
     gpu_rate, streamed, theirs = imagenet_rates()
     found = {
         "equal_figures": verdicts.count("equal"),
@@ -52,10 +50,9 @@ def values() -> dict[str, str]:
         "fast_rank10_behind": thinner - fast["Base-LRr"],
         "fast_macs_ahead": fast["Base-L"] - fast["Base-thinner-macs"],
         "vgg_ghost_ahead": vgg_fast["-t ghost"] - vgg_fast["-t rank -r 1 --reg-weight 0"],
-        "budget_behind": study["rows"][0]["accuracies"][-1] - by_budget,
-        "above_optimum": max(above_optimum) + 0.005,
-        "least_closer": f"{min(closer):.0f}",
-        "most_closer": f"{max(closer):.0f}",
+        "converted_75": converted[0.75],
+        "converted_57": converted[0.57],
+        "refreshed_ahead": -statistics.fmean(lost_by_way["dense, at once"][1.0]),
         "correlation": first["mean_absolute"]["primary"],
         "gpu_rate": f"{gpu_rate:,.0f}",
         "streamed": f"{streamed:.0f}",

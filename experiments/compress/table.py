@@ -57,7 +57,12 @@ def _way(report):
 
 
 def markdown(runs: Sequence[dict]) -> list[str]:
-    """Return the lines of both tables; the least loss at each size, at once and after training, is bold."""
+    """Return the lines of both tables."""
+    return [*markdown_of_losses(runs), "", *_sizes_and_speeds(runs)]
+
+
+def markdown_of_losses(runs: Sequence[dict]) -> list[str]:
+    """Return the lines of the table of losses; the least loss at each size, at once and after training, is bold."""
     found, accuracy = losses(runs)
     sizes = sorted({size for by_size in found.values() for size in by_size}, reverse=True)
     means = {way: {size: statistics.fmean(lost) for size, lost in by_size.items()} for way, by_size in found.items()}
@@ -77,8 +82,7 @@ def markdown(runs: Sequence[dict]) -> list[str]:
         rows.append(row)
     seeds = max((len(lost) for by_size in found.values() for lost in by_size.values()), default=0)
     lines = [f"Points of test accuracy lost against dense ({accuracy:.2f} %); mean over up to {seeds} seeds.", ""]
-    lines += markdown_table(["way", *(f"{100 * size:g} %" for size in sizes)], rows)
-    return [*lines, "", *_sizes_and_speeds(runs)]
+    return lines + markdown_table(["way", *(f"{100 * size:g} %" for size in sizes)], rows)
 
 
 def _sizes_and_speeds(runs):

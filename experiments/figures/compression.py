@@ -3,33 +3,44 @@
 import statistics
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.compress.table import losses
+from experiments.compress.table import AT_ONCE, FROM_SCRATCH, losses
 from experiments.figures.style import WIDTH, dense_line, look
 from experiments.results import NoResults, read_runs
 
+TICKS = (-1, 0, 1, 2, 5, 10, 20, 50)  # points; the axis is linear up to 1 and logarithmic above
+
 
 def draw(results: Path, name: str = "compression_base") -> Figure:
-    """Return the figure of `<results>/<name>.json`."""
+    """Return the figure of `<results>/<name>.json`, with a panel for networks at once and one for trained networks."""
     found, accuracy = losses(read_runs(results / f"{name}.json")["runs"])
     if not found:
         raise NoResults(f"{name}.json has no dense network beside a smaller one")
-    figure = Figure((WIDTH, 9))
-    panels = {"at once": figure.add_subplot(2, 1, 1), "after training": figure.add_subplot(2, 1, 2)}
-    for way, sizes in found.items():
+    at_once = {way.removesuffix(f", {AT_ONCE}"): sizes for way, sizes in found.items() if AT_ONCE in way}
+    trained = {way: sizes for way, sizes in found.items() if AT_ONCE not in way}
+    panels = {title: ways for title, ways in ((AT_ONCE, at_once), ("after training", trained)) if ways}
+    figure = Figure((WIDTH, 4.5 * len(panels)))
+    grid = figure.subplots(len(panels), squeeze=False)
+    for (axes,), (title, ways) in zip(grid, panels.items(), strict=True):
+        _draw(axes, ways)
+        axes.set_title(f"{name}, {title}; dense: {accuracy:.2f} %", loc="left")
+    return figure
+
+
+def _draw(axes: Axes, ways: dict[str, dict[float, list[float]]]) -> None:
+    for way, sizes in ways.items():
         style = look(way)
-        if "scratch" in way:
+        if FROM_SCRATCH in way:
             style["linestyle"], style["markerfacecolor"] = ":", "white"
         places = sorted(sizes)
         means = [statistics.fmean(sizes[size]) for size in places]
-        axes = panels["at once" if way.endswith("at once") else "after training"]
-        axes.plot([100 * size for size in places], means, label=way.removesuffix(", at once"), **style)
-    for title, axes in panels.items():
-        dense_line(axes, 0)
-        axes.set_yscale("symlog", linthresh=1)
-        axes.invert_yaxis()
-        axes.set(xlabel="parameters, % of dense", ylabel="points lost against dense")
-        axes.set_title(f"{name}, {title}; dense: {accuracy:.2f} %", loc="left")
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
+        axes.plot([100 * size for size in places], means, label=way, **style)
+    dense_line(axes, 0)
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_yticks(TICKS, map(str, TICKS))
+    lost = [points for sizes in ways.values() for values in sizes.values() for points in values]
+    axes.set_ylim(max(lost) + 1, min(*lost, 0) - 0.2)  # the best is at the top
+    axes.set(xlabel="parameters, % of dense", ylabel="points lost against dense")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
