@@ -1,4 +1,4 @@
-"""Correction of BatchNorm after a calibrated conversion: its statistics change as much as those of its inputs.
+"""Correction of BatchNorm after a calibrated conversion: its statistics change as much as the moments of its inputs.
 
     mean <- mean + mean' - mean_0        var <- var (var' + eps) / (var_0 + eps)
 

@@ -76,8 +76,8 @@ def convert(
         calibration: a batch of the model's inputs (a tensor, tuple or dict), or several, with or without labels. With
             calibration, the outputs on these images are fitted (by their principal components) instead of the filters
             of layers with one group, the biases, if there are any, preserve the means of the outputs, and the
-            statistics of BatchNorm change as much as those of its inputs (batch_norm.py). For full rank, the gradients
-            of the network's output weight the outputs of the layers.
+            statistics of BatchNorm change as much as the moments of its inputs (batch_norm.py). For full rank, the
+            gradients of the network's output weight the outputs of the layers.
         evaluate: a metric of a model, higher is better. The loss of a layer for a `budget` is then the share of the
             metric that is lost when only this layer is reduced.
         example_input: the model's input, to verify and to count multiply-adds: a tensor, a tuple of all arguments, or a

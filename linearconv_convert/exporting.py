@@ -116,7 +116,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def runner(path: Path) -> Callable[..., object]:
     """Return a function of the model's arguments that runs an exported file on the CPU, with torch's threads.
 
-    The function returns the outputs of a `.pt2` file as the model does, and those of an ONNX file as a list.
+    The outputs of a `.pt2` file have the structure of the model's outputs; an ONNX file returns a list.
     """
     if path.suffix == ".pt2":
         return torch.export.load(path).module()

@@ -188,14 +188,14 @@ def _newest_first(folder):
 
 
 def seed_random(seed: int) -> None:
-    """Seed all random generators: those of Python, NumPy, torch and the devices."""
+    """Seed the random generators of Python, NumPy, torch and the devices."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # NumPy takes no larger seed
     torch.manual_seed(seed)
 
 
 def random_state(device: torch.device) -> dict:
-    """Return the state of all random generators: those of Python, NumPy, torch and the device."""
+    """Return the states of the random generators of Python, NumPy, torch and the device."""
     kind, keys, *rest = np.random.get_state()
     on_gpu = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
     numpy = [kind, torch.from_numpy(keys.astype(np.int64)), *rest]

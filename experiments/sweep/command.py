@@ -25,7 +25,7 @@ def sweep_parser(name: str, description: str, needs_name: bool = True) -> OneLin
     add = parser.add_argument
     add("--name", required=needs_name, help="name of the sweep, of its folder in ckpt/ and of its files in runs/")
     add("--seeds", type=int, nargs="+", help="default: 0")
-    add("--epochs", type=positive_int, help="default: those of the recipe")
+    add("--epochs", type=positive_int, help="default: the epochs of the recipe")
     add("--note", help="description of the data, kept in the result")
     add("--jobs", type=positive_int, help=f"runs side by side (default: one per GPU, or per {CORES_PER_JOB} cores)")
     add("--shard", type=shard, default=(1, 1), metavar="I/N", help="run the I-th of N shares only")
