@@ -23,10 +23,11 @@ from torch import Tensor
 
 from benchmarks.measuring import compare
 from dataloaders import BatchLoader, Loader, dataloaders
-from experiments.compress.ways import WAYS, refresh_batch_norm
+from experiments.compress.ways import WAYS
 from experiments.sweep.plan import script_parser
 from experiments.thinner import networks_of
 from linearconv_convert import ConversionError, deploy, export
+from linearconv_convert.batch_norm import refresh_batch_norm
 from linearconv_convert.exporting import runner
 from linearconv_variants import OneLineParser, non_negative_int, positive_share
 from training import counting
@@ -80,7 +81,7 @@ def study_one(own: Namespace, options: Options, folder: Path) -> None:
     dense.load_state_dict(state["model"])
     images = [batch.cpu() for batch in training_images(loaders[0], own.calibrate)]
     small = copy.deepcopy(dense) if own.way == DENSE else WAYS[own.way](dense, own.budget, images)
-    small = refresh_batch_norm(small, images)
+    refresh_batch_norm(small, images)
     size = (info.in_channels, info.image_size, info.image_size)
     report = {"architecture": name, "type": DENSE, "way": own.way, "budget": own.budget, "alpha": 0.5}
     report |= {"dataset": options.dataset, "seed": options.seed, "amp": options.amp, "num_classes": info.num_classes}

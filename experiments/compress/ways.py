@@ -190,21 +190,6 @@ def prune(dense: nn.Module, share: float, images: Sequence[Tensor]) -> nn.Module
     return found
 
 
-@torch.no_grad()
-def refresh_batch_norm(model: nn.Module, images: Sequence[Tensor]) -> nn.Module:
-    """Set the statistics of BatchNorm to their means over batches of images; return the model, in eval mode."""
-    norms = layers_of(model.eval(), nn.BatchNorm2d).values()
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.train().momentum = None  # a cumulative average
-    for batch in images:
-        model(batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    return model.eval()
-
-
 def linearconv(dense: nn.Module, share: float, images: Sequence[Tensor]) -> nn.Module:
     """Return the network converted to full-rank LinearConv, calibrated."""
     return convert(dense, "rank", budget=share, calibration=list(images))

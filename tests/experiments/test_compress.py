@@ -11,7 +11,8 @@ import torch.nn as nn
 from baselines import method_of
 from experiments.compress import __main__ as compress
 from experiments.compress.table import losses, markdown
-from experiments.compress.ways import WAYS, Spatial, SVDPair, Tucker, build, product, refresh_batch_norm
+from experiments.compress.ways import WAYS, Spatial, SVDPair, Tucker, build, product
+from linearconv_convert.batch_norm import refresh_batch_norm
 from linearconv_convert.weights import root_of_layer
 from models.base_xcnn import Base
 from tests.helpers.entries import entry
@@ -25,7 +26,8 @@ FORMS = (SVDPair, Spatial, Tucker)
 def dense():
     torch.manual_seed(0)
     model = Base(width=0.25)
-    return refresh_batch_norm(model, [torch.randn(64, 3, 32, 32)])
+    refresh_batch_norm(model, [torch.randn(64, 3, 32, 32)])
+    return model
 
 
 def images():

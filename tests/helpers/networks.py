@@ -105,4 +105,4 @@ class Reused(nn.Module):
             x = x + F.conv_transpose2d(x, self.conv.weight).mean()
         elif self.use == "norm":
             x = x * self.conv.weight.norm()
-        return self.last(x) * scale
+        return self.last(x) * scale if scale > 1 else x  # torch.fx cannot trace it for an unknown scale
