@@ -23,7 +23,7 @@ TIMEOUT = timedelta(minutes=10)  # for communication; this includes the time in 
 
 
 class Group:
-    """The processes of a run, of which this one has a rank and a device; by default, a single process on the CPU."""
+    """The processes of a run, with rank and device of this process; by default, a single process on the CPU."""
 
     def __init__(self, rank: int = 0, size: int = 1, device: str = "cpu", restarts: int = 0) -> None:
         self.rank, self.size, self.restarts = rank, size, restarts

@@ -266,7 +266,7 @@ def test_values_go_with_the_types_they_belong_to(folder, values, settings):
     assert len(runs) == len({run.name for run in runs}) == len(expected)
 
 
-def test_any_option_can_be_varied_and_stands_in_name_setting_and_command(folder):
+def test_any_option_can_be_varied_and_is_in_name_setting_and_command(folder):
     values = "-t dense sparse -s 0.5 --alpha 0.25 --vary lr 0.1 0.001 --vary pruning published --datasets digits"
     runs = folder.plan(values)
     dense, name = "nap-dense-digits-seed0-lr{}", "nap-sparse0.5-alpha0.25-digits-seed0-lr{}-pruningpublished"

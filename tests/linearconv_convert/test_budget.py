@@ -74,7 +74,7 @@ def test_a_budget_is_kept_and_nearly_spent(kind, of, budget):
 
 
 class Branches(nn.Module):
-    """Two equal convolutions side by side, of which the second hardly counts."""
+    """Two equal convolutions side by side; the second hardly counts."""
 
     def __init__(self):
         super().__init__()
@@ -161,7 +161,7 @@ def test_alpha_and_rank_are_given_by_name_or_pattern():
         (dict(type="rank", alpha={"conv9": 0.5}), "no module of the model is called 'conv9'"),
     ],
 )
-def test_a_setting_that_is_out_of_range_or_contradicts_another_is_told_in_one_line(setting, message):
+def test_a_setting_that_is_out_of_range_or_contradicts_another_is_refused_in_one_line(setting, message):
     with pytest.raises(ValueError, match=message) as caught:
         convert(tiny(), **setting)
     assert "\n" not in str(caught.value)

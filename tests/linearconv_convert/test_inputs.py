@@ -146,7 +146,7 @@ def broken(value):
         (dict(calibration=1e38 * IMAGE), "the outputs of layer '.*' on these images are not finite"),
     ],
 )
-def test_what_the_model_does_not_take_is_told_in_one_line(setting, message):
+def test_what_the_model_does_not_take_is_refused_in_one_line(setting, message):
     model = tiny()
     model.stem.weight.data *= 1e8
     with pytest.raises(ConversionError, match=message) as caught:
