@@ -6,6 +6,9 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from threading import RLock
+
+from tqdm import tqdm
 
 import training
 from models import (
@@ -40,6 +43,7 @@ def fork(action: Callable[[], object]) -> int:
     pid = os.fork()
     if pid:
         return pid
+    tqdm.set_lock(RLock())  # tqdm's own lock is shared by forked processes: one that is killed may leave it locked
     code = 1
     try:
         action()
