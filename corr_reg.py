@@ -12,7 +12,6 @@ import torch.nn as nn
 from torch import Tensor
 
 from linearconv import LinearConv
-from linearconv_gram import gram
 from linearconv_sparse import LinearConvSparse
 
 
@@ -67,7 +66,7 @@ def _off_diagonal(filters):
     rows = filters.flatten(1)  # (P, K)
     shift = rows.sum(1, keepdim=True) / -rows.shape[1]  # minus the mean: adding it makes the backward pass cheaper
     centred = rows + shift
-    covariance = gram(centred)  # (P, P), not divided by K
+    covariance = centred @ centred.mH  # (P, P), not divided by K
     variance = covariance.diagonal().real
     # The variance of a constant filter is rounding error: its elements differ from the mean by a few machine epsilons.
     square = variance + rows.shape[1] * shift.squeeze(1).abs().square()

@@ -12,11 +12,9 @@ import re
 import statistics
 from functools import partial
 
-import torch
-
 from benchmarks.measuring import markdown as speed_table
 from benchmarks.measuring import ratios_over_sittings
-from docs.values import counts_by_network, fast_rows, imagenet_rates, load, runs_of, speeds, values
+from docs.values import counts_by_network, fast_rows, load, runs_of, speeds, values
 from experiments import paper
 from experiments.compress.table import markdown_of_losses
 from experiments.markdown import markdown_table
@@ -27,8 +25,6 @@ from experiments.table1 import counts as table1_counts
 from experiments.table2 import __main__ as table2
 from experiments.thinner import networks_of
 from models import resnet_xcnn, zoo_xcnn
-from models.vgg_xcnn import VGG11
-from training.counting import macs_inference
 from training.options import make_parser
 from training.report import ROOT
 
@@ -36,7 +32,6 @@ PAGES = (ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "do
 TABLE = re.compile(r"(<!-- docs/tables\.py: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 VALUE = re.compile(r"(<!-- value: (\w+) -->).*?(<!-- end -->)", re.DOTALL)
 SCRIPTS = ("base", "vgg", "allconv", "resnet", "resnext", "mobilenetv2", "squeezenet")
-IMAGENET = 90 * 1_281_167  # images of the paper's training
 NOT_FOR_TABLES = ("ablation_", "search_")
 OTHER_NETWORKS = "vgg11_fast resnet18_fast allconv_fast squeezenet_fast"
 
@@ -226,25 +221,9 @@ def pipelines() -> list[str]:
     return markdown_table(["pipeline", "images per second"], rows)
 
 
-def imagenet() -> list[str]:
-    """Return an estimate of ImageNet training times from the networks' multiply-adds; needs torchvision."""
-    from torchvision.models import squeezenet1_0, vgg11_bn
-
-    rate, streamed, _ = imagenet_rates()
-    small = macs_inference(VGG11(), (3, 32, 32))
-    rows = []
-    for network in (vgg11_bn, squeezenet1_0):
-        with torch.device("meta"):
-            macs = macs_inference(network(), (3, 224, 224))
-        hours, decoding = (IMAGENET / each / 3600 for each in (rate * small / macs, streamed))
-        rows.append([network.__name__, f"{macs / 1e9:.2f} billion", f"{hours:.1f}", f"{decoding:.0f}"])
-    header = ["network", "multiply-adds of an image", "hours on one GPU", "core hours to decode"]
-    return markdown_table(header, rows)
-
-
 FUNCTIONS = (
     *(summary, equal_parameters, recipes, options, zoo_options, search, search_linearconv, fast),
-    *(ablations, pruned, shares, imagenet, gpu, map_costs, pipelines),
+    *(ablations, pruned, shares, gpu, map_costs, pipelines),
 )
 TABLES = {function.__name__: function for function in FUNCTIONS}
 TABLES |= {

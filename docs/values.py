@@ -28,7 +28,7 @@ def values() -> dict[str, str]:
     first, *_ = next(run for run in load("correlation_base")["runs"] if run["name"] == "L")["layers"]
     lost_by_way, _ = losses(load("compression_base")["runs"])
     converted = {size: statistics.fmean(lost) for size, lost in lost_by_way["LinearConv, at once"].items()}
-    gpu_rate, streamed, theirs = imagenet_rates()
+    streamed, theirs = (row["images_per_second"] for row in load("stream_cpu")["rows"])
     found = {
         "equal_figures": verdicts.count("equal"),
         "vgg_paper_flops": f"{vgg_lr['flops_paper'] / vgg['flops_paper']:.0f}",
@@ -54,7 +54,6 @@ def values() -> dict[str, str]:
         "converted_57": converted[0.57],
         "refreshed_ahead": -statistics.fmean(lost_by_way["dense, at once"][1.0]),
         "correlation": first["mean_absolute"]["primary"],
-        "gpu_rate": f"{gpu_rate:,.0f}",
         "streamed": f"{streamed:.0f}",
         "streamed_torchvision": f"{theirs:.0f}",
     }
@@ -90,12 +89,3 @@ def speeds(name: str) -> dict[tuple[str, str, str], float]:
 def fast_rows() -> list[dict]:
     """Return the rows of Table 1 for Base with the short recipe."""
     return compare(every_run(pattern="table1_base_fast"))
-
-
-def imagenet_rates() -> tuple[float, float, float]:
-    """Return images per second: VGG11 training on a GPU, files streamed here, and files streamed by torchvision."""
-    streamed, theirs = (row["images_per_second"] for row in load("stream_cpu")["rows"])
-    for row in load("speed_cuda_bfloat16_graphs")["sittings"][0]["rows"]:
-        if (row["network"], row["task"], row["contender"]) == ("VGG11", "train 1024", "full rank"):
-            trained = row["images_per_second"]
-    return trained, streamed, theirs

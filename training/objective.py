@@ -12,8 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from corr_reg import corr_loss, l1_loss
-from linearconv import LinearConv
-from training.distributed import Group
 from training.recipe import Recipe
 
 REGULARISE_EVERY = 10  # batches
@@ -36,12 +34,6 @@ def loss_of(logits: Tensor, images: Tensor, labels: Tensor, recipe: Recipe, teac
     return loss
 
 
-def regularisers(model: nn.Module, recipe: Recipe, group: Group) -> Tensor | float:
-    """Return the weighted regularisers of a network; each process computes its part of the layers."""
-    if not recipe.reg_weight:
-        return 0.0
-    if group.size == 1:
-        return recipe.reg_weight * (corr_loss(model) + l1_loss(model))
-    layers = [layer for layer in model.modules() if isinstance(layer, LinearConv)]
-    mine = layers[group.rank :: group.size]  # multiplied by the number of processes, over which gradients are averaged
-    return recipe.reg_weight * (group.size * sum((corr_loss(layer) + l1_loss(layer) for layer in mine), start=0.0))
+def regularisers(model: nn.Module, recipe: Recipe) -> Tensor | float:
+    """Return the weighted regularisers of a network."""
+    return recipe.reg_weight * (corr_loss(model) + l1_loss(model)) if recipe.reg_weight else 0.0

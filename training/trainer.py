@@ -148,7 +148,7 @@ class Trainer:
             total = total * self.train_loader.share(self.progress.batch, len(labels))
         self.progress.step += 1
         if self.progress.step % REGULARISE_EVERY == 0:
-            total = total + regularisers(self.model, self.recipe, self.group)
+            total = total + regularisers(self.model, self.recipe)
         set_learning_rate(self.optimizer, self.lr)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()

@@ -22,7 +22,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from benchmarks.measuring import compare
-from dataloaders import BatchLoader, Loader, dataloaders
+from dataloaders import BatchLoader, dataloaders
 from experiments.compress.ways import WAYS
 from experiments.sweep.plan import script_parser
 from experiments.thinner import networks_of
@@ -36,7 +36,7 @@ from training.distributed import Group
 from training.errors import EXPECTED, report_failure
 from training.library import training_images
 from training.options import Options, parse_arguments
-from training.recipe import TUNE, Recipe
+from training.recipe import TUNE
 from training.report import origin
 from training.trainer import Trainer
 
@@ -86,54 +86,30 @@ def study_one(own: Namespace, options: Options, folder: Path) -> None:
     report = {"architecture": name, "type": DENSE, "way": own.way, "budget": own.budget, "alpha": 0.5}
     report |= {"dataset": options.dataset, "seed": options.seed, "amp": options.amp, "num_classes": info.num_classes}
     report |= {"epochs": own.tune, "teacher": own.teacher, **counting.count(small, size), **origin(options.device)}
-    if own.tune:
-        recipe = replace(TUNE, epochs=own.tune, distill=TEACHER * own.teacher)
-        settings = recipe.settings() | options.pick("dataset", "width", "seed", "amp", "validation")
-        settings |= {"network": name, "type": DENSE, "way": own.way, "budget": own.budget}
-        settings |= {"num_classes": info.num_classes, "in_memory": isinstance(loaders[0], BatchLoader)}
-        report |= tune(small, dense if own.teacher else None, loaders, recipe, settings, folder, options)
-    else:
-        found = accuracy(small, loaders[1], options)
-        report |= {"test_accuracy": found, "best_test_accuracy": found, "best_epoch": 0}
-        report["speed"] = speeds(dense, small, size)
-        write_log(folder, [])
-    write_json(folder / REPORT, report)
-
-
-@torch.inference_mode()
-def accuracy(model: nn.Module, loader: Loader, options: Options) -> float:
-    """Return the test accuracy in per cent."""
-    device, correct = torch.device(options.device), 0
-    model.to(device).eval()
-    for images, labels in loader:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=options.amp):
-            correct += (model(images).argmax(1) == labels).sum().item()
-    return 100 * correct / loader.num_images
-
-
-def tune(
-    model: nn.Module,
-    teacher: nn.Module | None,
-    loaders: Sequence[Loader],
-    recipe: Recipe,
-    settings: dict[str, object],
-    folder: Path,
-    options: Options,
-) -> dict[str, object]:
-    """Train a network, or resume its training; return the accuracies for the report."""
+    recipe = replace(TUNE, epochs=own.tune, distill=TEACHER * own.teacher)
+    settings = recipe.settings() | options.pick("dataset", "width", "seed", "amp", "validation")
+    settings |= {"network": name, "type": DENSE, "way": own.way, "budget": own.budget}
+    settings |= {"num_classes": info.num_classes, "in_memory": isinstance(loaders[0], BatchLoader)}
     trainer = Trainer(
-        model,
+        small,
         tuple(loaders),
         recipe,
         settings,
         folder,
         Group(device=options.device),
-        teacher=teacher,
+        teacher=dense if own.teacher else None,
         **options.pick("channels_last", "save_every"),
     )
-    if holds_checkpoint(folder):
-        trainer.load_state(*load_newest(folder))
-    return trainer.fit().outcome()
+    if own.tune:
+        if holds_checkpoint(folder):
+            trainer.load_state(*load_newest(folder))
+        report |= trainer.fit().outcome()
+    else:
+        accuracy = trainer.evaluate()
+        report |= {"test_accuracy": accuracy, "best_test_accuracy": accuracy, "best_epoch": 0}
+        report["speed"] = speeds(dense, small, size)
+        write_log(folder, [])
+    write_json(folder / REPORT, report)
 
 
 def speeds(dense: nn.Module, small: nn.Module, size: tuple[int, int, int]) -> dict[str, float]:
