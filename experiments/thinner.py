@@ -96,8 +96,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         networks = networks_of(own.script)
         options = parse_arguments(make_parser(networks, Recipe(lr=1e-3, epochs=1)), ["--count-only", *rest])
-        if options.stem:
-            raise UsageError("--stem is not counted here")
         network, shape = networks[options.network], {"num_classes": options.num_classes or 10}
         shape["in_channels"] = options.in_channels or 3
         model = options.variant.build(network, width=options.width, **shape)

@@ -131,10 +131,8 @@ def _convert(network, options, recipe, loader):
         alpha = None if alpha == default.alpha else alpha
     if loader and options.calibrate and (recipe.init == "fit" or options.budget is not None):
         images = training_images(loader, options.calibrate)
-    is_first_layer = [lambda _, layer: layer.in_channels == channels]
     settings = {"rank": rank, "alpha": alpha, "sparsity": variant.sparsity, "compute": variant.compute}
-    settings |= {"init": recipe.init, "skip": is_first_layer if recipe.stem == "dense" else ()}
-    settings |= options.pick("budget", "of")
+    settings |= {"init": recipe.init, **options.pick("budget", "of")}
     inputs = {"calibration": images, "example_input": torch.zeros(1, channels, size, size)}
     model, report = convert(network.dense, variant.type, **settings, **inputs, return_report=True)
     print(report.totals)

@@ -7,7 +7,6 @@ main(Library(), RECIPE)               # networks of torchvision and timm, conver
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn as nn
@@ -77,25 +76,15 @@ class Networks:
         """Return the network with its initial weights, or raise a UsageError."""
         network = self.networks[options.network]
         shape = {"in_channels": input_size[0], "num_classes": num_classes, "width": options.width}
-        build = partial(_with_dense_stem, network) if recipe.stem == "dense" else network
         try:
             with torch.device("meta"):  # shapes without memory
                 parameters = count_parameters(network(conv=nn.Conv2d, **shape))
             if 2 * BYTES * parameters > physical_memory():
                 raise MemoryError(f"with {parameters:,} parameters it does not fit in the memory of this machine")
-            model = options.variant.build(build, **shape)
+            model = options.variant.build(network, **shape)
             dense = network(conv=nn.Conv2d, **shape)
         except (ValueError, TypeError, OverflowError, RuntimeError, MemoryError) as error:
             raise UsageError(f"the network cannot be built: {one_line(error)}") from None
         if recipe.init != "published":
             initialise(model, recipe.init)
         return Network(model, dense)
-
-
-def _with_dense_stem(network, conv=nn.Conv2d, *, in_channels, **arguments):
-    """Return the network with nn.Conv2d for the layers that convolve the input images."""
-
-    def layer(channels, *rest, **more):
-        return (nn.Conv2d if channels == in_channels else conv)(channels, *rest, **more)
-
-    return network(conv=layer, in_channels=in_channels, **arguments)

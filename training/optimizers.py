@@ -1,4 +1,4 @@
-"""Optimizers of a recipe: weight decay and learning rate of each parameter, and decay of filters instead of factors.
+"""Optimizers of a recipe, and the decay of filters instead of their factors.
 
     decay of filters:  1/2 weight_decay sum |W|^2,  W = [V ; A V]
 
@@ -8,27 +8,19 @@ Layers", ICLR 2021, arXiv 2105.01029).
 
 import torch
 import torch.nn as nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from linearconv import LinearConv
 from training.recipe import Recipe
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the fused optimizer of a recipe; each parameter group has a `"scale"` of the learning rate."""
-    scales = {layer.bias: recipe.bias_lr for layer in model.modules() if isinstance(layer, _BatchNorm)}
-    filter_parameters = _filter_parameters(model)
-    scales |= {p: recipe.coefficient_lr for name, p in filter_parameters if name != "conv_weights"}
-    decayed_as_filters = {p for _, p in filter_parameters} if recipe.decay == "filters" else set()
-    groups = {}
+    """Return the fused optimizer of a recipe; matrices and filters decay, biases and BatchNorm do not."""
+    decayed_as_filters = set(_filter_parameters(model)) if recipe.decay == "filters" else set()
+    by_decay = {}
     for parameter in model.parameters():
-        scale = scales.get(parameter, 1.0)
         decays = parameter.dim() > 1 and parameter not in decayed_as_filters
-        groups.setdefault((scale, recipe.weight_decay if decays else 0.0), []).append(parameter)
-    groups = [
-        {"params": parameters, "scale": scale, "weight_decay": weight_decay}
-        for (scale, weight_decay), parameters in groups.items()
-    ]
+        by_decay.setdefault(recipe.weight_decay if decays else 0.0, []).append(parameter)
+    groups = [{"params": parameters, "weight_decay": decay} for decay, parameters in by_decay.items()]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True, fused=True)
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
@@ -36,15 +28,15 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of all parameter groups, multiplied by the scale of each group."""
+    """Set the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("scale", 1.0)  # older checkpoints have no scale
+        group["lr"] = lr
 
 
 def _filter_parameters(model):
-    """Return (name in its layer, parameter) of all primary filters and coefficients."""
+    """All primary filters and coefficients."""
     layers = (layer for layer in model.modules() if isinstance(layer, LinearConv))
-    return [(name, p) for layer in layers for name, p in layer.named_parameters(recurse=False) if name != "bias"]
+    return [p for layer in layers for name, p in layer.named_parameters(recurse=False) if name != "bias"]
 
 
 class FilterDecay:
@@ -56,7 +48,7 @@ class FilterDecay:
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         wanted = recipe.decay == "filters" and recipe.weight_decay
         self.layers = [layer for layer in model.modules() if wanted and isinstance(layer, LinearConv)]
-        self.parameters = [p for _, p in _filter_parameters(model)] if wanted else []
+        self.parameters = _filter_parameters(model) if wanted else []
         self.weight_decay, self.decoupled = recipe.weight_decay, recipe.optimizer == "adamw"
 
     def before_step(self, lr: float) -> None:

@@ -63,11 +63,8 @@ class Recipe:
     flip: str = option(  # "alternating": Jordan, "94 % on CIFAR-10 in 3.29 seconds", 2024
         "random", ("random", "alternating"), "flips of training images: at random, or each image in every second epoch"
     )
-    bias_lr: float = option(1.0, positive_float, "multiplies the learning rate of BatchNorm biases", metavar="FACTOR")
-    coefficient_lr: float = option(1.0, positive_float, "multiplies the learning rate of A", metavar="FACTOR")
     average: float = option(0.0, non_negative_float, "epochs over which weights are averaged", metavar="EPOCHS")
     init: str = option("published", str, "initial weights of LinearConv layers")  # the networks have the choices
-    stem: str = option("linearconv", ("linearconv", "dense"), "first layer: the variant, or always nn.Conv2d")
     dense_epochs: int = option(  # full-rank warm-up; Wang et al., "Pufferfish", MLSys 2021, arXiv 2103.03936
         0, non_negative_int, "train the dense network in the first N epochs, then convert it", metavar="N"
     )
@@ -169,10 +166,8 @@ def without_effect(options: argparse.Namespace, recipe: Recipe, dataset: str | N
         "reg_weight": (is_linearconv, linearconv),
         "warmup": (recipe.warmup <= epochs, f"at least as many epochs, not {epochs}"),
         "decay": (is_linearconv and recipe.weight_decay, f"{linearconv} and --weight-decay"),
-        "coefficient_lr": (is_linearconv, linearconv),
         "average": (recipe.average <= epochs, f"at least as many epochs, not {epochs}"),
         "init": (is_linearconv or recipe.init == "scratch", linearconv),
-        "stem": (variant.type not in ("dense", "octave"), "a type that replaces each convolution by itself"),
         "dense_epochs": (is_linearconv and recipe.dense_epochs < epochs, f"{linearconv}, and epochs after it"),
         "distill": (getattr(options, "weights", None), "--weights, which the teacher has"),
         "temperature": (recipe.distill, "--distill"),

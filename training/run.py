@@ -99,8 +99,6 @@ def _run(options: Options, recipes: Recipes, group: Group, stack: ExitStack) -> 
     settings = _settings(options, data, num_classes, group)
     trainer = _train(network, data, options, settings, folder, group, checkpoint)
 
-    if trainer.train_loader.flip:
-        result["test_accuracy_with_flips"] = trainer.evaluate(flipped=True)  # called in all processes
     if group.is_rank0:
         result["nonzero_parameters"] = counting.count_nonzero_parameters(trainer.model)
         result |= settings | vars(data.recipe)

@@ -190,8 +190,8 @@ class Trainer:
             self._stop(max(self.group.gather(self.stop.asked)))
 
     @torch.inference_mode()
-    def evaluate(self, flipped: bool = False) -> float:
-        """Return the test accuracy in per cent; with `flipped`, of the logits of an image and its mirror image."""
+    def evaluate(self) -> float:
+        """Return the test accuracy in per cent."""
         model = self.average or self.model
         model.eval()
         # DistributedDataParallel exchanges buffers in every forward pass. If the test set does not divide evenly, a
@@ -200,8 +200,7 @@ class Trainer:
         correct = torch.zeros((), dtype=torch.long, device=self.device)
         for images, labels in self.test_loader:
             with self.autocast:
-                logits = evaluated(images) + evaluated(images.flip(-1)) if flipped else evaluated(images)
-                correct += (logits.argmax(1) == labels).sum()
+                correct += (evaluated(images).argmax(1) == labels).sum()
         return 100 * sum(self.group.gather(correct.item())) / self.test_loader.num_images
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------

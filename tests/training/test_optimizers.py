@@ -7,7 +7,7 @@ import torch.nn as nn
 from linearconv import LinearConv
 from linearconv_lowrank import LinearConvLowRank
 from linearconv_sparse import LinearConvSparse
-from training.optimizers import FilterDecay, make_optimizer, set_learning_rate
+from training.optimizers import FilterDecay, make_optimizer
 from training.recipe import Recipe
 
 LR, DECAY = 0.1, 0.3
@@ -35,23 +35,6 @@ def test_matrices_decay_and_vectors_do_not(optimizer, shrinks):
     make_optimizer(model, Recipe(LR, 1, optimizer=optimizer, weight_decay=DECAY)).step()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter, before[name] * (shrinks if parameter.dim() > 1 else 1))
-
-
-@pytest.mark.parametrize(
-    "option, faster", [("bias_lr", {"1.bias"}), ("coefficient_lr", {"0.column_weights", "0.row_weights"})]
-)
-def test_some_parameters_learn_faster_than_the_rest(option, faster):
-    model = network(LAYERS["low rank"])
-    optimizer = make_optimizer(model, Recipe(LR, 1, optimizer="sgd", **{option: 8}))
-    set_learning_rate(optimizer, 0.25)
-    before = with_zero_gradients(model)
-    assert faster < before.keys()
-    for parameter in model.parameters():
-        parameter.grad.fill_(1)
-    optimizer.step()
-    for name, parameter in model.named_parameters():
-        moved = before[name] - parameter
-        torch.testing.assert_close(moved, torch.full_like(moved, 1.9 * 0.25 * (8 if name in faster else 1)))
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])

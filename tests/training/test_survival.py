@@ -22,8 +22,7 @@ from training.trainer import Trainer
 SMALL = "--width 0.125 --epochs 3"
 WHOLE = (  # everything that the paper's recipe has not
     "--recipe fast --optimizer sgd --lr 0.01 --schedule cosine --warmup 1 --weight-decay 0.001 --decay filters "
-    "--bias-lr 8 --coefficient-lr 2 --label-smoothing 0.1 --flip alternating --average 1 --init spectral --stem dense "
-    "--dense-epochs 1"
+    "--label-smoothing 0.1 --flip alternating --average 1 --init spectral --dense-epochs 1"
 )
 TIMES = {"seconds", "images_per_second", "command", "git_commit"}  # what a report may differ in
 
@@ -107,10 +106,10 @@ def test_a_signal_ends_the_run_after_the_step_and_the_resumed_run_is_the_same(
 def test_a_signal_in_the_last_epoch_evaluation_lets_the_run_end(run, monkeypatch):
     evaluate = Trainer.evaluate
 
-    def and_signal(trainer, flipped=False):
+    def and_signal(trainer):
         if trainer.progress.epoch == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(trainer, flipped)
+        return evaluate(trainer)
 
     monkeypatch.setattr(Trainer, "evaluate", and_signal)
     assert (run("base", f"-t dense {SMALL}") / "report.json").exists()
@@ -147,7 +146,7 @@ def test_a_run_that_is_killed_while_it_saves_has_its_best_in_the_end(run, monkey
         replace(*paths)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Trainer, "evaluate", lambda trainer, flipped=False: 50.0)  # never better than at first
+    monkeypatch.setattr(Trainer, "evaluate", lambda trainer: 50.0)  # never better than at first
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", and_die)  # after the first file
         with pytest.raises(SystemExit):
@@ -184,9 +183,9 @@ SETTINGS = [
     "base -t rank --schedule cosine --warmup 2",
     "base -t rank --average 3",
     "base -t rank --dense-epochs 10",
-    "base -t rank --init spectral --stem dense",
+    "base -t rank --init spectral",
     "base -t rank --optimizer adamw --weight-decay 0.01 --decay filters",
-    "base -t rank --flip alternating --label-smoothing 0.1 --bias-lr 8 --coefficient-lr 2",
+    "base -t rank --flip alternating --label-smoothing 0.1",
     "base -t rank --amp",
     "base -t rank --in-memory no --workers 2",
     "base -t rank --in-memory no --workers 0",
