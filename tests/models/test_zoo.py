@@ -8,12 +8,12 @@ import sys
 
 import pytest
 import torch
-from torchvision.models import get_model
 
 from linearconv import LinearConv
 from linearconv_convert import load_converted
 from linearconv_convert.__main__ import main as convert_command
 from linearconv_convert.networks import read_record
+from tests.helpers.networks import squeezenet_state
 from tests.helpers.runs import ROOT
 from tests.training.test_scripts import REPORT_KEYS
 from tests.training.test_survival import assert_same_run, at_step
@@ -23,12 +23,8 @@ from training.trainer import Trainer
 
 NETWORK = "--network torchvision:squeezenet1_1"  # with dropout
 QUICK = f"{NETWORK} --calibrate 0 --no-amp"
+UNTRAINED = f"{QUICK} --epochs 1 --lr 1e-12"  # nearly
 CALIBRATED = f"{NETWORK} --calibrate 24 --no-amp"
-
-
-def state_of(name="squeezenet1_1", classes=3, seed=5):
-    torch.manual_seed(seed)
-    return get_model(name, num_classes=classes).state_dict()
 
 
 def report_of(folder):
@@ -39,27 +35,8 @@ def report_of(folder):
 def weights(tmp_path_factory):
     """A file with a state_dict of the network for three classes."""
     path = tmp_path_factory.mktemp("weights") / "weights.pth"
-    torch.save(state_of(), path)
+    torch.save(squeezenet_state(), path)
     return path
-
-
-@pytest.fixture
-def trainer(run, monkeypatch):
-    """The trainer of a run that ends before its first step."""
-
-    def trainer(options):
-        found = []
-
-        def stop(trainer):
-            found.append(trainer)
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(Trainer, "fit", stop)
-        with pytest.raises(SystemExit):
-            run("zoo", options, f"run{len(list(run.folder('.').iterdir()))}")
-        return found[0]
-
-    return trainer
 
 
 # ---- conversion and training ---------------------------------------------------------------------------------------
@@ -80,12 +57,12 @@ def test_a_network_is_converted_to_a_budget_trained_and_reported(run, capsys, we
     assert [record["epoch"] for record in read_log(folder)] == [1, 2]
 
 
-def test_training_starts_from_the_weights_and_with_scratch_from_random_ones(trainer, weights):
-    given = state_of()
-    dense = trainer(f"{QUICK} --weights {weights} -t dense").model.state_dict()
-    assert all(torch.equal(dense[name], tensor) for name, tensor in given.items())
-    options, name = f"{QUICK} --weights {weights} -t rank --alpha 0.9 --stem dense", "features.6.expand3x3"
-    fitted, scratch = (trainer(f"{options} --init {init}").model for init in ("fit", "scratch"))
+def test_training_starts_from_the_weights_and_with_scratch_from_random_ones(trained, weights):
+    given = squeezenet_state()
+    dense = trained("zoo", f"{UNTRAINED} --weights {weights} -t dense").model
+    torch.testing.assert_close(dict(dense.state_dict()), dict(given))
+    options, name = f"{UNTRAINED} --weights {weights} -t rank --alpha 0.9 --stem dense", "features.6.expand3x3"
+    fitted, scratch = (trained("zoo", f"{options} --init {init}").model for init in ("fit", "scratch"))
     layer, filters = fitted.get_submodule(name), given[f"{name}.weight"]
     assert type(fitted.features[0]) is torch.nn.Conv2d
     assert isinstance(layer, LinearConv) and 0 < (layer.weight - filters).norm() < 0.3 * filters.norm()
@@ -93,18 +70,16 @@ def test_training_starts_from_the_weights_and_with_scratch_from_random_ones(trai
     assert not torch.equal(scratch.get_submodule("classifier.1").weight, fitted.get_submodule("classifier.1").weight)
 
 
-def test_weights_of_other_classes_start_a_new_classifier_and_are_no_teacher(trainer, refused, capsys, tmp_path):
-    given, path = state_of(classes=7), tmp_path / "seven.pth"
+def test_weights_of_other_classes_start_a_new_classifier_and_are_no_teacher(trained, refused, capsys, tmp_path):
+    given, path = squeezenet_state(classes=7), tmp_path / "seven.pth"
     torch.save({"model": given}, path)
-    model = trainer(f"{QUICK} --weights {path} -t dense").model
+    model = trained("zoo", f"{UNTRAINED} --weights {path} -t dense").model
     out = capsys.readouterr().out
     assert "another number of classes: classifier.1.weight, classifier.1.bias start at random" in out
-    assert torch.equal(model.features[0].weight, given["features.0.weight"])
+    torch.testing.assert_close(model.features[0].weight.detach(), given["features.0.weight"])
     assert model.classifier[1].weight.shape[0] == 3
     line = refused("zoo", f"{QUICK} --weights {path} -t rank --distill")
     assert "--distill" in line and "classifier.1.weight" in line
-    torch.save(state_of("shufflenet_v2_x0_5"), path)
-    assert "does not fit the network" in refused("zoo", f"{QUICK} --weights {path} -t rank")
 
 
 def test_count_only_reads_no_data(run):
@@ -136,7 +111,7 @@ def test_a_resumed_run_ends_like_the_uninterrupted_one_and_converts_once(run, ca
 def test_a_run_is_resumed_with_its_own_weights_and_settings_only(run, refused, weights, tmp_path):
     options = f"{NETWORK} --calibrate 0 -t rank --distill --epochs 1 --weights"
     run("zoo", f"{options} {weights}")
-    torch.save(state_of(seed=7), tmp_path / "other.pth")
+    torch.save(squeezenet_state(seed=7), tmp_path / "other.pth")
     assert "weights sha256:" in refused("zoo", f"{options} {tmp_path / 'other.pth'} --resume")
     assert "budget None there, 0.6 here" in refused("zoo", f"{options} {weights} --budget 0.6 --resume")
     assert "temperature 4.0 there, 2.0 here" in refused("zoo", f"{options} {weights} --temperature 2 --resume")
@@ -179,10 +154,8 @@ def test_the_network_is_loaded_from_a_checkpoint_alone(run, weights, variant, mo
     "options, message",
     [
         ("-t rank", "--network"),
-        ("--network torchvision:resnet19", "torchvision cannot build resnet19"),
         (f"{NETWORK} -t dense --budget 0.5", "--budget"),
         (f"{NETWORK} --budget 0.5 --alpha 0.25", "leave it out"),
-        (f"{NETWORK} --budget 0.001 --calibrate 0", "cannot be reached"),
         (f"{NETWORK} --distill", "--weights"),
         (f"{NETWORK} --dense-epochs 2", "--dense-epochs"),
         (f"{NETWORK} --image-size 8 --calibrate 9", "does not run on"),

@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torchvision.models import get_model
 
+from tests.helpers.networks import squeezenet_state
 from training.objective import loss_of
 from training.recipe import Recipe
 
@@ -13,8 +13,7 @@ NETWORK = "--network torchvision:squeezenet1_1 --calibrate 0 --no-amp --epochs 1
 
 @pytest.fixture
 def options(tmp_path):
-    torch.manual_seed(5)
-    torch.save(get_model("squeezenet1_1", num_classes=3).state_dict(), tmp_path / "weights.pth")
+    torch.save(squeezenet_state(), tmp_path / "weights.pth")
     return f"{NETWORK} --weights {tmp_path / 'weights.pth'} -t rank"
 
 
@@ -43,7 +42,7 @@ def test_the_teacher_is_the_network_before_conversion_and_unchanged(trained, opt
 
 
 def test_soft_targets_alone_take_the_teachers_classes(run, tmp_path):
-    torch.save(get_model("squeezenet1_1", num_classes=9).state_dict(), tmp_path / "nine.pth")
+    torch.save(squeezenet_state(classes=9), tmp_path / "nine.pth")
     options = f"{NETWORK} --weights {tmp_path / 'nine.pth'} -t rank --distill 1 --num-classes 9"
     state = torch.load(run("zoo", options) / "best.pt", weights_only=True)
     assert state["settings"]["num_classes"] == 9 and state["settings"]["distill"] == 1

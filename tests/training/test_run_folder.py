@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import socket
@@ -13,11 +12,11 @@ import pytest
 import torch
 
 from linearconv_convert.networks import load_tensors
-from linearconv_convert.surgery import ConversionError
-from tests.helpers.runs import exit_code, start
-from tests.training.test_survival import SMALL, assert_equal, at_step, ended
+from tests.helpers.commands import ended
+from tests.helpers.runs import exit_code
+from tests.training.test_survival import SMALL, at_step
 from training import checkpoints, errors
-from training.checkpoints import BEST, LOG, open_folder, read_log
+from training.checkpoints import BEST, LOG, open_folder
 from training.errors import StopSignals, UsageError
 
 RUN = f"-t rank {SMALL}"
@@ -38,26 +37,7 @@ def test_a_folder_in_use_is_refused_and_free_again_when_its_run_has_ended(run, r
     os.waitpid(child, 0)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("attempt", range(40))
-def test_of_two_runs_that_start_at_once_one_is_refused(data, tmp_path, attempt):
-    rates = ["0.001", "0.01"]
-    options = f"--dataset imagefolder --data-root {data} --output {tmp_path / 'run'} --epochs 1 --lr"
-    pids = [start("base", f"{options} {rate}") for rate in rates]
-    codes = [exit_code(pid) for pid in pids]
-    assert sorted(codes) == [0, 2]
-    assert [(record["epoch"], record["lr"]) for record in read_log(tmp_path / "run")] == [
-        (1, float(rates[codes.index(0)]))
-    ]
-
-
 # ---- damaged checkpoints ------------------------------------------------------------------------------------------
-
-
-def flip(path, position, bit=0):
-    content = bytearray(path.read_bytes())
-    content[position] ^= 1 << bit
-    path.write_bytes(content)
 
 
 def test_a_flipped_bit_of_a_tensor_is_found(run, capsys, tmp_path):
@@ -65,27 +45,13 @@ def test_a_flipped_bit_of_a_tensor_is_found(run, capsys, tmp_path):
     path = folder / "checkpoint-0003.pt"
     with zipfile.ZipFile(path) as archive:
         tensor = max(archive.infolist(), key=lambda entry: entry.file_size)
-    flip(path, tensor.header_offset + tensor.file_size // 2 + 200)
+    content = bytearray(path.read_bytes())
+    content[tensor.header_offset + tensor.file_size // 2 + 200] ^= 1
+    path.write_bytes(content)
     (folder / "report.json").unlink()
     run("base", f"{RUN} --resume")
     out = capsys.readouterr().out
     assert "checkpoint-0003.pt is damaged" in out and "resuming after epoch 2" in out
-
-
-@pytest.mark.slow
-def test_no_flipped_bit_loads_other_content(run, tmp_path):
-    path = run("base", RUN) / "checkpoint-0003.pt"
-    good, draw, refusals = load_tensors(path), random.Random(0), 0
-    for _ in range(200):
-        damaged = shutil.copy(path, tmp_path / "damaged.pt")
-        flip(damaged, draw.randrange(path.stat().st_size), draw.randrange(8))
-        try:
-            state = load_tensors(damaged)  # the bit is in the padding of the archive
-        except ConversionError:
-            refusals += 1
-        else:
-            assert_equal(state, good)
-    assert refusals > 150
 
 
 def test_the_best_checkpoint_is_the_last_choice_and_then_another_folder_is_named(run, refused, capsys):
@@ -135,9 +101,7 @@ def test_a_run_is_resumed_with_its_own_options_only(run, refused):
     for script, change, message in (
         ("vgg", "", "network Base there, VGG11 here"),
         ("base", "-t lowrank", "type rank there, lowrank here"),
-        ("base", "--init balanced", "init published there, balanced here"),
         ("base", "--epochs 3", "epochs 2 there, 3 here"),  # every learning rate before would have been another
-        ("base", "--image-size 16", "image_size 32 there, 16 here"),
         ("base", "--in-memory no --workers 0", "in_memory True there, False here"),
         ("base", "--lr 0.1 --resume auto", "lr 0.01 there, 0.1 here"),
     ):
@@ -182,25 +146,6 @@ def test_a_later_signal_ends_the_process(monkeypatch):
     assert exit_code(child) == -signal.SIGINT
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("attempt", range(30))
-def test_two_signals_at_once_save_the_run(data, tmp_path, attempt):
-    options = f"--dataset imagefolder --data-root {data} --output {tmp_path / 'run'} --batch-size 2 --epochs 10000"
-    pid = start("base", options)
-    while not (tmp_path / "run" / LOG).exists():
-        time.sleep(0.01)
-    draw = random.Random(attempt)
-    time.sleep(draw.uniform(0, 0.5))
-    for _ in range(2):
-        os.kill(pid, signal.SIGTERM)
-        time.sleep(draw.uniform(0, 0.02))
-    assert exit_code(pid) == 143
-    state, path = checkpoints.load_newest(tmp_path / "run")
-    within = f"-{state['batch']:06d}" if state["batch"] else ""
-    assert path.name == f"checkpoint-{state['epoch']:04d}{within}.pt"
-    assert not list((tmp_path / "run").glob("*.part*"))
-
-
 # ---- numbers and terminals ----------------------------------------------------------------------------------------
 
 
@@ -215,18 +160,9 @@ def test_weights_that_are_not_finite_are_not_saved_and_the_advice_works(run, cap
     run("base", f"{RUN} --batch-size 36 --epochs 2 --lr 1e-4 --resume --may-change lr")
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        "--width 1e5",
-        "--batch-size 10000000000000000000000000000000",
-        "-t lowrank -r 1e18",
-        "--count-only --num-classes 1000000000",
-        "--seed 18446744073709551616",
-    ],
-)
-def test_numbers_that_are_too_large_are_refused(options, refused):
-    refused("base", options)
+def test_numbers_that_are_too_large_are_refused(refused):
+    for options in ("--width 1e5", "-t lowrank -r 1e18", f"--batch-size {10**30}", f"--seed {2**64}"):
+        refused("base", options)
 
 
 def test_a_run_needs_no_output_and_prints_any_character(monkeypatch, tmp_path, capsys):

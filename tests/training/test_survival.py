@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 import linearconv_sparse
 import training
+from tests.helpers.commands import ended
 from tests.helpers.runs import EVERY_SCRIPT, exit_code, fork, start
 from training.checkpoints import read_log
 from training.finite import FiniteCheck
@@ -58,15 +59,6 @@ def at_step(number, action, monkeypatch):
             action(trainer)
 
     monkeypatch.setattr(Trainer, "_train_step", and_then)
-
-
-def ended(capsys, call, *arguments):
-    """Exit code and the one line on stderr of a run that ends early."""
-    with pytest.raises(SystemExit) as stop:
-        call(*arguments)
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1, lines
-    return stop.value.code, lines[0]
 
 
 # ---- stopping -----------------------------------------------------------------------------------------------------
@@ -169,24 +161,13 @@ def test_long_epochs_are_saved_within_and_the_newest_two_checkpoints_and_the_bes
 SETTINGS = [
     "base -t dense",
     "base -t rank -r 1",
-    "base -t rank -r 0.5",
     "base -t lowrank -r 4 --milestones 10 20",
     "base -t sparse -s 0.5",
     "base -t sparse -s 0.5 --pruning published",
-    "base -t octave",
     "base -t basis --width 1",
-    "base -t ghost",
-    "base -t svd",
     "allconv -t lowrank -r 2",  # drops out at random
-    "mobilenetv2 -t rank",
-    "base -t rank --recipe fast --epochs 30",
-    "base -t rank --optimizer sgd --lr 0.01 --clip 0.5",
-    "base -t rank --schedule cosine --warmup 2",
-    "base -t rank --average 3",
-    "base -t rank --dense-epochs 10",
-    "base -t rank --init spectral --stem dense",
-    "base -t rank --optimizer adamw --weight-decay 0.01 --decay filters",
-    "base -t rank --flip alternating --label-smoothing 0.1 --bias-lr 8 --coefficient-lr 2",
+    f"base -t rank {WHOLE} --dense-epochs 10",
+    "base -t rank --optimizer adamw --weight-decay 0.01 --clip 0.5",
     "base -t rank --amp",
     "base -t rank --in-memory no --workers 2",
     "base -t rank --in-memory no --workers 0",
@@ -318,9 +299,3 @@ def test_on_a_gpu_a_resumed_run_is_the_same_too(run, amp):
     run("base", f"{options} 2", "broken")
     assert_same_run(run("base", f"{options} 3 --resume", "broken"), unbroken)
     torch.use_deterministic_algorithms(False)
-
-
-@pytest.mark.slow
-def test_the_deterministic_option_is_an_option(tmp_path):
-    options = f"-t rank --deterministic --dataset digits --width 0.125 --epochs 1 --output {tmp_path / 'run'}"
-    assert exit_code(start("base", options)) == 0
