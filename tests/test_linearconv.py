@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from linearconv import LinearConv
 from linearconv_lowrank import LinearConvLowRank
 from linearconv_rankratio import LinearConvRankRatio
-from tests.helpers.layers import VARIANTS, explicit_filters, prune_half, reference, relative_error
+from tests.helpers.layers import computes, explicit_filters, prune_half, reference, relative_error, variants
 
 GEOMETRIES = {
     "3x3": dict(kernel_size=3, padding=1),
@@ -27,8 +27,6 @@ GEOMETRIES = {
     "grouped": dict(kernel_size=3, padding=1, groups=2),
     "depthwise": dict(kernel_size=3, padding=1, groups=6, bias=False),
 }
-variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
-computes = pytest.mark.parametrize("compute", ("filters", "features"))
 
 
 @variants
@@ -43,25 +41,6 @@ def test_the_output_equals_an_independent_float64_computation(variant, geometry,
         assert output.dtype == dtype
         assert relative_error(output, reference(layer, input)) < limit
         assert relative_error(layer.weight, explicit_filters(layer)) < limit
-
-
-@variants
-@pytest.mark.parametrize("shape", ("3x3", "5x3 stride (2, 1)", "reflect", "1x1"))
-def test_filters_and_features_agree_in_output_and_gradient(variant, shape):
-    torch.manual_seed(0)
-    by_filters = variant(5, 9, **GEOMETRIES[shape], compute="filters", dtype=torch.float64)
-    by_features = variant(5, 9, **GEOMETRIES[shape], compute="features", dtype=torch.float64)
-    by_features.load_state_dict(prune_half(by_filters).state_dict())
-    assert (by_filters.combines_maps, by_features.combines_maps) == (False, True)
-    results = []
-    for layer in (by_filters, by_features):
-        input = torch.randn(3, 5, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-        output = layer(input.requires_grad_())
-        weights = torch.randn(output.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-        gradients = torch.autograd.grad((output * weights).sum(), (input, *layer.parameters()))
-        results.append((output, *gradients))
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
 # ---- against nn.Conv2d ---------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import torch.nn as nn
 from torch.autograd import gradcheck, gradgradcheck
 
 from linearconv import LinearConv
-from tests.helpers.layers import VARIANTS, prune_half, reference, relative_error
+from tests.helpers.layers import computes, prune_half, reference, relative_error, variants
 
 # PyTorch's table has the first two, with 4 channels in, 5 out, 3x3 filters, and images of (4, 3, 4), alone and as two.
 GEOMETRIES = {
@@ -21,8 +21,6 @@ GEOMETRIES = {
     "depthwise": dict(out_channels=8, kernel_size=3, groups=4),
 }
 FORMATS = (torch.contiguous_format, torch.channels_last)
-variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
-computes = pytest.mark.parametrize("compute", ("filters", "features"))
 
 
 def make(variant, compute="auto", in_channels=4, **options):

@@ -63,7 +63,6 @@ def test_every_figure_is_drawn_or_left_out_in_a_line(results, capsys):
 @pytest.mark.parametrize(
     "words, named",
     (
-        ("tabel1", "tabel1"),
         ("--results-folder nowhere", "nowhere"),
         ("compression --results-folder FOLDER", "compression_base.json is not JSON"),
         ("table1 --results-folder FOLDER", "table1_counts.json has no valid 'rows'"),
@@ -98,7 +97,6 @@ def test_the_papers_accuracies_are_beside_runs_with_its_recipe_alone(recipe, pri
         (entry("-t rank -r 1", reg_weight=0), "-L"),
         (entry("-t rank -r 1 --no-amp --alpha 0.5"), "-Lr, --no-amp"),
         (entry("-t ghost", alpha=0.25), "Ghost module, alpha 0.25"),
-        (entry("-t rank -r 0.5", rank=0.5), "rank 0.5 P"),
         (entry("-t lowrank -r 10", reg_weight=0), "rank 10, no regulariser"),
     ),
 )

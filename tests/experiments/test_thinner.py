@@ -54,7 +54,6 @@ def test_the_command_prints_both_thinner_networks(capsys):
     (
         ("models/none_xcnn.py", "there is no script"),
         ("models/__init__.py", "has no networks"),
-        ("models/resnet_xcnn.py --network ResNet", "invalid choice: 'ResNet'"),
         ("models/base_xcnn.py --stem dense", "--stem"),
     ),
 )

@@ -38,16 +38,6 @@ def mixed():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name, dimensions, size", [("conv", 3, (2, 16, 20)), ("tokens", 2, (5, 32))])
-def test_adapters_compute_what_the_layers_compute(name, dimensions, size):
-    layer, inputs = getattr(mixed(), name), torch.randn(size, dtype=torch.float64)
-    wrap, conv = split(layer)
-    adapter = wrap(conv)
-    assert adapter.dimensions == dimensions and torch.equal(adapter.weight, layer.weight) and adapter.bias is layer.bias
-    torch.testing.assert_close(adapter(inputs), layer(inputs))
-
-
-@torch.no_grad()
 @pytest.mark.parametrize("inplace", [False, True])
 def test_linear_layers_are_converted_with_their_weights(inplace):
     model = mixed()

@@ -15,7 +15,6 @@ from linearconv import LinearConv
 from linearconv_convert import ConversionError, ConversionWarning, convert, deploy, deploying, export, fold
 from linearconv_lowrank import LinearConvLowRank
 from linearconv_rankratio import LinearConvRankRatio
-from models.resnet_xcnn import ResNet18
 from tests.helpers.layers import VARIANTS, prune_half, reference, relative_error
 from tests.helpers.networks import Choosing, disturb, images, tiny
 
@@ -135,18 +134,6 @@ def test_deployed_models_are_copied_compiled_traced_exported_and_run_without_thi
         "torch.testing.assert_close(model(batch), expected)",
     ]
     subprocess.run([sys.executable, "-I", "-c", "\n".join(lines)], cwd=tmp_path, check=True)
-
-
-@torch.no_grad()
-def test_networks_keep_their_outputs_in_bfloat16_and_channels_last(pairs):
-    model = disturb(ResNet18(conv=LinearConv, width=0.25)).eval()
-    batch = images(32)
-    expected = model(batch)
-    deployed = deploy(model, example_input=batch)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in deployed.modules())
-    assert relative_error(deployed(batch), expected) < 1e-5
-    half = deploy(model).to(torch.bfloat16)
-    assert 1e-4 < relative_error(half(batch.bfloat16()), expected) < 3e-2
 
 
 def test_the_users_model_is_left_alone(pairs):

@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from linearconv import LinearConv
 from linearconv_lowrank import LinearConvLowRank
-from linearconv_variants import LINEARCONV_TYPES
 from models.allconv_xcnn import AllConv
 from models.base_xcnn import Base
 from models.mobilenetv2_xcnn import MobileNetV2
@@ -170,8 +169,3 @@ def test_allconv_in_eval_mode_is_a_chain_of_convolutions_without_dropout():
 def test_the_recipe_is_the_published_one(script, lr, epochs, batch_size, milestones):
     recipe = importlib.import_module(f"models.{script}_xcnn").RECIPE
     assert (recipe.lr, recipe.epochs, recipe.batch_size, recipe.milestones) == (lr, epochs, batch_size, milestones)
-
-
-@pytest.mark.parametrize("type", [*LINEARCONV_TYPES, "ghost", "svd"])
-def test_squeezenet_is_built_of_layers_of_every_type(type, run):
-    run("squeezenet", f"-t {type} --count-only", dataset=False)
