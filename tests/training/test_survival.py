@@ -159,16 +159,11 @@ def test_long_epochs_are_saved_within_and_the_newest_two_checkpoints_and_the_bes
 # ---- killing ------------------------------------------------------------------------------------------------------
 
 SETTINGS = [
-    "base -t dense",
-    "base -t rank -r 1",
-    "base -t lowrank -r 4 --milestones 10 20",
-    "base -t sparse -s 0.5",
     "base -t sparse -s 0.5 --pruning published",
     "base -t basis --width 1",
     "allconv -t lowrank -r 2",  # drops out at random
     f"base -t rank {WHOLE} --dense-epochs 10",
     "base -t rank --optimizer adamw --weight-decay 0.01 --clip 0.5",
-    "base -t rank --amp",
     "base -t rank --in-memory no --workers 2",
     "base -t rank --in-memory no --workers 0",
     "base -t rank --validation 6",
