@@ -46,9 +46,6 @@ def close(one, other):
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-# ---- forward --------------------------------------------------------------------------------------------------------
-
-
 @variants
 @computes
 @pytest.mark.parametrize("dtype", (torch.float32, torch.complex64), ids=str)
@@ -63,9 +60,6 @@ def test_output_and_memory_format_equal_those_of_the_fused_convolution(variant, 
                 is_same = memory_format == FORMATS[0] or input.is_contiguous(memory_format=memory_format)
                 if is_same and not dtype.is_complex:
                     assert output.stride() == expected.stride(), (geometry, input.shape, input.stride())
-
-
-# ---- gradients ------------------------------------------------------------------------------------------------------
 
 
 def functional(layer):
@@ -89,9 +83,6 @@ def test_gradients_and_second_gradients_batched_too(variant, compute, dtype, mem
         forward = dict(check_forward_ad=True, check_batched_forward_grad=not dtype.is_complex)
         assert gradcheck(function, (input, *values), check_batched_grad=True, fast_mode=True, **forward)
         assert gradgradcheck(function, (input, *values), check_batched_grad=True, fast_mode=True)
-
-
-# ---- construction, saving, moving -----------------------------------------------------------------------------------
 
 
 @variants
@@ -123,9 +114,6 @@ def test_repr_begins_as_that_of_conv2d(variant):
         layer = variant(4, **geometry)
         arguments = repr(nn.Conv2d(4, **geometry)).removeprefix("Conv2d").removesuffix(")")
         assert repr(layer).startswith(f"{type(layer).__name__}{arguments}, alpha=0.5, compute='auto'")
-
-
-# ---- transforms and graphs ------------------------------------------------------------------------------------------
 
 
 @variants

@@ -35,9 +35,6 @@ def test_table_2_comes_out_as_printed_but_for_two_explained_figures(counted):
     assert exact["VGG11, thinner"][0] == pytest.approx(exact["VGG11-LRr"][0], rel=0.01)
 
 
-# ---- accuracy -------------------------------------------------------------------------------------------------------
-
-
 def shown(folder, *files):
     """{row: cells} of the table of made-up results, and all lines."""
     for number, entries in enumerate(files):
@@ -69,9 +66,6 @@ def test_rows_of_a_network_are_of_one_recipe_and_length_those_with_most_rows(tmp
     assert cells["VGG11"][:2] == ("90.00", "") and cells["VGG11-Lr"][:2] == ("89.50", "-0.50")
     assert cells["SqueezeNet-LRr"][:2] == ("79.00", "-1.00")
     assert "VGG11, CIFAR-10, fast recipe, 20 epochs" in " ".join(lines)
-
-
-# ---- speed and the command ------------------------------------------------------------------------------------------
 
 
 def test_every_row_is_timed_against_the_plain_network(monkeypatch):

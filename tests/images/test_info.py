@@ -21,8 +21,6 @@ def test_mean_and_deviation_are_those_of_numpy():
     assert channel_statistics(torch.zeros(2, 1, 4, 4, dtype=torch.uint8)) == ((0.0,), (1 / 255,))
 
 
-# ---- decoding ----------------------------------------------------------------------------------------------
-
 GREY = np.random.default_rng(0).integers(0, 256, (9, 12), dtype=np.uint8)
 GREY[0, :2] = 0, 255
 

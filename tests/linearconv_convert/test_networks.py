@@ -164,9 +164,6 @@ def test_files_without_weights_are_refused_and_execute_no_code(content, message)
     assert [path.name for path in Path().iterdir()] == ["weights.pt"]
 
 
-# ---- records ---------------------------------------------------------------------------------------------------------
-
-
 def shapes(model):
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 

@@ -39,9 +39,6 @@ def weights(tmp_path_factory):
     return path
 
 
-# ---- conversion and training ---------------------------------------------------------------------------------------
-
-
 def test_a_network_is_converted_to_a_budget_trained_and_reported(run, capsys, weights):
     folder = run("zoo", f"{CALIBRATED} --weights {weights} -t rank --budget 0.5 --epochs 2")
     out, err = capsys.readouterr()
@@ -88,9 +85,6 @@ def test_count_only_reads_no_data(run):
     assert report["num_classes"] == 5 and report["parameters"] <= 0.6 * report["dense_parameters"]
 
 
-# ---- resumed runs --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "options",
     ["-t rank --calibrate 0 --distill", pytest.param("-t rank --budget 0.5 --calibrate 24", marks=pytest.mark.slow)],
@@ -128,9 +122,6 @@ def test_two_processes_train_one_network(data, tmp_path, weights):
     assert report_of(tmp_path / "two")["budget"] == 0.5
 
 
-# ---- checkpoints ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("variant", ["-t dense", "-t rank --average 0.5"])
 def test_the_network_is_loaded_from_a_checkpoint_alone(run, weights, variant, monkeypatch):
     found, evaluate = [], Trainer.evaluate
@@ -145,9 +136,6 @@ def test_the_network_is_loaded_from_a_checkpoint_alone(run, weights, variant, mo
     convert_command([str(folder / "best.pt"), "--export", str(folder / "small.pt2")])
     exported = torch.export.load(folder / "small.pt2").module()
     torch.testing.assert_close(exported(images), model(images), rtol=1e-4, atol=1e-5)
-
-
-# ---- bad input -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

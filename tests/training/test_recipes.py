@@ -98,9 +98,6 @@ def test_an_option_that_is_missing_in_a_checkpoint_had_its_default(tmp_path):
         changed_settings({"clip": 0.5}, {}, tmp_path)
 
 
-# ---- what the options do ------------------------------------------------------------------------------------------
-
-
 def test_the_stem_stays_dense_where_it_is_asked_for(trained):
     model = trained("base", "-t lowrank -r 2 --width 0.25 --epochs 1 --stem dense").model
     assert [type(stage[0]) for stage in model.feat] == [torch.nn.Conv2d] + [LinearConvLowRank] * 3

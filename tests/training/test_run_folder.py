@@ -22,9 +22,6 @@ from training.errors import StopSignals, UsageError
 RUN = f"-t rank {SMALL}"
 
 
-# ---- one run at a time --------------------------------------------------------------------------------------------
-
-
 def test_a_folder_in_use_is_refused_and_free_again_when_its_run_has_ended(run, refused):
     with open_folder(run.folder("run")):
         for resume in ("", "--resume auto"):
@@ -35,9 +32,6 @@ def test_a_folder_in_use_is_refused_and_free_again_when_its_run_has_ended(run, r
     assert (run("base", RUN) / "report.json").exists()
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-
-
-# ---- damaged checkpoints ------------------------------------------------------------------------------------------
 
 
 def test_a_flipped_bit_of_a_tensor_is_found(run, capsys, tmp_path):
@@ -92,9 +86,6 @@ def test_only_names_of_checkpoints_are_read_and_deleted(run, capsys):
     assert {path.name for path in folder.iterdir()} == kept | set(names.split())
 
 
-# ---- other settings and data --------------------------------------------------------------------------------------
-
-
 def test_a_run_is_resumed_with_its_own_options_only(run, refused):
     options = "-t rank --width 0.125 --recipe fast --epochs 2"
     run("base", options)
@@ -120,9 +111,6 @@ def test_a_run_is_resumed_with_its_own_data_only(run, refused, data, tmp_path):
     assert "class 0 blue there, azure here" in refused("base", f"{options} --resume", dataset=False)
 
 
-# ---- signals ------------------------------------------------------------------------------------------------------
-
-
 def test_a_repeated_signal_does_not_keep_the_run_from_saving(run, capsys, monkeypatch):
     def twice(trainer):
         for _ in range(2):
@@ -144,9 +132,6 @@ def test_a_later_signal_ends_the_process(monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
             os._exit(0)
     assert exit_code(child) == -signal.SIGINT
-
-
-# ---- numbers and terminals ----------------------------------------------------------------------------------------
 
 
 def test_weights_that_are_not_finite_are_not_saved_and_the_advice_works(run, capsys):

@@ -30,9 +30,6 @@ REPORT_KEYS = set(
 )
 
 
-# ---- training -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("script, variant", RUNS)
 def test_every_script_and_variant_counts_trains_resumes_and_reports(script, variant, run, capsys):
     small = f"{variant} --width 0.125 --epochs"
@@ -74,9 +71,6 @@ def test_bfloat16_is_the_default_where_the_cpu_computes_in_it(monkeypatch, bfloa
         assert options.parse_arguments(parser, ["--device", "cpu", *arguments]).amp is expected
 
 
-# ---- counting only --------------------------------------------------------------------------------------------------
-
-
 def test_count_only_prints_and_writes_counts_without_data(run, capsys):
     folder = run("vgg", "-t rank -r 1 --count-only --data-root nowhere", dataset=False)
     out = capsys.readouterr().out
@@ -94,9 +88,6 @@ def test_count_only_takes_classes_channels_and_network(run, capsys):
     assert "21,282,122" in capsys.readouterr().out
     run("vgg", "-t dense --count-only --dataset mnist", "third", dataset=False)
     assert f"{9231114 - 2 * 64 * 9:,}" in capsys.readouterr().out
-
-
-# ---- bad input ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -146,9 +137,6 @@ def test_images_too_small_for_the_network_are_refused(refused):
     assert "3x8x8" in refused("vgg", "-t dense --image-size 8")
 
 
-# ---- one command that can be submitted again and again --------------------------------------------------------------
-
-
 def test_resume_auto_begins_resumes_and_ends(run, capsys):
     command = "base", "-t rank --width 0.125 --epochs 2 --resume auto"
     run.folder("run").mkdir()
@@ -161,9 +149,6 @@ def test_resume_auto_begins_resumes_and_ends(run, capsys):
         run(*command)
         assert done in capsys.readouterr().out
     assert [record["epoch"] for record in read_log(folder)] == [1, 2] and (folder / "report.json").exists()
-
-
-# ---- default folder and data set ------------------------------------------------------------------------------------
 
 
 def test_finished_runs_in_the_default_folder_are_numbered_and_an_unfinished_one_is_named(tmp_path):
