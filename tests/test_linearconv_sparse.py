@@ -95,18 +95,6 @@ def test_a_schedule_fits_a_run():
 # ---- what counts ----------------------------------------------------------------------------------------------------
 
 
-def test_steps_of_the_optimizer_count_and_passes_do_not():
-    layer = LinearConvSparse(3, 16, 3, sparsity=0.5, prune_end=8, prune_every=1)
-    optimizer = scheduled(layer, lr=0.1)
-    x = torch.randn(2, 3, 5, 5)
-    for _ in range(12):  # two passes with gradients and one without make a step
-        (layer(x) + layer(2 * x)).square().mean().backward()
-        layer.eval()(x)
-        layer.train()
-        optimizer.step()
-    assert layer.steps == 12 and layer.pruned_fraction == 0.5
-
-
 @pytest.mark.parametrize("fused", (False, True))
 def test_a_step_that_a_gradscaler_skips_does_not_count(fused):
     layer = LinearConvSparse(3, 16, 3, sparsity=0.5, prune_begin=1, prune_end=8, prune_every=2)
@@ -195,13 +183,6 @@ def test_processes_agree_on_the_mask_however_they_share_the_parameters(tmp_path)
         for rank in (0, 1):
             steps, mask = torch.load(tmp_path / f"{name}{rank}")
             assert steps == 6 and torch.equal(mask, expected), name
-
-
-def test_a_layer_that_is_trained_without_schedule_pruning_stays_unpruned():
-    layer = LinearConvSparse(3, 16, 3, sparsity=0.5, prune_end=4, prune_every=1)
-    scheduled(LinearConvSparse(3, 16, 3, sparsity=0.5, prune_end=4, prune_every=1))  # of another layer
-    train(layer, torch.optim.SGD(layer.parameters(), lr=0.1), 8)
-    assert layer.pruned_fraction == 0 and layer.steps == 0
 
 
 # ---- saving, and dtypes ---------------------------------------------------------------------------------------------

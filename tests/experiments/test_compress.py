@@ -78,12 +78,9 @@ def test_scratch_networks_have_the_parameters_and_dense_ones_come_first(tmp_path
     monkeypatch.setattr(compress, "carry_out", carry_out)
     assert compress.main([*parser_words, "--dataset", "digits"]) == 0
     first, every = seen
-    assert [run.settings["seed"] for run in first] == [0, 1] and {run.settings["epochs"] for run in first} == {3}
+    assert [run.setting for run in first] == ["-t dense"] * 2
     scratch = [run for run in every[2:] if run.script.name == "base_xcnn.py"]
-    assert len(scratch) == 6 and {run.settings["epochs"] for run in scratch} == {5}
-    units = [run.setting for run in every if run.script.name == "unit.py"]
-    words = "--way linearconv --budget 0.5"
-    assert units == [words] * 2 + [f"{words} --tune 2", f"{words} --tune 2 --teacher"] * 2
+    assert len(scratch) == 6
     whole = count_parameters(Base())
     for run in scratch:
         values = {"rank": None, "sparsity": None, "type": run.settings["type"], "alpha": run.settings["alpha"]}

@@ -109,5 +109,3 @@ def test_table_1_comes_out_as_printed_but_for_five_explained_figures():
     assert not any("unexplained" in verdict or "NOT confirmed" in verdict for verdict in different.values())
     notes = [line[4:].strip() for line in markdown(rows) if line.startswith("(")]
     assert notes == list(different.values())
-    exact = {row["network"]: (row["parameters"], row["flops_paper"]) for row in rows}
-    assert (exact["VGG11"], exact["VGG11-Lr"]) == ((9_231_114, 170_568_694), (4_922_282, 2_397_909_142))

@@ -225,12 +225,6 @@ def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(run, capsys, 
     assert_same_run(run("base", f"-t dense {SMALL} --resume"), run("base", f"-t dense {SMALL}", "unbroken"))
 
 
-def test_a_folder_that_vanishes_ends_the_run_with_one_line(run, capsys, monkeypatch):
-    at_step(6, lambda trainer: shutil.rmtree(trainer.folder), monkeypatch)
-    code, line = ended(capsys, run, "base", f"-t dense {SMALL}")
-    assert code == 2 and "No such file or directory" in line and "run" in line
-
-
 # ---- numbers that go wrong ----------------------------------------------------------------------------------------
 
 
