@@ -37,9 +37,6 @@ def pruned(layer):
     return layer
 
 
-# ---- the schedules --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("sparsity", (0, 0.9))
 def test_gradual_pruning_reaches_its_target_along_the_cubic_and_stays(sparsity):
     layer = LinearConvSparse(3, 64, 3, sparsity=sparsity, prune_begin=10, prune_end=50, prune_every=5)
@@ -92,9 +89,6 @@ def test_a_schedule_fits_a_run():
     assert train(first, scheduled(first, 1, begin=0), 1).pruned_fraction == pytest.approx(0.4, abs=0.02)
 
 
-# ---- what counts ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("fused", (False, True))
 def test_a_step_that_a_gradscaler_skips_does_not_count(fused):
     layer = LinearConvSparse(3, 16, 3, sparsity=0.5, prune_begin=1, prune_end=8, prune_every=2)
@@ -123,9 +117,6 @@ def test_the_last_call_says_which_optimizer_counts():
     for optimizer in (first, second, second):
         optimizer.step()
     assert layer.steps == 3 and other.steps == 2
-
-
-# ---- ways to train --------------------------------------------------------------------------------------------------
 
 
 def test_a_backward_pass_after_the_mask_has_changed_uses_the_mask_of_its_forward_pass():
@@ -183,9 +174,6 @@ def test_processes_agree_on_the_mask_however_they_share_the_parameters(tmp_path)
         for rank in (0, 1):
             steps, mask = torch.load(tmp_path / f"{name}{rank}")
             assert steps == 6 and torch.equal(mask, expected), name
-
-
-# ---- saving, and dtypes ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("schedule", ("gradual", "published"))

@@ -101,8 +101,8 @@ def test_device_and_dtype_of_the_parameters(variant):
     assert all((mask == 1).all() for name, mask in layer.named_buffers() if name == "mask")
 
 
-def test_skip_init_takes_the_layer():
-    layer = nn.utils.skip_init(LinearConv, 4, 5, 3, alpha=0.4, dtype=torch.float64)
+def test_skip_init_takes_the_layer_with_int_alpha_f_primary_filters():
+    layer = nn.utils.skip_init(LinearConv, 4, 7, 3, alpha=0.4, dtype=torch.float64)
     assert layer.conv_weights.shape == (2, 4, 3, 3) and layer.conv_weights.dtype == torch.float64
     theirs = list(inspect.signature(nn.Conv2d).parameters)
     assert list(inspect.signature(LinearConv).parameters) == [*theirs, "alpha", "compute"]

@@ -57,7 +57,7 @@ def test_every_number_of_primary_filters_can_be_given_through_alpha(filters):
 
 @pytest.mark.parametrize("kind, of, budget", [("rank", "macs", 0.6), ("lowrank", "parameters", 0.54)])
 def test_a_budget_is_kept_and_nearly_spent(kind, of, budget):
-    model, calibration = structured(), images(24, 16)
+    model, calibration = structured(), [images(24, 16), images(20, 16)]
     small, report = convert(model, kind, budget=budget, of=of, calibration=calibration, return_report=True)
     if of == "parameters":
         share = count_parameters(small) / count_parameters(model)

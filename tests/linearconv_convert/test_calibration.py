@@ -6,7 +6,7 @@ import torch.nn as nn
 
 from linearconv_convert import convert
 from linearconv_convert.calibration import add_sensitivities, output_moments
-from linearconv_convert.inputs import Call, join_batches, with_batch
+from linearconv_convert.inputs import Call, with_batch
 from models.base_xcnn import Base
 from tests.helpers.layers import relative_error
 from tests.helpers.networks import CONVERSIONS, images, tiny
@@ -93,13 +93,6 @@ def test_batches_calibrate_like_one_batch_with_all_their_images(trained):
     in_parts = convert(trained, "rank", budget=0.4, calibration=batches)
     for name, parameter in at_once.named_parameters():
         torch.testing.assert_close(in_parts.get_parameter(name), parameter, rtol=1e-3, atol=1e-4)
-
-
-def test_batches_of_other_sizes_are_not_joined():
-    call = Call((torch.ones(2, 3, 8, 8),), {"scale": torch.ones(2)}, "calibration", 2, (0, 1))
-    wide = call._replace(args=(torch.ones(2, 3, 8, 9),))
-    joined = join_batches(call, [call, wide, call], 512)
-    assert joined.batch == 4 and joined.args[0].shape == (4, 3, 8, 8) and joined.kwargs["scale"].shape == (4,)
 
 
 def test_channels_that_the_network_ignores_cost_no_primary_filters():
