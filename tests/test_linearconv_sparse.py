@@ -31,12 +31,6 @@ def train(model, optimizer, steps, size=3):
     return model
 
 
-def pruned(layer):
-    """A layer after a run that prunes it to its target at once."""
-    scheduled(layer, 1, begin=0, end=1)
-    return layer
-
-
 @pytest.mark.parametrize("sparsity", (0, 0.9))
 def test_gradual_pruning_reaches_its_target_along_the_cubic_and_stays(sparsity):
     layer = LinearConvSparse(3, 64, 3, sparsity=sparsity, prune_begin=10, prune_end=50, prune_every=5)
@@ -54,9 +48,10 @@ def test_gradual_pruning_reaches_its_target_along_the_cubic_and_stays(sparsity):
 def test_exactly_the_wanted_share_is_pruned_by_magnitude():
     layer, ties = (LinearConvSparse(3, 16, 3, sparsity=0.5) for _ in range(2))
     nn.init.constant_(ties.linear_weights, 0.1)
-    magnitude, kept = layer.linear_weights.abs(), pruned(layer).mask.bool()
+    scheduled(nn.ModuleList([layer, ties]), 1, begin=0, end=1)
+    magnitude, kept = layer.linear_weights.abs(), layer.mask.bool()
     assert layer.threshold == magnitude[~kept].max() <= magnitude[kept].min()
-    assert layer.pruned_fraction == pruned(ties).pruned_fraction == 0.5
+    assert layer.pruned_fraction == ties.pruned_fraction == 0.5
 
 
 def test_the_published_controller_follows_its_formula():

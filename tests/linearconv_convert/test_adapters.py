@@ -32,15 +32,11 @@ class Mixed(nn.Module):
         return self.thin(x[0, 0]) + self.thin(x[:, 0]).sum() + self.thin(x[:, :, None]).sum()
 
 
-def mixed():
-    torch.manual_seed(0)
-    return Mixed().double().eval()
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("inplace", [False, True])
 def test_linear_layers_are_converted_with_their_weights(inplace):
-    model = mixed()
+    torch.manual_seed(0)
+    model = Mixed().double().eval()
     before = copy.deepcopy(model)
     every = {"alpha": 1.0, "grow": True, "kinds": ("conv1d", "linear"), "calibration": SEQUENCE}
     same = convert(model, "rank", **every, inplace=inplace)

@@ -24,13 +24,9 @@ class BlockDiagonal(LinearConv):
         return (torch.block_diag(*self.blocks),)
 
 
-def dense_layer():
-    torch.manual_seed(0)
-    return nn.Conv2d(16, 32, 3)
-
-
 def test_an_own_variant_is_fitted_better_than_by_the_blocks_of_the_best_coefficients():
-    fitted, conv = BlockDiagonal(16, 32, 3), dense_layer()
+    torch.manual_seed(0)
+    fitted, conv = BlockDiagonal(16, 32, 3), nn.Conv2d(16, 32, 3)
     conv.weight.requires_grad_(False)
     error, _ = fit(fitted, conv)
     filters = conv.weight.double().flatten(1)

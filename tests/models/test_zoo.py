@@ -148,7 +148,6 @@ def test_the_network_is_loaded_from_a_checkpoint_alone(run, weights, variant, mo
         (f"{NETWORK} --dense-epochs 2", "--dense-epochs"),
         (f"{NETWORK} --image-size 8 --calibrate 9", "does not run on"),
         ("--network torchvision:vit_b_16 -t dense", "does not take 3x32x32 images"),
-        (f"{NETWORK} --num-classes 5", "--num-classes"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(refused, options, message):

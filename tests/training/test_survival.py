@@ -35,15 +35,11 @@ def final(folder, epoch=None):
     return torch.load(folder / name, weights_only=True)
 
 
-def assert_equal(ours, theirs):
-    """Assert that two states, lists and dicts of tensors and other values, are equal."""
-    for one, other in zip(tree_leaves(ours), tree_leaves(theirs), strict=True):
-        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
-
-
 def assert_same_run(ours, theirs, epoch=3):
     states = [final(folder, epoch) for folder in (ours, theirs)]
-    assert_equal(*([state["model"], state["random"]] for state in states))
+    leaves = [tree_leaves([state["model"], state["random"]]) for state in states]
+    for one, other in zip(*leaves, strict=True):
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
     records = [[json.loads((folder / "report.json").read_text()), *read_log(folder)] for folder in (ours, theirs)]
     for one, other in zip(*records, strict=True):
         assert {key: one[key] for key in one.keys() - TIMES} == {key: other[key] for key in other.keys() - TIMES}
