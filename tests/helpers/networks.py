@@ -3,7 +3,6 @@
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torchvision.models import get_model
 
 from linearconv import LinearConv
 from linearconv_lowrank import LinearConvLowRank
@@ -31,11 +30,6 @@ def disturb(model):
 
 def images(side=12, batch=2, dtype=None):
     return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(1)).to(dtype)
-
-
-def squeezenet_state(classes=3, seed=5):
-    torch.manual_seed(seed)
-    return get_model("squeezenet1_1", num_classes=classes).state_dict()
 
 
 class Tiny(nn.Module):

@@ -8,12 +8,12 @@ import sys
 
 import pytest
 import torch
+from torchvision.models import get_model
 
 from linearconv import LinearConv
 from linearconv_convert import load_converted
 from linearconv_convert.__main__ import main as convert_command
 from linearconv_convert.networks import read_record
-from tests.helpers.networks import squeezenet_state
 from tests.helpers.runs import ROOT
 from tests.training.test_scripts import REPORT_KEYS
 from tests.training.test_survival import assert_same_run, at_step
@@ -25,6 +25,11 @@ NETWORK = "--network torchvision:squeezenet1_1"  # with dropout
 QUICK = f"{NETWORK} --calibrate 0 --no-amp"
 UNTRAINED = f"{QUICK} --epochs 1 --lr 1e-12"  # nearly
 CALIBRATED = f"{NETWORK} --calibrate 24 --no-amp"
+
+
+def squeezenet_state(classes=3, seed=5):
+    torch.manual_seed(seed)
+    return get_model("squeezenet1_1", num_classes=classes).state_dict()
 
 
 def report_of(folder):
@@ -77,6 +82,23 @@ def test_weights_of_other_classes_start_a_new_classifier_and_are_no_teacher(trai
     assert model.classifier[1].weight.shape[0] == 3
     line = refused("zoo", f"{QUICK} --weights {path} -t rank --distill")
     assert "--distill" in line and "classifier.1.weight" in line
+
+
+@pytest.mark.parametrize("given, share", [("", 0.5), ("1", 1.0)])
+def test_the_teacher_is_the_network_before_conversion_and_unchanged(trained, weights, given, share):
+    trainer = trained("zoo", f"{QUICK} --weights {weights} -t rank --epochs 1 --distill {given}")
+    teacher, before = trainer.teacher, squeezenet_state()
+    assert trainer.recipe.distill == share
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+    assert not any(module.training for module in teacher.modules())
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in teacher.parameters())
+
+
+def test_soft_targets_alone_take_the_teachers_classes(run, tmp_path):
+    torch.save(squeezenet_state(classes=9), tmp_path / "nine.pth")
+    options = f"{QUICK} --weights {tmp_path / 'nine.pth'} -t rank --epochs 1 --distill 1 --num-classes 9"
+    state = torch.load(run("zoo", options) / "best.pt", weights_only=True)
+    assert state["settings"]["num_classes"] == 9 and state["settings"]["distill"] == 1
 
 
 def test_count_only_reads_no_data(run):

@@ -4,18 +4,11 @@ import pytest
 import torch
 import torch.nn as nn
 
-from linearconv import LinearConv
-from linearconv_lowrank import LinearConvLowRank
-from linearconv_sparse import LinearConvSparse
+from tests.helpers.layers import VARIANTS, prune_half, variants
 from training.optimizers import FilterDecay, make_optimizer, set_learning_rate
 from training.recipe import Recipe
 
 LR, DECAY = 0.1, 0.3
-LAYERS = {
-    "full rank": LinearConv,
-    "low rank": lambda *arguments: LinearConvLowRank(*arguments, rank=2),
-    "pruned": lambda *arguments: LinearConvSparse(*arguments),
-}
 
 
 def network(conv=nn.Conv2d):
@@ -41,7 +34,7 @@ def test_matrices_decay_and_vectors_do_not(optimizer, shrinks):
     "option, faster", [("bias_lr", {"1.bias"}), ("coefficient_lr", {"0.column_weights", "0.row_weights"})]
 )
 def test_some_parameters_learn_faster_than_the_rest(option, faster):
-    model = network(LAYERS["low rank"])
+    model = network(VARIANTS["lowrank"])
     optimizer = make_optimizer(model, Recipe(LR, 1, optimizer="sgd", **{option: 8}))
     set_learning_rate(optimizer, 0.25)
     before = with_zero_gradients(model)
@@ -55,12 +48,10 @@ def test_some_parameters_learn_faster_than_the_rest(option, faster):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-@pytest.mark.parametrize("conv", LAYERS.values(), ids=LAYERS)
-def test_filters_decay_as_if_they_were_the_parameters(conv, optimizer):
-    model, recipe = network(conv), Recipe(LR, 1, optimizer=optimizer, weight_decay=DECAY, decay="filters")
-    layer = model[0]
-    if isinstance(layer, LinearConvSparse):
-        layer.mask.view(-1)[::2] = 0
+@variants
+def test_filters_decay_as_if_they_were_the_parameters(variant, optimizer):
+    model, recipe = network(variant), Recipe(LR, 1, optimizer=optimizer, weight_decay=DECAY, decay="filters")
+    layer = prune_half(model[0])
     primary, factors = layer.conv_weights.detach().flatten(1), [factor.detach() for factor in layer.factors()]
     a = torch.linalg.multi_dot(factors) if len(factors) > 1 else factors[0]
     by_primary = (torch.eye(len(primary)) + a.T @ a).double() @ primary
