@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import training
+from tests.helpers.commands import ended
 from tests.helpers.runs import EVERY_SCRIPT
 from training.trainer import Trainer
 
@@ -77,11 +78,8 @@ def refused(run, capsys):
     """Run a script that must end with exit code 2 and one line on stderr; returns that line."""
 
     def refused(*args, **kwargs):
-        with pytest.raises(SystemExit) as stop:
-            run(*args, **kwargs)
-        lines = capsys.readouterr().err.splitlines()
-        assert stop.value.code == 2
-        assert len(lines) == 1, lines
-        return lines[0]
+        code, line = ended(capsys, run, *args, **kwargs)
+        assert code == 2
+        return line
 
     return refused

@@ -3,11 +3,9 @@
 import pytest
 import torch
 
-from tests.helpers.layers import VARIANTS, prune_half, relative_error
+from tests.helpers.layers import computes, prune_half, relative_error, variants
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
-computes = pytest.mark.parametrize("compute", ("filters", "features"))
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 

@@ -13,8 +13,6 @@ import dataloaders as module
 from dataloaders import DATASETS, BatchLoader, DataSet, StreamLoader, dataloaders, describe, kept_in_memory
 from tests.images.checks import refused
 
-# ---- descriptions -------------------------------------------------------------------------------------------
-
 
 def test_describe_needs_no_data(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
@@ -35,9 +33,6 @@ def test_describe_lists_the_classes_of_an_imagefolder(data):
 def test_an_unknown_name_is_refused_with_the_known_ones():
     for call in (describe, dataloaders):
         refused(lambda call=call: call("cifar"), "'cifar'", *DATASETS)
-
-
-# ---- registered sets ---------------------------------------------------------------------------------------
 
 
 def stripes(root, download):
@@ -89,9 +84,6 @@ def test_a_torchvision_that_cannot_be_imported_is_named_with_a_remedy(tmp_path, 
     dataloaders("digits")
 
 
-# ---- digits ------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def digits():
     return dataloaders("digits", "/nowhere", download=False)
@@ -127,9 +119,6 @@ def test_digits_without_scikit_learn_name_the_remedy(monkeypatch):
     refused(lambda: dataloaders("digits"), "scikit-learn", "pip install")
 
 
-# ---- imagefolder and options -------------------------------------------------------------------------------
-
-
 def test_an_imagefolder_is_normalised_by_its_statistics_and_augmented_like_cifar(data):
     info, train, test = dataloaders("imagefolder", str(data), image_size=24, batch_size=4)
     values = train.images.numpy() / 255
@@ -141,9 +130,6 @@ def test_an_imagefolder_is_normalised_by_its_statistics_and_augmented_like_cifar
     assert torch.cat(labels).tolist() == [0] * 4 + [1] * 4 + [2] * 4
     mean, std = (np.reshape(values, (3, 1, 1)) for values in (info.mean, info.std))
     assert torch.cat(images).numpy() == pytest.approx((test.images.numpy() / 255 - mean) / std, abs=1e-5)
-
-
-# ---- streamed ----------------------------------------------------------------------------------------------
 
 
 def test_images_larger_than_half_of_the_free_memory_are_streamed(data, monkeypatch):

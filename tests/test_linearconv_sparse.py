@@ -31,15 +31,6 @@ def train(model, optimizer, steps, size=3):
     return model
 
 
-def pruned(layer):
-    """A layer after a run that prunes it to its target at once."""
-    scheduled(layer, 1, begin=0, end=1)
-    return layer
-
-
-# ---- the schedules --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("sparsity", (0, 0.9))
 def test_gradual_pruning_reaches_its_target_along_the_cubic_and_stays(sparsity):
     layer = LinearConvSparse(3, 64, 3, sparsity=sparsity, prune_begin=10, prune_end=50, prune_every=5)
@@ -57,23 +48,10 @@ def test_gradual_pruning_reaches_its_target_along_the_cubic_and_stays(sparsity):
 def test_exactly_the_wanted_share_is_pruned_by_magnitude():
     layer, ties = (LinearConvSparse(3, 16, 3, sparsity=0.5) for _ in range(2))
     nn.init.constant_(ties.linear_weights, 0.1)
-    magnitude, kept = layer.linear_weights.abs(), pruned(layer).mask.bool()
+    scheduled(nn.ModuleList([layer, ties]), 1, begin=0, end=1)
+    magnitude, kept = layer.linear_weights.abs(), layer.mask.bool()
     assert layer.threshold == magnitude[~kept].max() <= magnitude[kept].min()
-    assert layer.pruned_fraction == pruned(ties).pruned_fraction == 0.5
-
-
-def test_pruned_coefficients_do_not_act_and_get_no_gradient():
-    layer = pruned(LinearConvSparse(3, 16, 3, sparsity=0.5))
-    output = layer(torch.randn(2, 3, 5, 5))
-    output.square().sum().backward()
-    out = layer.mask == 0
-    assert (layer.linear_weights.grad[out] == 0).all() and (layer.linear_weights.grad[~out] != 0).any()
-    layer.eval()
-    image = torch.randn(1, 3, 5, 5)
-    before = layer(image)
-    with torch.no_grad():
-        layer.linear_weights[out] = 100
-    torch.testing.assert_close(layer(image), before)
+    assert layer.pruned_fraction == ties.pruned_fraction == 0.5
 
 
 def test_the_published_controller_follows_its_formula():
@@ -106,21 +84,6 @@ def test_a_schedule_fits_a_run():
     assert train(first, scheduled(first, 1, begin=0), 1).pruned_fraction == pytest.approx(0.4, abs=0.02)
 
 
-# ---- what counts ----------------------------------------------------------------------------------------------------
-
-
-def test_steps_of_the_optimizer_count_and_passes_do_not():
-    layer = LinearConvSparse(3, 16, 3, sparsity=0.5, prune_end=8, prune_every=1)
-    optimizer = scheduled(layer, lr=0.1)
-    x = torch.randn(2, 3, 5, 5)
-    for _ in range(12):  # two passes with gradients and one without make a step
-        (layer(x) + layer(2 * x)).square().mean().backward()
-        layer.eval()(x)
-        layer.train()
-        optimizer.step()
-    assert layer.steps == 12 and layer.pruned_fraction == 0.5
-
-
 @pytest.mark.parametrize("fused", (False, True))
 def test_a_step_that_a_gradscaler_skips_does_not_count(fused):
     layer = LinearConvSparse(3, 16, 3, sparsity=0.5, prune_begin=1, prune_end=8, prune_every=2)
@@ -149,9 +112,6 @@ def test_the_last_call_says_which_optimizer_counts():
     for optimizer in (first, second, second):
         optimizer.step()
     assert layer.steps == 3 and other.steps == 2
-
-
-# ---- ways to train --------------------------------------------------------------------------------------------------
 
 
 def test_a_backward_pass_after_the_mask_has_changed_uses_the_mask_of_its_forward_pass():
@@ -209,16 +169,6 @@ def test_processes_agree_on_the_mask_however_they_share_the_parameters(tmp_path)
         for rank in (0, 1):
             steps, mask = torch.load(tmp_path / f"{name}{rank}")
             assert steps == 6 and torch.equal(mask, expected), name
-
-
-def test_a_layer_that_is_trained_without_schedule_pruning_stays_unpruned():
-    layer = LinearConvSparse(3, 16, 3, sparsity=0.5, prune_end=4, prune_every=1)
-    scheduled(LinearConvSparse(3, 16, 3, sparsity=0.5, prune_end=4, prune_every=1))  # of another layer
-    train(layer, torch.optim.SGD(layer.parameters(), lr=0.1), 8)
-    assert layer.pruned_fraction == 0 and layer.steps == 0
-
-
-# ---- saving, and dtypes ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("schedule", ("gradual", "published"))

@@ -7,7 +7,7 @@ from linearconv import LinearConv
 from linearconv_lowrank import LinearConvLowRank
 from linearconv_rankratio import LinearConvRankRatio
 from linearconv_sparse import LinearConvSparse
-from linearconv_variants import LINEARCONV_TYPES, OneLineParser, Variant, add_options
+from linearconv_variants import OneLineParser, Variant, add_options
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,6 @@ def test_a_variant_makes_its_layer(variant, kind, setting, label, words):
         (dict(type="lowrank", rank=2.5), "integer of at least 1, got 2.5"),
         (dict(type="sparse", sparsity=1), "[0, 1)"),
         (dict(type="sparse", rank=10), "rank has no meaning with type sparse: it belongs to rank and lowrank"),
-        (dict(type="dense", sparsity=0.5), "sparsity has no meaning with type dense: it belongs to sparse"),
         (dict(alpha=float("nan")), "alpha must be in (0, 1]"),
         (dict(compute="fast"), "compute must be one of"),
         (dict(type="sparse", pruning="never"), "schedule must be one of"),
@@ -58,14 +57,3 @@ def test_options_become_a_variant():
     assert Variant.of(parser.parse_args([])) == Variant("rank", rank=1.0)
     given = parser.parse_args("-t lowrank -r 10 --alpha 0.25 --compute filters".split())
     assert Variant.of(given) == Variant("lowrank", 10, None, 0.25, "filters")
-
-
-def test_a_sweep_takes_lists_and_conversion_no_dense():
-    parser = OneLineParser()
-    add_options(parser, LINEARCONV_TYPES, several=True)
-    options = parser.parse_args("-t rank sparse -r 0.5 1 -s 0.25".split())
-    assert (options.type, options.rank, options.sparsity) == (["rank", "sparse"], [0.5, 1.0], [0.25])
-    assert options.alpha is None
-    with pytest.raises(SystemExit) as stop:
-        parser.parse_args(["-t", "dense"])
-    assert stop.value.code == 2

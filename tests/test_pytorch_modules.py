@@ -8,7 +8,7 @@ import torch.nn as nn
 from torch.autograd import gradcheck, gradgradcheck
 
 from linearconv import LinearConv
-from tests.helpers.layers import VARIANTS, prune_half, reference, relative_error
+from tests.helpers.layers import computes, prune_half, reference, relative_error, variants
 
 # PyTorch's table has the first two, with 4 channels in, 5 out, 3x3 filters, and images of (4, 3, 4), alone and as two.
 GEOMETRIES = {
@@ -21,8 +21,6 @@ GEOMETRIES = {
     "depthwise": dict(out_channels=8, kernel_size=3, groups=4),
 }
 FORMATS = (torch.contiguous_format, torch.channels_last)
-variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
-computes = pytest.mark.parametrize("compute", ("filters", "features"))
 
 
 def make(variant, compute="auto", in_channels=4, **options):
@@ -48,9 +46,6 @@ def close(one, other):
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-# ---- forward --------------------------------------------------------------------------------------------------------
-
-
 @variants
 @computes
 @pytest.mark.parametrize("dtype", (torch.float32, torch.complex64), ids=str)
@@ -65,9 +60,6 @@ def test_output_and_memory_format_equal_those_of_the_fused_convolution(variant, 
                 is_same = memory_format == FORMATS[0] or input.is_contiguous(memory_format=memory_format)
                 if is_same and not dtype.is_complex:
                     assert output.stride() == expected.stride(), (geometry, input.shape, input.stride())
-
-
-# ---- gradients ------------------------------------------------------------------------------------------------------
 
 
 def functional(layer):
@@ -93,9 +85,6 @@ def test_gradients_and_second_gradients_batched_too(variant, compute, dtype, mem
         assert gradgradcheck(function, (input, *values), check_batched_grad=True, fast_mode=True)
 
 
-# ---- construction, saving, moving -----------------------------------------------------------------------------------
-
-
 @variants
 def test_device_and_dtype_of_the_parameters(variant):
     for dtype in (torch.bfloat16, torch.complex128):
@@ -112,8 +101,8 @@ def test_device_and_dtype_of_the_parameters(variant):
     assert all((mask == 1).all() for name, mask in layer.named_buffers() if name == "mask")
 
 
-def test_skip_init_takes_the_layer():
-    layer = nn.utils.skip_init(LinearConv, 4, 5, 3, alpha=0.4, dtype=torch.float64)
+def test_skip_init_takes_the_layer_with_int_alpha_f_primary_filters():
+    layer = nn.utils.skip_init(LinearConv, 4, 7, 3, alpha=0.4, dtype=torch.float64)
     assert layer.conv_weights.shape == (2, 4, 3, 3) and layer.conv_weights.dtype == torch.float64
     theirs = list(inspect.signature(nn.Conv2d).parameters)
     assert list(inspect.signature(LinearConv).parameters) == [*theirs, "alpha", "compute"]
@@ -125,9 +114,6 @@ def test_repr_begins_as_that_of_conv2d(variant):
         layer = variant(4, **geometry)
         arguments = repr(nn.Conv2d(4, **geometry)).removeprefix("Conv2d").removesuffix(")")
         assert repr(layer).startswith(f"{type(layer).__name__}{arguments}, alpha=0.5, compute='auto'")
-
-
-# ---- transforms and graphs ------------------------------------------------------------------------------------------
 
 
 @variants

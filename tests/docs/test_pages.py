@@ -111,9 +111,6 @@ def test_accuracies_in_docstrings_of_scripts_are_the_measured_ones(name):
             assert [line for line in lines if line.startswith(f"    {shown} ")][0].endswith(f" {accuracy:.2f} %")
 
 
-# ---- verdicts that the prose states ---------------------------------------------------------------------------------
-
-
 def test_with_the_short_recipe_full_rank_is_better_than_a_thinner_network_and_rank_10_is_not():
     mean = {row["row"]: row["accuracy"][0] for row in fast_rows()}
     assert mean["Base"] > mean["Base-L"] > mean["Base-Lr"] > mean["Base-thinner-parameters"] > mean["Base-LRr"]

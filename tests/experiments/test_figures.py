@@ -41,9 +41,6 @@ def results(tmp_path):
     return tmp_path
 
 
-# ---- the command ---------------------------------------------------------------------------------------------------
-
-
 @needs_matplotlib
 def test_every_figure_is_drawn_or_left_out_in_a_line(results, capsys):
     assert figures.main(["--results-folder", str(results)]) == 0
@@ -63,7 +60,6 @@ def test_every_figure_is_drawn_or_left_out_in_a_line(results, capsys):
 @pytest.mark.parametrize(
     "words, named",
     (
-        ("tabel1", "tabel1"),
         ("--results-folder nowhere", "nowhere"),
         ("compression --results-folder FOLDER", "compression_base.json is not JSON"),
         ("table1 --results-folder FOLDER", "table1_counts.json has no valid 'rows'"),
@@ -88,9 +84,6 @@ def test_the_papers_accuracies_are_beside_runs_with_its_recipe_alone(recipe, pri
     assert len([line for line in row.axes[0].lines if line.get_markerfacecolor() == "white"]) == printed
 
 
-# ---- reading -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "run, name",
     (
@@ -98,7 +91,6 @@ def test_the_papers_accuracies_are_beside_runs_with_its_recipe_alone(recipe, pri
         (entry("-t rank -r 1", reg_weight=0), "-L"),
         (entry("-t rank -r 1 --no-amp --alpha 0.5"), "-Lr, --no-amp"),
         (entry("-t ghost", alpha=0.25), "Ghost module, alpha 0.25"),
-        (entry("-t rank -r 0.5", rank=0.5), "rank 0.5 P"),
         (entry("-t lowrank -r 10", reg_weight=0), "rank 10, no regulariser"),
     ),
 )
@@ -119,9 +111,6 @@ def test_runs_compare_that_share_network_data_recipe_and_epochs(tmp_path):
     assert {name: len(runs) for name, runs in methods.items()} == {"-Lr": 2}
     text = describe(("Base", "cifar10", "paper", 20), map(len, methods.values()))
     assert text == "Base, CIFAR-10, the paper's recipe, 20 epochs, 2 seeds"
-
-
-# ---- correlation ---------------------------------------------------------------------------------------------------
 
 
 def test_correlations_are_those_of_the_filters_in_the_checkpoint(run, tmp_path, capsys):

@@ -28,9 +28,6 @@ def run_of(name, row, accuracy, seed=0, dataset="cifar10"):
     return entry(setting(name, row, dataset), accuracy, paper.NETWORKS[name].__name__, seed, dataset=dataset)
 
 
-# ---- which runs -----------------------------------------------------------------------------------------------------
-
-
 def test_every_row_of_a_network_is_a_run_of_its_script_that_the_table_finds(tmp_path):
     runs = planned(tmp_path, "--train --networks Base ResNet-18")
     places = [(run.script.name, run.settings["network"]) for run in runs]
@@ -69,9 +66,6 @@ def test_a_folder_of_images_is_called_by_its_name(tmp_path):
 def test_bad_input_is_refused_in_one_line(tmp_path, options, named, capsys):
     places = ["--ckpt", str(tmp_path / "ckpt"), "--results", str(tmp_path / "results")]
     assert named in refusal(table1.main, [*places, *options.split()], capsys)
-
-
-# ---- the table ------------------------------------------------------------------------------------------------------
 
 
 def test_ours_stand_beside_the_papers(tmp_path):
@@ -115,5 +109,3 @@ def test_table_1_comes_out_as_printed_but_for_five_explained_figures():
     assert not any("unexplained" in verdict or "NOT confirmed" in verdict for verdict in different.values())
     notes = [line[4:].strip() for line in markdown(rows) if line.startswith("(")]
     assert notes == list(different.values())
-    exact = {row["network"]: (row["parameters"], row["flops_paper"]) for row in rows}
-    assert (exact["VGG11"], exact["VGG11-Lr"]) == ((9_231_114, 170_568_694), (4_922_282, 2_397_909_142))

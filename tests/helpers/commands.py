@@ -1,13 +1,19 @@
-"""Commands that refuse what they are given."""
+"""Commands that end early, with an exit code and one line on stderr."""
 
 
-def refusal(main, words, capsys):
-    """The one line on stderr with which a command ends with exit code 2."""
+def ended(capsys, call, *arguments, **settings):
+    """The exit code of a call, and its one line on stderr."""
     capsys.readouterr()
     try:
-        code = main(words)
+        code = call(*arguments, **settings)
     except SystemExit as stop:
         code = stop.code
     (line,) = capsys.readouterr().err.splitlines()
+    return code, line
+
+
+def refusal(main, words, capsys):
+    """The line with which a command refuses what it is given."""
+    code, line = ended(capsys, main, words)
     assert code == 2
     return line

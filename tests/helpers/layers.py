@@ -3,6 +3,7 @@
 from functools import partial
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -17,6 +18,8 @@ VARIANTS = {
     "rankratio": partial(LinearConvRankRatio, rank=0.5),
     "sparse": partial(LinearConvSparse, sparsity=0.5),
 }
+variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+computes = pytest.mark.parametrize("compute", ("filters", "features"))
 
 
 def explicit_filters(layer):

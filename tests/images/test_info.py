@@ -1,4 +1,4 @@
-"""Shared parts of the readers: evenly spaced indices, channel statistics, decoding, free memory."""
+"""Shared parts of the readers: channel statistics and decoding."""
 
 import os
 
@@ -8,25 +8,13 @@ import torch
 from PIL import Image
 from torchvision.datasets.folder import default_loader
 
-from images.info import channel_statistics, decode, evenly_spaced
+from images.info import channel_statistics, decode
 from tests.images.checks import refused
 
 
-@pytest.mark.parametrize(("total", "limit", "indices"), [(10, 3, [0, 3, 6]), (3, 9, [0, 1, 2]), (9, 1, [0])])
-def test_evenly_spaced_indices_reach_over_the_whole(total, limit, indices):
-    assert evenly_spaced(total, limit).tolist() == indices
-
-
-def test_mean_and_deviation_are_those_of_numpy():
-    pixels = np.random.default_rng(0).integers(0, 200, (5000, 3, 4, 4), dtype=np.uint8)
-    mean, std = channel_statistics(torch.from_numpy(pixels))
-    assert mean == pytest.approx(pixels.astype(np.float64).mean((0, 2, 3)) / 255, rel=1e-12)
-    assert std == pytest.approx(pixels.astype(np.float64).std((0, 2, 3)) / 255, rel=1e-12)
-    # the deviation of a constant channel is one grey level
+def test_the_deviation_of_a_constant_channel_is_one_grey_level():
     assert channel_statistics(torch.zeros(2, 1, 4, 4, dtype=torch.uint8)) == ((0.0,), (1 / 255,))
 
-
-# ---- decoding ----------------------------------------------------------------------------------------------
 
 GREY = np.random.default_rng(0).integers(0, 256, (9, 12), dtype=np.uint8)
 GREY[0, :2] = 0, 255
@@ -71,11 +59,3 @@ def test_the_orientation_is_that_of_torchvision(tmp_path):
     exif[0x0112] = 6  # turned by a quarter
     ours = decoded(tmp_path / "0.png", Image.fromarray(GREY), exif=exif)
     assert ours.shape == (9, 12, 3) and (ours == np.asarray(default_loader(tmp_path / "0.png"))).all()
-
-
-def test_an_error_in_the_transform_names_the_file(tmp_path):
-    def fail(image):
-        raise MemoryError
-
-    Image.fromarray(GREY).save(tmp_path / "0.png")
-    refused(lambda: decode(os.fsencode(tmp_path / "0.png"), fail), tmp_path / "0.png", "MemoryError")

@@ -39,9 +39,6 @@ def test_two_epochs_are_the_same_for_any_number_of_workers(photographs):
     assert same(list(interrupted), expected[1])
 
 
-# ---- transforms ---------------------------------------------------------------------------------------------
-
-
 def test_test_images_are_resized_and_cropped_to_their_center(tmp_path):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
     resized = image.resize((48, 32), Image.Resampling.BILINEAR)  # the shorter side to 28 * 256 / 224
@@ -61,9 +58,6 @@ def test_training_images_are_crops_of_random_size_and_place_and_half_of_them_are
     area = width * height  # as a share, drawn evenly from 0.08 to 1, as far as that fits
     assert 0.06 < area.min() < 0.15 and 0.85 < area.max() < 1.1 and 0.45 < area.mean() < 0.6
     assert 0.7 < (width / height).min() and (width / height).max() < 1.43
-
-
-# ---- errors and signals -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -38,9 +38,6 @@ def expected(count):
     return np.stack(images)
 
 
-# ---- reading ------------------------------------------------------------------------------------------------
-
-
 def test_images_and_labels_come_in_the_order_of_class_and_file_names(tree, monkeypatch):
     monkeypatch.setattr(imagefolder, "CHUNK", 4)
     for (images, labels), count in zip(read_tree(tree, 16), (3, 1), strict=True):
@@ -92,9 +89,6 @@ def test_larger_images_are_averaged(tree):
     save(tree / "train" / "ant" / "0.png", board.astype(np.uint8))
     image = read_tree(tree, 8)[0][0][0].numpy()
     assert image.shape == (3, 8, 8) and np.abs(image.astype(int) - 127).max() <= 2
-
-
-# ---- errors -------------------------------------------------------------------------------------------------
 
 
 def refuses(root, *names, size=16):

@@ -32,25 +32,11 @@ class Mixed(nn.Module):
         return self.thin(x[0, 0]) + self.thin(x[:, 0]).sum() + self.thin(x[:, :, None]).sum()
 
 
-def mixed():
-    torch.manual_seed(0)
-    return Mixed().double().eval()
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name, dimensions, size", [("conv", 3, (2, 16, 20)), ("tokens", 2, (5, 32))])
-def test_adapters_compute_what_the_layers_compute(name, dimensions, size):
-    layer, inputs = getattr(mixed(), name), torch.randn(size, dtype=torch.float64)
-    wrap, conv = split(layer)
-    adapter = wrap(conv)
-    assert adapter.dimensions == dimensions and torch.equal(adapter.weight, layer.weight) and adapter.bias is layer.bias
-    torch.testing.assert_close(adapter(inputs), layer(inputs))
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("inplace", [False, True])
 def test_linear_layers_are_converted_with_their_weights(inplace):
-    model = mixed()
+    torch.manual_seed(0)
+    model = Mixed().double().eval()
     before = copy.deepcopy(model)
     every = {"alpha": 1.0, "grow": True, "kinds": ("conv1d", "linear"), "calibration": SEQUENCE}
     same = convert(model, "rank", **every, inplace=inplace)

@@ -12,13 +12,8 @@ from linearconv_convert import convert
 @pytest.fixture
 def network():
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 16, 3, bias=False),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        nn.Conv2d(16, 16, 3, bias=False),
-        nn.BatchNorm2d(16),
-    )
+    first = nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU()
+    model = nn.Sequential(*first, nn.Conv2d(16, 16, 3, bias=False), nn.BatchNorm2d(16))
     model(torch.randn(64, 3, 8, 8) + 1)  # statistics of other images
     return model.eval()
 

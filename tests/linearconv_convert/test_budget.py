@@ -57,7 +57,7 @@ def test_every_number_of_primary_filters_can_be_given_through_alpha(filters):
 
 @pytest.mark.parametrize("kind, of, budget", [("rank", "macs", 0.6), ("lowrank", "parameters", 0.54)])
 def test_a_budget_is_kept_and_nearly_spent(kind, of, budget):
-    model, calibration = structured(), images(24, 16)
+    model, calibration = structured(), [images(24, 16), images(20, 16)]
     small, report = convert(model, kind, budget=budget, of=of, calibration=calibration, return_report=True)
     if of == "parameters":
         share = count_parameters(small) / count_parameters(model)
@@ -151,10 +151,8 @@ def test_alpha_and_rank_are_given_by_name_or_pattern():
         (dict(type="sparse", budget=0.5), "nothing else"),
         (dict(type="rank", budget=0.5, of="macs"), "needs example_input or calibration"),
         (dict(type="rank", budget=1.5), "budget must be in"),
-        (dict(type="rank", budget=0.5, of="bytes"), "of must be one of"),
         (dict(type="rank", evaluate=len), "evaluate measures the layers for a budget"),
         (dict(type="lowrank"), "lowrank needs a rank"),
-        (dict(type="rank", alpha=0), "alpha must be in"),
         (dict(type="rank", init="random"), "init must be one of"),
         (dict(type="rank", kinds=("conv3d",)), "kinds must be several of conv2d, conv1d, linear"),
         (dict(type="lowrank", rank={"stem": 3}), "rank: no entry fits"),

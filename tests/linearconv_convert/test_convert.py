@@ -31,7 +31,7 @@ def test_a_network_of_a_library_is_converted_and_folded_with_equal_outputs():
 
 @pytest.mark.parametrize("setting, kind", CONVERSIONS.values(), ids=CONVERSIONS)
 def test_every_variant_replaces_the_layer(setting, kind):
-    model = tiny().train().to(torch.float64)
+    model = tiny().train().to(torch.float64, memory_format=torch.channels_last)
     model.stem.weight.requires_grad_(False)
     model.block[0].eval()
     small, report = convert(model, **setting, return_report=True, grow=True)
@@ -41,6 +41,7 @@ def test_every_variant_replaces_the_layer(setting, kind):
         for key in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "groups", "padding_mode"):
             assert getattr(old, key) == getattr(new, key)
         assert new.conv_weights.dtype == torch.float64 and new.training == old.training
+        assert new.conv_weights.is_contiguous(memory_format=torch.channels_last)
         assert (new.bias is None) == (old.bias is None)
     assert not any(p.requires_grad for name, p in small.stem.named_parameters() if name != "bias")
     assert small.stem.bias.requires_grad and small.twice.conv_weights.requires_grad
@@ -113,15 +114,6 @@ def test_hooks_move_and_their_handles_still_remove_them():
     handle.remove()
     model(images())
     assert calls == ["before", LinearConv, "before"]
-
-
-def test_scratch_is_the_initial_distribution_in_the_memory_format_of_the_layer():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(16, 64, 3)).to(memory_format=torch.channels_last)
-    layer = convert(model, "rank", init="scratch")[0]
-    assert layer.linear_weights.abs().max() <= 0.1
-    assert layer.linear_weights.detach().std() == pytest.approx(0.1 / 3**0.5, rel=0.1)
-    assert layer.conv_weights.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_model_that_is_itself_a_convolution():

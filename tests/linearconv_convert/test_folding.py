@@ -17,10 +17,6 @@ def kinds(model):
     return {name: type(module) for name, module in model.named_modules() if not list(module.children())}
 
 
-def sequence(*layers):
-    return disturb(nn.Sequential(*layers)).double().eval()
-
-
 def test_only_a_batch_norm_that_alone_takes_the_output_and_has_no_hooks_is_folded():
     model = tiny().double()
     model.norm3.register_forward_hook(lambda *arguments: None)
@@ -113,7 +109,7 @@ SECOND = {  # the layers after a convolution, and the type of the first of them 
 @pytest.mark.filterwarnings("ignore::linearconv_convert.ConversionWarning")
 def test_a_batch_norm_is_folded_if_it_is_affine_and_used_once(kind):
     build, expected = SECOND[kind]
-    model = sequence(CONV, *build())
+    model = disturb(nn.Sequential(CONV, *build())).double().eval()
     for folded in (fold(model, batch_norm=True), deploy(model)):
         assert type(folded[1]) is expected
         assert relative_error(folded(IMAGES), model(IMAGES)) < 1e-10

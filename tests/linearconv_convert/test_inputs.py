@@ -70,44 +70,29 @@ def test_a_budget_is_shared_out_where_outputs_cannot_be_compared_or_have_no_grad
     assert 0.5 * row.output_error < row.expected < 1.01 * row.output_error
 
 
-class Batches(nn.Module):
-    """An image, and another argument that is used in one of several ways."""
+class Scaled(nn.Module):
+    """Takes a factor for each of the 8 channels."""
 
-    def __init__(self, use):
+    def __init__(self):
         super().__init__()
-        self.conv, self.use = nn.Conv2d(3, 8, 3), use
+        self.conv = nn.Conv2d(3, 8, 3)
 
-    def forward(self, x, other):
-        if self.use == "of images":
-            return self.conv(x) + other.view(-1, 1, 1, 1)
-        if self.use == "of output channels":
-            return self.conv(x) * other.view(-1, 1, 1)
-        return self.conv(x - other.view(-1, 1, 1)).mean()
+    def forward(self, x, factors):
+        return self.conv(x) * factors.view(-1, 1, 1)
 
 
 @pytest.mark.parametrize(
-    "use, size, other, batched",
+    "model, example, batch, batched",
     [
-        ("of images", 4, torch.arange(4.0), (0, 1)),
-        ("of images", 1, torch.ones(1), (0, 1)),
-        ("of output channels", 8, torch.arange(8.0), (0,)),
-        ("of input channels", 3, torch.arange(3.0), (0,)),
+        (Several(), (images(12, batch=4), torch.arange(4.0)), 4, (0, 1)),
+        (Scaled(), (images(12, batch=8), torch.arange(8.0)), 8, (0,)),
+        (nn.Conv2d(3, 8, 3), images(12)[0], 1, ()),
+        (nn.Conv2d(3, 8, 3), [*images(12, batch=5)], 5, ()),
     ],
 )
-def test_tensors_with_one_entry_for_each_image_are_found_by_running(use, size, other, batched):
-    model = Batches(use).eval()
-    call = with_batch(model, call_of(model, (images(12, batch=size), other), "example_input"))
-    assert call.batch == size and call.batched == batched
-    first = call.images(slice(1))
-    assert len(first.args[0]) == 1 and len(first.args[1]) == (1 if 1 in batched else len(other))
-
-
-def test_one_image_without_a_batch_dimension_and_a_list_of_images_are_not_cut():
-    model = nn.Conv2d(3, 8, 3)
-    call = with_batch(model, call_of(model, images(12)[0], "example_input"))
-    assert call.batch == 1 and call.images(slice(1)).args[0].shape == (3, 12, 12)
-    call = with_batch(model, call_of(model, [*images(12, batch=5)], "example_input"))
-    assert call.batch == 5 and call.batched == ()
+def test_tensors_with_one_entry_for_each_image_are_found_by_running(model, example, batch, batched):
+    call = with_batch(model, call_of(model, example, "example_input"))
+    assert call.batch == batch and call.batched == batched
 
 
 class OfLists(nn.Module):

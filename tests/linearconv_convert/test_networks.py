@@ -44,6 +44,7 @@ def test_a_network_of_each_source_takes_its_number_of_classes(spec):
     [
         ("torchvision:resnet1", "", "torchvision cannot build resnet1: "),
         ("nothing.py:Net", "", "nothing.py cannot build Net: FileNotFoundError"),
+        ("net.py:Net", "exit()", "net.py cannot build Net: SystemExit"),
         ("net.py:Net", "def Other(): pass", "has no function or class Net that returns a network"),
         ("net.py:Net", "def Net(depth): pass", "cannot build Net: TypeError: .* missing 1 required"),
     ],
@@ -56,16 +57,13 @@ def test_a_name_without_a_network_is_refused(spec, source, message):
         load_network("torchvision:resnet18", in_channels=1)
 
 
-@pytest.mark.parametrize(
-    "name", ["deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large", "ssdlite320_mobilenet_v3_large"]
-)
-def test_random_weights_are_random_in_the_backbone_too(name, monkeypatch):
+def test_random_weights_are_random_in_the_backbone_too(monkeypatch):
     def download(*arguments, **settings):
         raise AssertionError("a download")
 
     monkeypatch.setattr("torch.hub.load_state_dict_from_url", download)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
-    assert load_network(f"torchvision:{name}", num_classes=4)
+    assert load_network("torchvision:lraspp_mobilenet_v3_large", num_classes=4)
 
 
 class Holder(nn.Module):
@@ -147,10 +145,6 @@ class Malicious:
         return Path.touch, (Path("was_run"),)
 
 
-def base_with(dtype):
-    return Base().state_dict() | {"fc.weight": Base().fc.weight.detach().to(dtype)}
-
-
 @pytest.mark.parametrize(
     "content, message",
     [
@@ -158,10 +152,9 @@ def base_with(dtype):
         ([1, 2], "has no state_dict"),
         (Base(width=0.5).state_dict(), "does not fit the network: size mismatch"),
         (convert(Base(), "rank", init="scratch").state_dict(), "of a LinearConv network already"),
-        (base_with(torch.int64), "does not fit the network: fc.weight is of torch.int64"),
-        (base_with(torch.complex64), "does not fit the network: fc.weight is of torch.complex64"),
+        (Base().state_dict() | {"fc.weight": torch.ones(1).long()}, "fc.weight is of torch.int64"),
     ],
-    ids=["code", "list", "thin", "converted", "int", "complex"],
+    ids=["code", "list", "thin", "converted", "int"],
 )
 def test_files_without_weights_are_refused_and_execute_no_code(content, message):
     torch.save(content, "weights.pt")
@@ -169,9 +162,6 @@ def test_files_without_weights_are_refused_and_execute_no_code(content, message)
         load_weights(Base(), "weights.pt")
     assert "\n" not in str(caught.value)
     assert [path.name for path in Path().iterdir()] == ["weights.pt"]
-
-
-# ---- records ---------------------------------------------------------------------------------------------------------
 
 
 def shapes(model):
@@ -189,17 +179,6 @@ def test_a_recorded_conversion_gives_the_same_layers(settings):
     assert again.twice.compute == "features"
 
 
-def test_a_file_alone_gives_the_network_back():
-    make = partial(load_network, NAME, num_classes=3)
-    small, report = convert(make(), "lowrank", rank=3, return_report=True)
-    record = RECORD | {"conversion": setting_of(report, "lowrank")}
-    torch.save({"model": small.state_dict(), "network": record}, "small.pt")
-    assert torch.equal(load_converted("small.pt").eval()(images(32)), small.eval()(images(32)))
-    torch.save({"model": make().state_dict(), "network": record}, "wrong.pt")
-    with pytest.raises(ConversionError, match="wrong.pt does not fit the network"):
-        load_converted("wrong.pt")
-
-
 OTHERS = "only networks of torchvision and timm"
 UNKNOWN = "does not say which network it is of"
 
@@ -211,7 +190,6 @@ UNKNOWN = "does not say which network it is of"
         ({"network": RECORD | {"name": "torchvision:/evil.py:Net"}}, "--export evil.pt2", OTHERS),
         ({"network": {"name": NAME, "conversion": None}}, "--export net.pt2", UNKNOWN),
         ([1, 2], "--export net.pt2", UNKNOWN),
-        ({"network": RECORD}, "", "--export"),
         ({"network": RECORD}, "--budget 0.5", "--budget"),
     ],
 )

@@ -4,18 +4,11 @@ import pytest
 import torch
 import torch.nn as nn
 
-from linearconv import LinearConv
-from linearconv_lowrank import LinearConvLowRank
-from linearconv_sparse import LinearConvSparse
+from tests.helpers.layers import prune_half, variants
 from training.optimizers import FilterDecay, make_optimizer
 from training.recipe import Recipe
 
 LR, DECAY = 0.1, 0.3
-LAYERS = {
-    "full rank": LinearConv,
-    "low rank": lambda *arguments: LinearConvLowRank(*arguments, rank=2),
-    "pruned": lambda *arguments: LinearConvSparse(*arguments),
-}
 
 
 def network(conv=nn.Conv2d):
@@ -38,12 +31,10 @@ def test_matrices_decay_and_vectors_do_not(optimizer, shrinks):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-@pytest.mark.parametrize("conv", LAYERS.values(), ids=LAYERS)
-def test_filters_decay_as_if_they_were_the_parameters(conv, optimizer):
-    model, recipe = network(conv), Recipe(LR, 1, optimizer=optimizer, weight_decay=DECAY, decay="filters")
-    layer = model[0]
-    if isinstance(layer, LinearConvSparse):
-        layer.mask.view(-1)[::2] = 0
+@variants
+def test_filters_decay_as_if_they_were_the_parameters(variant, optimizer):
+    model, recipe = network(variant), Recipe(LR, 1, optimizer=optimizer, weight_decay=DECAY, decay="filters")
+    layer = prune_half(model[0])
     primary, factors = layer.conv_weights.detach().flatten(1), [factor.detach() for factor in layer.factors()]
     a = torch.linalg.multi_dot(factors) if len(factors) > 1 else factors[0]
     by_primary = (torch.eye(len(primary)) + a.T @ a).double() @ primary

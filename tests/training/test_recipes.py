@@ -69,10 +69,8 @@ def test_the_short_recipes_are_for_every_data_set_and_options_change_them(recipe
     "options",
     [
         "-t rank --dense-epochs 10",
-        "-t rank --warmup 11",
         "-t rank --schedule linear --milestones 3",
         "-t rank --pruning published",
-        "-t rank --decay filters",
         "-t dense --reg-weight 0.1",
         "-t dense --image-size 64",
     ],
@@ -96,9 +94,6 @@ def test_an_option_that_is_missing_in_a_checkpoint_had_its_default(tmp_path):
     assert changed_settings({"clip": 0.0, "seed": 1}, {"seed": 1}, tmp_path) == []
     with pytest.raises(UsageError, match="clip 0.0 there, 0.5 here"):
         changed_settings({"clip": 0.5}, {}, tmp_path)
-
-
-# ---- what the options do ------------------------------------------------------------------------------------------
 
 
 def test_the_dense_network_goes_first_and_is_converted(trained, monkeypatch):

@@ -14,16 +14,14 @@ import torch
 
 from linearconv_convert.networks import load_tensors
 from linearconv_convert.surgery import ConversionError
+from tests.helpers.commands import ended
 from tests.helpers.runs import exit_code, start
-from tests.training.test_survival import SMALL, assert_equal, at_step, ended
+from tests.training.test_survival import SMALL, assert_equal, at_step
 from training import checkpoints, errors
 from training.checkpoints import BEST, LOG, open_folder, read_log
 from training.errors import StopSignals, UsageError
 
 RUN = f"-t rank {SMALL}"
-
-
-# ---- one run at a time --------------------------------------------------------------------------------------------
 
 
 def test_a_folder_in_use_is_refused_and_free_again_when_its_run_has_ended(run, refused):
@@ -51,21 +49,14 @@ def test_of_two_runs_that_start_at_once_one_is_refused(data, tmp_path, attempt):
     ]
 
 
-# ---- damaged checkpoints ------------------------------------------------------------------------------------------
-
-
-def flip(path, position, bit=0):
-    content = bytearray(path.read_bytes())
-    content[position] ^= 1 << bit
-    path.write_bytes(content)
-
-
 def test_a_flipped_bit_of_a_tensor_is_found(run, capsys, tmp_path):
     folder = run("base", RUN)
     path = folder / "checkpoint-0003.pt"
     with zipfile.ZipFile(path) as archive:
         tensor = max(archive.infolist(), key=lambda entry: entry.file_size)
-    flip(path, tensor.header_offset + tensor.file_size // 2 + 200)
+    content = bytearray(path.read_bytes())
+    content[tensor.header_offset + tensor.file_size // 2 + 200] ^= 1
+    path.write_bytes(content)
     (folder / "report.json").unlink()
     run("base", f"{RUN} --resume")
     out = capsys.readouterr().out
@@ -76,9 +67,11 @@ def test_a_flipped_bit_of_a_tensor_is_found(run, capsys, tmp_path):
 def test_no_flipped_bit_loads_other_content(run, tmp_path):
     path = run("base", RUN) / "checkpoint-0003.pt"
     good, draw, refusals = load_tensors(path), random.Random(0), 0
+    damaged = tmp_path / "damaged.pt"
     for _ in range(200):
-        damaged = shutil.copy(path, tmp_path / "damaged.pt")
-        flip(damaged, draw.randrange(path.stat().st_size), draw.randrange(8))
+        content = bytearray(path.read_bytes())
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        damaged.write_bytes(content)
         try:
             state = load_tensors(damaged)  # the bit is in the padding of the archive
         except ConversionError:
@@ -126,18 +119,13 @@ def test_only_names_of_checkpoints_are_read_and_deleted(run, capsys):
     assert {path.name for path in folder.iterdir()} == kept | set(names.split())
 
 
-# ---- other settings and data --------------------------------------------------------------------------------------
-
-
 def test_a_run_is_resumed_with_its_own_options_only(run, refused):
     options = "-t rank --width 0.125 --recipe fast --epochs 2"
     run("base", options)
     for script, change, message in (
         ("vgg", "", "network Base there, VGG11 here"),
         ("base", "-t lowrank", "type rank there, lowrank here"),
-        ("base", "--init balanced", "init published there, balanced here"),
         ("base", "--epochs 3", "epochs 2 there, 3 here"),  # every learning rate before would have been another
-        ("base", "--image-size 16", "image_size 32 there, 16 here"),
         ("base", "--in-memory no --workers 0", "in_memory True there, False here"),
         ("base", "--lr 0.1 --resume auto", "lr 0.01 there, 0.1 here"),
     ):
@@ -154,9 +142,6 @@ def test_a_run_is_resumed_with_its_own_data_only(run, refused, data, tmp_path):
     for split in ("train", "test"):
         (root / split / "blue").rename(root / split / "azure")
     assert "class 0 blue there, azure here" in refused("base", f"{options} --resume", dataset=False)
-
-
-# ---- signals ------------------------------------------------------------------------------------------------------
 
 
 def test_a_repeated_signal_does_not_keep_the_run_from_saving(run, capsys, monkeypatch):
@@ -201,9 +186,6 @@ def test_two_signals_at_once_save_the_run(data, tmp_path, attempt):
     assert not list((tmp_path / "run").glob("*.part*"))
 
 
-# ---- numbers and terminals ----------------------------------------------------------------------------------------
-
-
 def test_weights_that_are_not_finite_are_not_saved_and_the_advice_works(run, capsys):
     line_of_steps = "--batch-size 36 --epochs 1"  # one step, whose gradient is finite
     code, line = ended(capsys, run, "base", f"{RUN} {line_of_steps} --lr 1e38")
@@ -215,18 +197,9 @@ def test_weights_that_are_not_finite_are_not_saved_and_the_advice_works(run, cap
     run("base", f"{RUN} --batch-size 36 --epochs 2 --lr 1e-4 --resume --may-change lr")
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        "--width 1e5",
-        "--batch-size 10000000000000000000000000000000",
-        "-t lowrank -r 1e18",
-        "--count-only --num-classes 1000000000",
-        "--seed 18446744073709551616",
-    ],
-)
-def test_numbers_that_are_too_large_are_refused(options, refused):
-    refused("base", options)
+def test_numbers_that_are_too_large_are_refused(refused):
+    for options in ("--width 1e5", "-t lowrank -r 1e18", f"--batch-size {10**30}", f"--seed {2**64}"):
+        refused("base", options)
 
 
 def test_a_run_needs_no_output_and_prints_any_character(monkeypatch, tmp_path, capsys):

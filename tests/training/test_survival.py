@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 import linearconv_sparse
 import training
+from tests.helpers.commands import ended
 from tests.helpers.runs import EVERY_SCRIPT, exit_code, fork, start
 from training.checkpoints import read_log
 from training.finite import FiniteCheck
@@ -57,15 +58,6 @@ def at_step(number, action, monkeypatch):
             action(trainer)
 
     monkeypatch.setattr(Trainer, "_train_step", and_then)
-
-
-def ended(capsys, call, *arguments):
-    """Exit code and the one line on stderr of a run that ends early."""
-    with pytest.raises(SystemExit) as stop:
-        call(*arguments)
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1, lines
-    return stop.value.code, lines[0]
 
 
 # ---- stopping -----------------------------------------------------------------------------------------------------
@@ -317,9 +309,3 @@ def test_on_a_gpu_a_resumed_run_is_the_same_too(run, amp):
     run("base", f"{options} 2", "broken")
     assert_same_run(run("base", f"{options} 3 --resume", "broken"), unbroken)
     torch.use_deterministic_algorithms(False)
-
-
-@pytest.mark.slow
-def test_the_deterministic_option_is_an_option(tmp_path):
-    options = f"-t rank --deterministic --dataset digits --width 0.125 --epochs 1 --output {tmp_path / 'run'}"
-    assert exit_code(start("base", options)) == 0
