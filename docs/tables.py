@@ -16,7 +16,7 @@ from benchmarks.measuring import markdown as speed_table
 from benchmarks.measuring import ratios_over_sittings
 from docs.values import counts_by_network, fast_rows, load, runs_of, speeds, values
 from experiments import paper
-from experiments.compress.table import markdown_of_losses
+from experiments.compress.table import AT_ONCE, FROM_SCRATCH, losses, markdown_of_losses
 from experiments.markdown import markdown_table
 from experiments.results import comparable, every_run, mean_over_seeds
 from experiments.sweep import table as sweep_table
@@ -70,6 +70,20 @@ def summary() -> list[str]:
         rows.append(row)
     header = ["network", "parameters, M", "accuracy, %", "recipe", "paper, %", "training speed", "deployed speed"]
     return markdown_table(header, rows)
+
+
+def kept() -> list[str]:
+    """Return README's first table: the accuracy that converted and thinner networks lose at each size."""
+    shown, rows = (0.75, 0.5, 0.4, 0.25, 0.15), []
+    for network, name in (("VGG11", "compression_vgg11"), ("Base", "compression_base")):
+        found, accuracy = losses(load(name)["runs"])
+        ways = [way for way in found if way.startswith(("LinearConv", "thinner"))]
+        for way in [way for way in ways if way.endswith((AT_ONCE, "teacher")) or FROM_SCRATCH in way]:
+            cells = [f"{statistics.fmean(found[way][size]):.2f}" if size in found[way] else "" for size in shown]
+            seeds = max(map(len, found[way].values()))
+            rows.append([f"{network}, {accuracy:.2f} %", way, *cells, str(seeds)])
+    header = ["dense network", "way", *(f"{100 * size:g} %" for size in shown), "seeds"]
+    return markdown_table(header, rows, left=2)
 
 
 def equal_parameters() -> list[str]:

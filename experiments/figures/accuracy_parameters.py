@@ -1,7 +1,8 @@
 """The figure of accuracy against parameters: every method of a sweep, and the line of thinner dense networks.
 
-Dots are means over seeds, and bars are standard deviations. Pruned parameters do not count. The plot of a sweep has
-further columns: FLOPs by the paper's convention, and multiply-adds at inference.
+Dots are means over seeds, and bars are standard deviations. Pruned parameters do not count. Dotted lines are the dense
+network converted to LinearConv, at once and tuned with the dense network as teacher (experiments.compress). The plot of
+a sweep has further columns: FLOPs by the paper's convention, and multiply-adds at inference.
 """
 
 from collections.abc import Sequence
@@ -12,23 +13,49 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from experiments.figures.style import look
-from experiments.results import NoResults, comparable, describe, every_run, mean_over_seeds
+from experiments.results import NoResults, comparable, describe, every_run, mean_over_seeds, read_runs
 from experiments.sweep.table import COUNTS
 
-FILES = ("table1_base_fast", "vgg11_fast")
+STUDIES = {"table1_base_fast": "compression_base", "vgg11_fast": "compression_vgg11"}  # sweeps, and conversions
 IN_SWEEPS = ("nonzero_parameters", "flops_paper", "macs_inference")
 
 
 def draw(results: Path, name: str | None = None) -> Figure:
-    """Return the figure of `<results>/<name>.json` or of `FILES`: the comparable runs with the most methods."""
-    largest = {}
-    for file in [name] if name else FILES:
+    """Return the figure of `<results>/<name>.json` or of `STUDIES`: the comparable runs with the most methods."""
+    largest, curves = {}, []
+    for file in [name] if name else STUDIES:
         groups = comparable(every_run(results, file)).items()
         groups = [(conditions, methods) for conditions, methods in groups if {"Conv"} < methods.keys()]
-        largest |= [max(groups, key=lambda group: len(group[1]))] if groups else []
+        if groups:
+            largest |= [max(groups, key=lambda group: len(group[1]))]
+            curves.append(converted(results / f"{STUDIES.get(file)}.json"))
     if not largest:
-        raise NoResults(f"there is no dense network beside other methods in {name or ' or '.join(FILES)}")
-    return figure_of(largest, IN_SWEEPS[:1])
+        raise NoResults(f"there is no dense network beside other methods in {name or ' or '.join(STUDIES)}")
+    figure = figure_of(largest, IN_SWEEPS[:1])
+    for axes, lines in zip(figure.axes, curves, strict=True):
+        bottom, top = axes.get_ylim()
+        for title, points in lines.items():
+            places, accuracies = zip(*sorted(points), strict=True)
+            axes.plot(places, accuracies, linestyle=":", marker=".", label=title)
+            top = max(top, max(accuracies) + 0.1)
+        axes.set_ylim(bottom, top)  # the smallest networks are far below
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def converted(study: Path) -> dict[str, list[tuple[float, float]]]:
+    """Return {training after conversion: means (parameters, accuracy) over seeds} of LinearConv in a study."""
+    groups = {}
+    for run in read_runs(study)["runs"] if study.exists() else ():
+        report = run["report"]
+        if report.get("way") == "linearconv" and (report["teacher"] or not report["epochs"]):
+            groups.setdefault((report["epochs"], report["budget"]), []).append(run)
+    curves = {}
+    for (epochs, _), runs in sorted(groups.items()):
+        title = f"converted, {epochs} epochs" if epochs else "converted"
+        point = mean_over_seeds(runs, "parameters")[0], mean_over_seeds(runs)[0]
+        curves.setdefault(title, []).append(point)
+    return curves
 
 
 def figure_of(groups: dict[tuple, dict[str, list[dict]]], counts: Sequence[str] = IN_SWEEPS) -> Figure:
