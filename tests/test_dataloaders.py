@@ -84,32 +84,27 @@ def test_a_torchvision_that_cannot_be_imported_is_named_with_a_remedy(tmp_path, 
     dataloaders("digits")
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return dataloaders("digits", "/nowhere", download=False)
-
-
-def test_digits_have_a_stratified_split_that_is_always_the_same(digits):
-    _, train, test = digits
+def test_digits_have_a_stratified_split_that_is_always_the_same():
+    _, train, test = dataloaders("digits", "/nowhere", download=False)
     assert (train.num_images, test.num_images) == (1438, 359)
     assert test.labels.bincount() == pytest.approx(np.bincount(load_digits().target) * 359 / 1797, abs=1)
     assert torch.equal(dataloaders("digits", seed=5)[2].images, test.images)
     assert test.labels[:12].tolist() == [6, 3, 2, 4, 0, 1, 8, 5, 7, 6, 6, 8]
 
 
-def test_digits_are_the_bundled_images_enlarged(digits):
+def test_digits_are_the_bundled_images_enlarged():
     bundled = load_digits()
+    info, *digits = dataloaders("digits")
     # where the 32 pixel centres fall among the 8, clamped at the border
     place = np.clip((np.arange(32) + 0.5) / 4 - 0.5, 0, 7)
     weights = np.stack([np.interp(place, np.arange(8), row) for row in np.eye(8)], axis=1)  # (32, 8)
     expected = weights @ (bundled.images * 255 / 16) @ weights.T
-    ours = torch.cat([loader.images for loader in digits[1:]]).numpy()
+    ours = torch.cat([loader.images for loader in digits]).numpy()
     assert ours.shape == (1797, 3, 32, 32) and (ours == ours[:, :1]).all()
     keys = Counter(zip(map(bytes, np.rint(expected).astype(np.uint8)), bundled.target.tolist(), strict=True))
-    labels = torch.cat([loader.labels for loader in digits[1:]]).tolist()
+    labels = torch.cat([loader.labels for loader in digits]).tolist()
     assert Counter(zip(map(bytes, np.ascontiguousarray(ours[:, 0])), labels, strict=True)) == keys
-    info, train, _ = digits  # the constants are those of the training images
-    values = train.images.double() / 255
+    values = digits[0].images.double() / 255  # the constants are those of the training images
     assert info.mean == pytest.approx(values.mean((0, 2, 3)).tolist(), abs=5e-5)
     assert info.std == pytest.approx(values.std((0, 2, 3), correction=0).tolist(), abs=5e-5)
 

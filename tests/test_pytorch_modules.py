@@ -41,11 +41,6 @@ def inputs(dtype):
         yield from (wide[:, :4, :4, ::2], wide[:, :4, ::2, ::2], wide[:, ::2, :4, :5], wide[:1, :4, :4, :5].mT)
 
 
-def close(one, other):
-    """Both are a tensor, or tensors."""
-    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-
-
 @variants
 @computes
 @pytest.mark.parametrize("dtype", (torch.float32, torch.complex64), ids=str)
@@ -56,7 +51,7 @@ def test_output_and_memory_format_equal_those_of_the_fused_convolution(variant, 
             conv = layer.fuse()
             for input in inputs(dtype):
                 expected, output = conv(input), layer(input)
-                close(output, expected)
+                torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
                 is_same = memory_format == FORMATS[0] or input.is_contiguous(memory_format=memory_format)
                 if is_same and not dtype.is_complex:
                     assert output.stride() == expected.stride(), (geometry, input.shape, input.stride())
@@ -129,4 +124,4 @@ def test_gradients_of_single_images_by_vmap(variant, compute):
     for index, image in enumerate(images()):
         image.requires_grad_()
         expected = torch.autograd.grad(loss(image, *values), (image, *values))
-        close([gradient[index] for gradient in gradients], list(expected))
+        torch.testing.assert_close([each[index] for each in gradients], list(expected), rtol=1e-4, atol=1e-4)

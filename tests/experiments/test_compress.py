@@ -23,19 +23,14 @@ from training.report import ROOT
 FORMS = (SVDPair, Spatial, Tucker)
 
 
-@pytest.fixture
-def dense():
-    torch.manual_seed(0)
-    model = Base(width=0.25)
-    refresh_batch_norm(model, [torch.randn(64, 3, 32, 32)])
-    return model
-
-
 @pytest.mark.parametrize("way", WAYS)
-def test_a_way_has_at_most_the_parameters_asked_for_and_loses_less_with_more(way, dense):
+def test_a_way_has_at_most_the_parameters_asked_for_and_loses_less_with_more(way):
     if way == "pruning":
         pytest.importorskip("torch_pruning")
-    batches, errors = [torch.randn(64, 3, 32, 32) for _ in range(2)], []
+    torch.manual_seed(0)
+    dense, errors = Base(width=0.25), []
+    refresh_batch_norm(dense, [torch.randn(64, 3, 32, 32)])
+    batches = [torch.randn(64, 3, 32, 32) for _ in range(2)]
     with torch.no_grad():
         expected = dense(batches[0])
         for share in (0.3, 0.9):

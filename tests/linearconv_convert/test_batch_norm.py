@@ -18,10 +18,6 @@ def network():
     return model.eval()
 
 
-def small(model, images, **settings):
-    return convert(model, "rank", alpha=0.25, calibration=images, **settings)
-
-
 def input_moments(model, norm, images):
     inputs = model[:norm](images)
     return inputs.mean((0, 2, 3)), inputs.var((0, 2, 3), unbiased=False)
@@ -31,7 +27,7 @@ def input_moments(model, norm, images):
 def test_statistics_change_as_much_as_those_of_the_inputs(network):
     images = torch.randn(32, 3, 8, 8)
     batches = [images[:8], images[8:]]
-    converted = small(network, batches)
+    converted = convert(network, "rank", alpha=0.25, calibration=batches)
     mean, var = input_moments(network, 1, images)
     new_mean, new_var = input_moments(converted, 1, images)
     torch.testing.assert_close(converted[1].running_mean, network[1].running_mean + new_mean - mean)
@@ -47,7 +43,7 @@ def test_a_later_layer_is_corrected_after_the_layers_before_it(network):
         norm.momentum = None
     network.train()(images)
     network.eval()
-    converted = small(network, images)
+    converted = convert(network, "rank", alpha=0.25, calibration=images)
     outputs = converted(images)
     torch.testing.assert_close(outputs.mean((0, 2, 3)), torch.zeros(16), atol=1e-2, rtol=0)
     torch.testing.assert_close(outputs.var((0, 2, 3)), torch.ones(16), atol=5e-2, rtol=0)
@@ -63,8 +59,9 @@ def test_statistics_stay_without_a_fit_to_images(network, settings):
 
 def test_the_original_model_is_unchanged_and_one_position_has_no_variance(network):
     state = copy.deepcopy(network.state_dict())
+    image = torch.randn(1, 3, 5, 5)  # one position for the second BatchNorm
     with pytest.warns(match="too few"):
-        converted = small(network, torch.randn(1, 3, 5, 5))  # one position for the second BatchNorm
+        converted = convert(network, "rank", alpha=0.25, calibration=image)
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
     assert torch.equal(converted[4].running_var, state["4.running_var"])
     assert not torch.equal(converted[1].running_var, state["1.running_var"])

@@ -164,16 +164,11 @@ def test_files_without_weights_are_refused_and_execute_no_code(content, message)
     assert [path.name for path in Path().iterdir()] == ["weights.pt"]
 
 
-def shapes(model):
-    return {name: tensor.shape for name, tensor in model.state_dict().items()}
-
-
 @pytest.mark.parametrize("settings", [*(each for each, _ in CONVERSIONS.values()), dict(type="rank", budget=0.6)])
 def test_a_recorded_conversion_gives_the_same_layers(settings):
     small, report = convert(tiny(), **settings, skip=["thin"], compute="features", return_report=True)
     setting = json.loads(json.dumps(setting_of(report, settings["type"])))  # plain values
     again = convert_again(tiny(), setting)
-    assert shapes(again) == shapes(small)
     again.load_state_dict(small.state_dict())
     assert torch.equal(again.eval()(images()), small.eval()(images()))
     assert again.twice.compute == "features"
