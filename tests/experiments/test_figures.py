@@ -84,6 +84,19 @@ def test_the_papers_accuracies_are_beside_runs_with_its_recipe_alone(recipe, pri
     assert len([line for line in row.axes[0].lines if line.get_markerfacecolor() == "white"]) == printed
 
 
+@needs_matplotlib
+def test_curves_of_conversion_are_means_over_seeds(results):
+    from experiments.figures import accuracy_parameters
+
+    unit = {"way": "linearconv", "budget": 0.5, "teacher": False, "epochs": 0}
+    pairs = enumerate((80, 90))
+    write(
+        results, "compression_base", [entry("--way", seed=seed, test_accuracy=found, **unit) for seed, found in pairs]
+    )
+    lines = {line.get_label(): line for line in accuracy_parameters.draw(results).axes[0].lines}
+    assert lines["converted"].get_ydata() == [85]
+
+
 @pytest.mark.parametrize(
     "run, name",
     (
