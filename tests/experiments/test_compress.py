@@ -20,8 +20,6 @@ from tests.helpers.entries import entry
 from training.counting import count_parameters
 from training.report import ROOT
 
-FORMS = (SVDPair, Spatial, Tucker)
-
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_way_has_at_most_the_parameters_asked_for_and_loses_less_with_more(way):
@@ -40,7 +38,7 @@ def test_a_way_has_at_most_the_parameters_asked_for_and_loses_less_with_more(way
     assert errors[1] < errors[0] and errors[1] < 0.5
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", (SVDPair, Spatial, Tucker))
 @pytest.mark.parametrize("kernel", (3, 1))
 def test_a_factorised_layer_computes_what_its_factors_stand_for_and_all_of_them_are_exact(form, kernel):
     layer = nn.Conv2d(6, 8, kernel, stride=2, padding=kernel // 2, dtype=torch.float64)

@@ -120,9 +120,6 @@ def folder(tmp_path, monkeypatch):
     return Folder(tmp_path)
 
 
-# ---- each run once --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM))
 def test_an_interrupted_sweep_resumes_and_does_each_run_once(folder, number, monkeypatch, capfd):
     monkeypatch.setenv("NAP", "0.5")
@@ -246,9 +243,6 @@ def test_a_dry_run_lists_states_and_runs_nothing(folder, capfd):
     assert states == ["done", "to do", "running"] and folder.events() == before
 
 
-# ---- which runs -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "values, settings",
     (
@@ -355,9 +349,6 @@ def test_an_older_result_counts_with_the_defaults_of_missing_options_or_not_with
     assert list(folder.count("finish")) == [second["run"]] and len(folder.reports()) == 2
 
 
-# ---- table and plot -------------------------------------------------------------------------------------------------
-
-
 def rows_of(tmp_path, *runs):
     write(tmp_path, "made_up", runs)
     return list(every_run(tmp_path, "made_up"))
@@ -404,9 +395,6 @@ def test_table_and_plot_are_written_beside_the_result(folder, monkeypatch, capfd
     means = [float(row["accuracy"]) for row in rows]
     assert means == pytest.approx([82 + 8 / 7, 80.5 + 8 / 7, 81 + 8 / 7])
     assert float(rows[0]["accuracy_deviation"]) == pytest.approx(deviation)
-
-
-# ---- a real one -----------------------------------------------------------------------------------------------------
 
 
 def test_a_sweep_of_a_training_script(folder, data, capfd):

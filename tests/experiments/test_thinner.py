@@ -39,12 +39,6 @@ def test_the_command_prints_both_thinner_networks(capsys):
     assert list(thinner.networks_of(Path("models/resnet_xcnn.py")))[:2] == ["ResNet18", "ResNet34"]
 
 
-@pytest.mark.parametrize(
-    "arguments, named",
-    (
-        ("models/none_xcnn.py", "there is no script"),
-        ("models/__init__.py", "has no networks"),
-    ),
-)
-def test_bad_input_ends_in_one_line(arguments, named, capsys):
-    assert named in refusal(thinner.main, arguments.split(), capsys)
+def test_bad_input_ends_in_one_line(capsys):
+    assert "there is no script" in refusal(thinner.main, ["models/none_xcnn.py"], capsys)
+    assert "has no networks" in refusal(thinner.main, ["models/__init__.py"], capsys)

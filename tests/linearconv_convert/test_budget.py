@@ -151,6 +151,7 @@ def test_alpha_and_rank_are_given_by_name_or_pattern():
         (dict(type="sparse", budget=0.5), "nothing else"),
         (dict(type="rank", budget=0.5, of="macs"), "needs example_input or calibration"),
         (dict(type="rank", budget=1.5), "budget must be in"),
+        (dict(type="rank", budget=0.5, of="bytes"), "of must be one of"),
         (dict(type="rank", evaluate=len), "evaluate measures the layers for a budget"),
         (dict(type="lowrank"), "lowrank needs a rank"),
         (dict(type="rank", init="random"), "init must be one of"),

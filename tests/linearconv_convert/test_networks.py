@@ -1,7 +1,9 @@
 """Networks are found by name, their weights in files, with a record in one file; all else is refused in one line."""
 
 import json
+import random
 import re
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from torchvision.models import get_model
 
 from linearconv_convert import ConversionError, convert, load_converted
 from linearconv_convert.__main__ import main
-from linearconv_convert.networks import convert_again, load_network, load_weights, setting_of
+from linearconv_convert.networks import convert_again, load_network, load_tensors, load_weights, setting_of
 from models.base_xcnn import Base
 from tests.helpers.commands import refusal
 from tests.helpers.networks import CONVERSIONS, images, tiny
@@ -138,6 +140,18 @@ def test_a_damaged_file_is_refused_with_its_name():
             load_weights(Base(width=0.5), path)
             raise ConversionError("weights.pt does not fit: read without an error")
         assert "\n" not in str(caught.value)
+
+
+def test_no_flipped_bit_loads_other_weights():
+    path, draw = Path("weights.pt"), random.Random(0)
+    torch.save(Base(width=0.125).state_dict(), path)
+    good, whole = load_tensors(path), path.read_bytes()
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        with suppress(ConversionError):
+            torch.testing.assert_close(load_tensors(path), good, rtol=0, atol=0)
 
 
 class Malicious:

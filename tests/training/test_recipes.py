@@ -70,7 +70,9 @@ def test_the_short_recipes_are_for_every_data_set_and_options_change_them(recipe
     [
         "-t rank --dense-epochs 10",
         "-t rank --schedule linear --milestones 3",
+        "-t rank --warmup 11",
         "-t rank --pruning published",
+        "-t rank --decay filters",
         "-t dense --reg-weight 0.1",
         "-t dense --image-size 64",
     ],

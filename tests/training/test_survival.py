@@ -34,15 +34,11 @@ def final(folder, epoch=None):
     return torch.load(folder / name, weights_only=True)
 
 
-def assert_equal(ours, theirs):
-    """Assert that two states, lists and dicts of tensors and other values, are equal."""
-    for one, other in zip(tree_leaves(ours), tree_leaves(theirs), strict=True):
-        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
-
-
 def assert_same_run(ours, theirs, epoch=3):
     states = [final(folder, epoch) for folder in (ours, theirs)]
-    assert_equal(*([state["model"], state["random"]] for state in states))
+    leaves = [tree_leaves([state["model"], state["random"]]) for state in states]
+    for one, other in zip(*leaves, strict=True):
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
     records = [[json.loads((folder / "report.json").read_text()), *read_log(folder)] for folder in (ours, theirs)]
     for one, other in zip(*records, strict=True):
         assert {key: one[key] for key in one.keys() - TIMES} == {key: other[key] for key in other.keys() - TIMES}
@@ -58,9 +54,6 @@ def at_step(number, action, monkeypatch):
             action(trainer)
 
     monkeypatch.setattr(Trainer, "_train_step", and_then)
-
-
-# ---- stopping -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -155,8 +148,6 @@ def test_long_epochs_are_saved_within_and_the_newest_two_checkpoints_and_the_bes
     assert best["epoch"] == json.loads((folder / "report.json").read_text())["best_epoch"]
 
 
-# ---- killing ------------------------------------------------------------------------------------------------------
-
 SETTINGS = [
     "base -t dense",
     "base -t rank -r 1",
@@ -220,9 +211,6 @@ def test_a_run_killed_5_times_ends_as_the_unbroken_one(data, tmp_path, setting):
     kill_and_resume(data, tmp_path, setting, kills=5)
 
 
-# ---- disks and folders --------------------------------------------------------------------------------------------
-
-
 def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(run, capsys, monkeypatch):
     fsync = os.fsync
 
@@ -244,9 +232,6 @@ def test_a_folder_that_vanishes_ends_the_run_with_one_line(run, capsys, monkeypa
     at_step(6, lambda trainer: shutil.rmtree(trainer.folder), monkeypatch)
     code, line = ended(capsys, run, "base", f"-t dense {SMALL}")
     assert code == 2 and "No such file or directory" in line and "run" in line
-
-
-# ---- numbers that go wrong ----------------------------------------------------------------------------------------
 
 
 def test_a_nan_stops_the_run_names_the_layer_and_keeps_the_last_good_checkpoint(run, capsys, monkeypatch):
@@ -278,9 +263,6 @@ def test_on_other_devices_the_flag_is_read_now_and_then():
             before = model.weight.detach().clone()
     assert seen == [True, True, False, True, True, False] and not check.may_save()
     assert torch.equal(model.weight, before)  # the optimizer took no step after the first bad one
-
-
-# ---- what may change ----------------------------------------------------------------------------------------------
 
 
 def test_options_that_may_change_do(run, refused, capsys):
