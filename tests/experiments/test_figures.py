@@ -89,10 +89,8 @@ def test_curves_of_conversion_are_means_over_seeds(results):
     from experiments.figures import accuracy_parameters
 
     unit = {"way": "linearconv", "budget": 0.5, "teacher": False, "epochs": 0}
-    pairs = enumerate((80, 90))
-    write(
-        results, "compression_base", [entry("--way", seed=seed, test_accuracy=found, **unit) for seed, found in pairs]
-    )
+    runs = [entry("--way linearconv", accuracy, seed=seed, **unit) for seed, accuracy in enumerate((80, 90))]
+    write(results, "compression_base", runs)
     lines = {line.get_label(): line for line in accuracy_parameters.draw(results).axes[0].lines}
     assert lines["converted"].get_ydata() == [85]
 
