@@ -26,8 +26,7 @@ def values() -> dict[str, str]:
     thinner = fast["Base-thinner-parameters"]
     vgg_fast = {row["setting"]: row["accuracy"][0] for row in summarise(runs_of("vgg11_fast"))}
     first, *_ = next(run for run in load("correlation_base")["runs"] if run["name"] == "L")["layers"]
-    lost_by_way, _ = losses(load("compression_base")["runs"])
-    converted = {size: statistics.fmean(lost) for size, lost in lost_by_way["LinearConv, at once"].items()}
+    base_lost, vgg_lost = (lost_at_once(f"compression_{name}") for name in ("base", "vgg11"))
     streamed, theirs = (row["images_per_second"] for row in load("stream_cpu")["rows"])
     found = {
         "equal_figures": verdicts.count("equal"),
@@ -45,14 +44,17 @@ def values() -> dict[str, str]:
         "early_rank10_behind": curves["Conv"][15] - curves["-LRr"][15],
         "fast_dense": fast["Base"],
         "fast_behind": fast["Base"] - fast["Base-L"],
+        "fast_thinner_behind": fast["Base"] - thinner,
         "fast_ahead": fast["Base-L"] - thinner,
         "fast_regularised_ahead": fast["Base-Lr"] - thinner,
         "fast_rank10_behind": thinner - fast["Base-LRr"],
         "fast_macs_ahead": fast["Base-L"] - fast["Base-thinner-macs"],
+        "vgg_behind": vgg_fast["-t dense"] - vgg_fast["-t rank -r 1 --reg-weight 0"],
+        "vgg_thinner_behind": vgg_fast["-t dense"] - vgg_fast["-t dense --width 0.73"],
         "vgg_ghost_ahead": vgg_fast["-t ghost"] - vgg_fast["-t rank -r 1 --reg-weight 0"],
-        "converted_75": converted[0.75],
-        "converted_57": converted[0.57],
-        "refreshed_ahead": -statistics.fmean(lost_by_way["dense, at once"][1.0]),
+        "base_lost_57": base_lost[0.57],
+        "vgg_lost_57": vgg_lost[0.57],
+        "vgg_lost_25": vgg_lost[0.25],
         "correlation": first["mean_absolute"]["primary"],
         "streamed": f"{streamed:.0f}",
         "streamed_torchvision": f"{theirs:.0f}",
@@ -74,6 +76,12 @@ def load(name: str) -> dict:
 def runs_of(names: str) -> list[dict]:
     """Return the runs of result files whose names are separated by spaces."""
     return [run for name in names.split() for run in every_run(pattern=name)]
+
+
+def lost_at_once(study: str) -> dict[float, float]:
+    """Return the mean points of accuracy that LinearConv loses in a compression study without training, by size."""
+    by_way, _ = losses(load(study)["runs"])
+    return {size: statistics.fmean(lost) for size, lost in by_way["LinearConv, at once"].items()}
 
 
 def counts_by_network() -> dict[str, dict]:

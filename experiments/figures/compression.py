@@ -1,4 +1,7 @@
-"""The figure of a compression study: accuracy lost against dense over the size, at once and after training."""
+"""The figure of a compression study: accuracy lost against dense over the size, at once and after training.
+
+Tuned networks have the dense network as teacher; the table has those without a teacher too.
+"""
 
 import statistics
 from pathlib import Path
@@ -19,7 +22,8 @@ def draw(results: Path, name: str = "compression_base") -> Figure:
     if not found:
         raise NoResults(f"{name}.json has no dense network beside a smaller one")
     at_once = {way.removesuffix(f", {AT_ONCE}"): sizes for way, sizes in found.items() if AT_ONCE in way}
-    trained = {way: sizes for way, sizes in found.items() if AT_ONCE not in way}
+    shown = [way for way in found if FROM_SCRATCH in way or way.endswith("teacher") or way.startswith("dense, ")]
+    trained = {way: found[way] for way in shown if AT_ONCE not in way}
     panels = {title: ways for title, ways in ((AT_ONCE, at_once), ("after training", trained)) if ways}
     figure = Figure((WIDTH, 4.5 * len(panels)))
     grid = figure.subplots(len(panels), squeeze=False)
@@ -30,10 +34,14 @@ def draw(results: Path, name: str = "compression_base") -> Figure:
 
 
 def _draw(axes: Axes, ways: dict[str, dict[float, list[float]]]) -> None:
+    seen = set()
     for way, sizes in ways.items():
-        style = look(way)
+        style, name = look(way), way.partition(",")[0]
         if FROM_SCRATCH in way:
-            style["linestyle"], style["markerfacecolor"] = ":", "white"
+            style["linestyle"] = ":"
+        if FROM_SCRATCH in way or name in seen:  # the same way with more epochs
+            style["markerfacecolor"] = "white"
+        seen.add(name)
         places = sorted(sizes)
         means = [statistics.fmean(sizes[size]) for size in places]
         axes.plot([100 * size for size in places], means, label=way, **style)
