@@ -33,6 +33,7 @@ TABLE = re.compile(r"(<!-- docs/tables\.py: (\w+) -->\n).*?(<!-- end -->)", re.D
 VALUE = re.compile(r"(<!-- value: (\w+) -->).*?(<!-- end -->)", re.DOTALL)
 SCRIPTS = ("base", "vgg", "allconv", "resnet", "resnext", "mobilenetv2", "squeezenet")
 NOT_FOR_TABLES = ("ablation_", "search_")
+FAST_COLUMNS = {key: title for key, title in table1.COLUMNS.items() if key != "dataset"}
 OTHER_NETWORKS = "vgg11_fast resnet18_fast allconv_fast squeezenet_fast"
 
 
@@ -161,12 +162,6 @@ def search_linearconv() -> list[str]:
     return sweep_table.table(rows, {**columns, "seeds": "seeds"})
 
 
-def fast() -> list[str]:
-    """Return the accuracies of Base and of thinner dense networks with the short recipe."""
-    columns = {key: title for key, title in table1.COLUMNS.items() if key != "dataset"}
-    return sweep_table.table(fast_rows(), columns)
-
-
 def ablations() -> list[str]:
     """Return the accuracies of Base with one setting varied; a setting in several ablations has one row."""
     runs = {}
@@ -234,7 +229,7 @@ def pipelines() -> list[str]:
 
 
 FUNCTIONS = (
-    *(half, kept, summary, recipes, options, zoo_options, search, search_linearconv, fast),
+    *(half, kept, summary, recipes, options, zoo_options, search, search_linearconv),
     *(ablations, pruned, shares, gpu, map_costs, pipelines),
 )
 TABLES = {function.__name__: function for function in FUNCTIONS}
@@ -245,6 +240,7 @@ TABLES |= {
     "training_bfloat16": lambda: speed_table(load("speed_cpu_bfloat16")),
     "inference_float32": lambda: speed_table(load("deployment_cpu_float32")),
     "inference_bfloat16": lambda: speed_table(load("deployment_cpu_bfloat16")),
+    "fast": lambda: sweep_table.table(fast_rows(), FAST_COLUMNS),  # Base and thinner dense networks, short recipe
     "compression_base": lambda: markdown_of_losses(load("compression_base")["runs"]),
     "compression_vgg11": lambda: markdown_of_losses(load("compression_vgg11")["runs"]),
     "paper_recipe": partial(sweep, "base_paper_cifar10", "setting parameters accuracy last_ten best against_dense"),

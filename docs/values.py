@@ -26,7 +26,10 @@ def values() -> dict[str, str]:
     thinner = fast["Base-thinner-parameters"]
     vgg_fast = {row["setting"]: row["accuracy"][0] for row in summarise(runs_of("vgg11_fast"))}
     first, *_ = next(run for run in load("correlation_base")["runs"] if run["name"] == "L")["layers"]
-    base_lost, vgg_lost = (lost_at_once(f"compression_{name}") for name in ("base", "vgg11"))
+    lost = {}  # points of accuracy, by conversion without training
+    for study in ("base", "vgg11"):
+        by_way, _ = losses(load(f"compression_{study}")["runs"])
+        lost |= {(study, size): statistics.fmean(each) for size, each in by_way["LinearConv, at once"].items()}
     streamed, theirs = (row["images_per_second"] for row in load("stream_cpu")["rows"])
     found = {
         "equal_figures": verdicts.count("equal"),
@@ -52,9 +55,9 @@ def values() -> dict[str, str]:
         "vgg_behind": vgg_fast["-t dense"] - vgg_fast["-t rank -r 1 --reg-weight 0"],
         "vgg_thinner_behind": vgg_fast["-t dense"] - vgg_fast["-t dense --width 0.73"],
         "vgg_ghost_ahead": vgg_fast["-t ghost"] - vgg_fast["-t rank -r 1 --reg-weight 0"],
-        "base_lost_57": base_lost[0.57],
-        "vgg_lost_57": vgg_lost[0.57],
-        "vgg_lost_25": vgg_lost[0.25],
+        "base_lost_57": lost["base", 0.57],
+        "vgg_lost_57": lost["vgg11", 0.57],
+        "vgg_lost_25": lost["vgg11", 0.25],
         "correlation": first["mean_absolute"]["primary"],
         "streamed": f"{streamed:.0f}",
         "streamed_torchvision": f"{theirs:.0f}",
@@ -76,12 +79,6 @@ def load(name: str) -> dict:
 def runs_of(names: str) -> list[dict]:
     """Return the runs of result files whose names are separated by spaces."""
     return [run for name in names.split() for run in every_run(pattern=name)]
-
-
-def lost_at_once(study: str) -> dict[float, float]:
-    """Return the mean points of accuracy that LinearConv loses in a compression study without training, by size."""
-    by_way, _ = losses(load(study)["runs"])
-    return {size: statistics.fmean(lost) for size, lost in by_way["LinearConv, at once"].items()}
 
 
 def counts_by_network() -> dict[str, dict]:

@@ -27,12 +27,6 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return kind(groups, lr=recipe.lr, fused=True)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of all parameter groups."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-
-
 def _filter_parameters(model):
     """All primary filters and coefficients."""
     layers = (layer for layer in model.modules() if isinstance(layer, LinearConv))

@@ -21,7 +21,7 @@ from training.distributed import Group
 from training.errors import RunError, StopSignals, UsageError
 from training.finite import FiniteCheck
 from training.objective import REGULARISE_EVERY, loss_of, regularisers
-from training.optimizers import FilterDecay, make_optimizer, set_learning_rate
+from training.optimizers import FilterDecay, make_optimizer
 from training.progress import Display, Progress
 from training.recipe import Recipe, changed_settings
 
@@ -149,7 +149,8 @@ class Trainer:
         self.progress.step += 1
         if self.progress.step % REGULARISE_EVERY == 0:
             total = total + regularisers(self.model, self.recipe)
-        set_learning_rate(self.optimizer, self.lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         if not self.finite.check(total):
