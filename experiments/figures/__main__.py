@@ -1,7 +1,7 @@
 """Draw the figures from the files in results/; no checkpoint is read and no network is trained.
 
     python -m experiments.figures                              # all of them, to results/figures/ as .svg and .png
-    python -m experiments.figures table1 training_curves       # some
+    python -m experiments.figures ablations training_curves    # some
     python -m experiments.figures accuracy_parameters --results base_cifar10     # default: Base and VGG11
     python -m experiments.figures --results-folder DIR         # from other results, to DIR/figures/
 
@@ -20,7 +20,7 @@ from experiments.results import RESULTS, NoResults
 from linearconv_variants import OneLineParser
 from training.errors import EXPECTED, report_failure
 
-FIGURES = ("correlation", "table1", "training_curves", "accuracy_parameters", "compression", "ablations")
+FIGURES = ("correlation", "training_curves", "accuracy_parameters", "compression", "ablations")
 WITH_CHOICE = ("accuracy_parameters", "compression")  # figures of one result, which --results chooses
 
 

@@ -15,7 +15,6 @@ from models.base_xcnn import Base
 from tests.helpers.commands import refusal
 from tests.helpers.entries import entry, write
 from training.checkpoints import load_newest
-from training.report import ROOT
 
 has_matplotlib = importlib.util.find_spec("matplotlib")
 needs_matplotlib = pytest.mark.skipif(not has_matplotlib, reason="figures need matplotlib: pip install matplotlib")
@@ -25,7 +24,6 @@ THE_PAPERS = [entry(), entry("-t rank -r 1", reg_weight=0), entry("-t rank -r 1"
 @pytest.fixture
 def results(tmp_path):
     """A folder with made-up results for every figure."""
-    (tmp_path / "table1_counts.json").write_text((ROOT / "results" / "table1_counts.json").read_text())
     write(tmp_path, "base_paper_cifar10", THE_PAPERS)
     write(tmp_path, "table1_base_fast", [entry(width=0.5, nonzero_parameters=300), *THE_PAPERS, entry(seed=1)])
     write(tmp_path, "ablation_alpha", [entry(), *(entry("-t rank", alpha=value) for value in (0.25, 0.5))])
@@ -62,26 +60,16 @@ def test_every_figure_is_drawn_or_left_out_in_a_line(results, capsys):
     (
         ("--results-folder nowhere", "nowhere"),
         ("compression --results-folder FOLDER", "compression_base.json is not JSON"),
-        ("table1 --results-folder FOLDER", "table1_counts.json has no valid 'rows'"),
+        ("correlation --results-folder FOLDER", "correlation_base.json has no valid 'runs'"),
     ),
 )
 def test_bad_input_ends_in_one_line(words, named, results, monkeypatch, capsys):
     (results / "compression_base.json").write_text("{")
-    (results / "table1_counts.json").write_text("{}")
+    (results / "correlation_base.json").write_text("{}")
     line = refusal(figures.main, words.replace("FOLDER", str(results)).split(), capsys)
     assert named in line or "pip install matplotlib" in line
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "pip install matplotlib" in refusal(figures.main, ["table1", "--results-folder", str(results)], capsys)
-
-
-@needs_matplotlib
-@pytest.mark.parametrize("recipe, printed", (("paper", 3), ("fast", 0)))
-def test_the_papers_accuracies_are_beside_runs_with_its_recipe_alone(recipe, printed, results):
-    from experiments.figures import table1
-
-    write(results, "base_paper_cifar10", [entry(run["setting"], recipe=recipe, epochs=30) for run in THE_PAPERS])
-    (row,) = table1.draw(results).subfigs
-    assert len([line for line in row.axes[0].lines if line.get_markerfacecolor() == "white"]) == printed
+    assert "pip install matplotlib" in refusal(figures.main, ["ablations", "--results-folder", str(results)], capsys)
 
 
 @needs_matplotlib
