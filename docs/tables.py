@@ -16,7 +16,7 @@ from benchmarks.measuring import markdown as speed_table
 from benchmarks.measuring import ratios_over_sittings
 from docs.values import counts_by_network, fast_rows, load, runs_of, speeds, values
 from experiments import paper
-from experiments.compress.table import AT_ONCE, FROM_SCRATCH, losses, markdown_of_losses
+from experiments.compress.table import AT_ONCE, FROM_SCRATCH, losses, markdown_of_losses, sizes_and_speeds
 from experiments.markdown import markdown_table
 from experiments.results import comparable, every_run, mean_over_seeds
 from experiments.sweep import table as sweep_table
@@ -243,6 +243,9 @@ TABLES |= {
     "fast": lambda: sweep_table.table(fast_rows(), FAST_COLUMNS),  # Base and thinner dense networks, short recipe
     "compression_base": lambda: markdown_of_losses(load("compression_base")["runs"]),
     "compression_vgg11": lambda: markdown_of_losses(load("compression_vgg11")["runs"]),
+    "compression_speeds": lambda: sizes_and_speeds(
+        [run for run in load("compression_vgg11")["runs"] if run["report"].get("way") == "linearconv"]
+    ),
     "paper_recipe": partial(sweep, "base_paper_cifar10", "setting parameters accuracy last_ten best against_dense"),
     "accuracy": partial(sweep, "base_cifar10", "setting parameters accuracy against_dense best"),
     "grey": partial(sweep, "table1_mnist table1_fashion", "dataset setting parameters accuracy best epochs"),

@@ -58,7 +58,7 @@ def _way(report):
 
 def markdown(runs: Sequence[dict]) -> list[str]:
     """Return the lines of both tables."""
-    return [*markdown_of_losses(runs), "", *_sizes_and_speeds(runs)]
+    return [*markdown_of_losses(runs), "", *sizes_and_speeds(runs)]
 
 
 def markdown_of_losses(runs: Sequence[dict]) -> list[str]:
@@ -85,8 +85,8 @@ def markdown_of_losses(runs: Sequence[dict]) -> list[str]:
     return lines + markdown_table(["way", *(f"{100 * size:g} %" for size in sizes)], rows)
 
 
-def _sizes_and_speeds(runs):
-    """The lines of the table of sizes and speeds, for the networks at once."""
+def sizes_and_speeds(runs: Sequence[dict]) -> list[str]:
+    """Return the lines of the table of sizes and speeds, for the networks at once."""
     groups: dict[tuple[float, str], list[dict]] = {}
     for report in (run["report"] for run in runs):
         if "speed" in report:
