@@ -37,11 +37,11 @@ from experiments.sweep.plan import plan_run, script_parser, shortest, shown_comm
 from experiments.sweep.runner import Results, Run
 from experiments.thinner import networks_of, width_for
 from linearconv_convert.exporting import atomic_file
-from linearconv_variants import non_negative_int, positive_int, positive_share
+from linearconv_variants import non_negative_int, positive_float, positive_int, positive_share
 from training.counting import count_parameters
 from training.errors import EXPECTED, UsageError, report_failure
 from training.options import parse_arguments
-from training.recipe import SHORT
+from training.recipe import SHORT, TUNE
 from training.report import ROOT
 
 BUDGETS = (0.75, 0.57, 0.5, 0.4, 0.25, 0.15, 0.1)
@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--budgets", type=positive_share, nargs="+", default=BUDGETS, help="default: 0.75 0.57 0.5 0.4 0.25 0.15 0.1")
     add("--ways", choices=every, nargs="+", default=every, help="default: all")
     add("--tune", type=positive_int, nargs="*", default=[2, 6], help="epochs after conversion (default: 2 6)")
+    add("--tune-lr", type=positive_float, default=TUNE.lr, metavar="LR", help=f"of tuning (default: {TUNE.lr:g})")
     add("--calibrate", type=non_negative_int, default=1000, metavar="N", help="training images (default: 1000)")
     options, extra = parse_sweep(parser, sys.argv[1:] if argv is None else argv)
     try:
@@ -121,10 +122,14 @@ def unit(
     """Return the run of unit.py for one way and size, from the run of a dense network."""
     seed, words = dense.settings["seed"], ["--way", way, "--budget", shortest(budget)]
     name = f"{way}-{shortest(budget)}"
+    own = {"way": way, "budget": budget, "tune": epochs, "teacher": teacher, "calibrate": options.calibrate}
     if epochs:
         words += ["--tune", str(epochs), *["--teacher"] * teacher]
         name += f"-tune{epochs}" + "-teacher" * teacher
-    own = {"way": way, "budget": budget, "tune": epochs, "teacher": teacher, "calibrate": options.calibrate}
+    if epochs and options.tune_lr != TUNE.lr:
+        words += ["--tune-lr", f"{options.tune_lr:g}"]
+        name += f"-lr{options.tune_lr:g}"
+        own["tune_lr"] = options.tune_lr
     arguments = [*words, "--calibrate", str(options.calibrate), *extra, "--seed", str(seed)]
     data_root = parse_arguments(script_parser(), extra).data_root
     return replace(

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Sequence
 
 from experiments.markdown import markdown_table
+from training.recipe import TUNE
 
 AT_ONCE, FROM_SCRATCH = "at once", "from scratch"
 NAMES = {  # of a unit's way, or of the type of a network from scratch
@@ -52,8 +53,9 @@ def _way(report):
         return f"{SCRATCH_NAMES[report['type']]} {FROM_SCRATCH}, {report['epochs']} epochs"
     if not report["epochs"]:
         return f"{NAMES[report['way']]}, {AT_ONCE}"
+    rate = f", lr {report['tune_lr']:g}" if report.get("tune_lr", TUNE.lr) != TUNE.lr else ""
     teacher = ", teacher" if report["teacher"] else ""
-    return f"{NAMES[report['way']]}, {report['epochs']} epochs{teacher}"
+    return f"{NAMES[report['way']]}, {report['epochs']} epochs{rate}{teacher}"
 
 
 def markdown(runs: Sequence[dict]) -> list[str]:

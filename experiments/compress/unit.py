@@ -29,7 +29,7 @@ from experiments.thinner import networks_of
 from linearconv_convert import ConversionError, deploy, export
 from linearconv_convert.batch_norm import refresh_batch_norm
 from linearconv_convert.exporting import runner
-from linearconv_variants import OneLineParser, non_negative_int, positive_share
+from linearconv_variants import OneLineParser, non_negative_int, positive_float, positive_share
 from training import counting
 from training.checkpoints import REPORT, holds_checkpoint, load_newest, open_folder, write_json, write_log
 from training.distributed import Group
@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--way", choices=(*WAYS, DENSE), required=True)
     add("--budget", type=positive_share, required=True, help="share of the parameters")
     add("--tune", type=non_negative_int, default=0, help="epochs")
+    add("--tune-lr", type=positive_float, default=TUNE.lr, help="learning rate")
     add("--teacher", action="store_true", help="the dense network teaches")
     add("--calibrate", type=non_negative_int, default=1000, help="training images (default: 1000)")
     own, rest = parser.parse_known_args(argv)
@@ -85,8 +86,9 @@ def study_one(own: Namespace, options: Options, folder: Path) -> None:
     size = (info.in_channels, info.image_size, info.image_size)
     report = {"architecture": name, "type": DENSE, "way": own.way, "budget": own.budget, "alpha": 0.5}
     report |= {"dataset": options.dataset, "seed": options.seed, "amp": options.amp, "num_classes": info.num_classes}
-    report |= {"epochs": own.tune, "teacher": own.teacher, **counting.count(small, size), **origin(options.device)}
-    recipe = replace(TUNE, epochs=own.tune, distill=TEACHER * own.teacher)
+    report |= {"epochs": own.tune, "tune_lr": own.tune_lr, "teacher": own.teacher}
+    report |= {**counting.count(small, size), **origin(options.device)}
+    recipe = replace(TUNE, epochs=own.tune, lr=own.tune_lr, distill=TEACHER * own.teacher)
     settings = recipe.settings() | options.pick("dataset", "width", "seed", "amp", "validation")
     settings |= {"network": name, "type": DENSE, "way": own.way, "budget": own.budget}
     settings |= {"num_classes": info.num_classes, "in_memory": isinstance(loaders[0], BatchLoader)}

@@ -85,10 +85,12 @@ def test_the_table_shows_the_points_lost_and_marks_the_least():
             lost = at_once - 4 * less
             runs.append(entry("--way x", lost, seed=seed, epochs=0, way=way, speed={"torch": 1.5}, **unit))
             runs.append(entry("--way x", tuned - less, seed=seed, epochs=2, way=way, **unit))
+        runs.append(entry("--way x", 88, seed=seed, epochs=2, way="svd", tune_lr=1e-3, **unit))
         runs.append(entry("-t rank", 88, seed=seed, epochs=3, parameters=495))
     found, accuracy = losses(runs)
     assert accuracy == 91 and found["LinearConv, at once"] == {0.5: [1, 2]}
     assert found["SVD pair, 2 epochs"] == {0.5: [1.5, 0.5]}
+    assert found["SVD pair, 2 epochs, lr 0.001"] == {0.5: [2, 4]}
     assert found["LinearConv from scratch, 3 epochs"] == {0.5: [2, 4]}
     lines = markdown(runs)
     assert "| LinearConv, at once | **1.50 ± 0.71** |" in lines and "| SVD pair, at once | 5.50 ± 0.71 |" in lines
