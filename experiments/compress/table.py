@@ -42,13 +42,13 @@ def losses(runs: Sequence[dict]) -> tuple[dict[str, dict[float, list[float]]], f
             share = report["parameters"] / reference["parameters"]
             size = min(budgets, key=lambda budget: abs(budget - share), default=share)  # noqa: B023
         lost = reference["test_accuracy"] - report["test_accuracy"]
-        found.setdefault(_way(report), {}).setdefault(size, []).append(lost)
+        found.setdefault(name_of_way(report), {}).setdefault(size, []).append(lost)
     accuracies = [report["test_accuracy"] for report in dense.values()]
     return found, statistics.fmean(accuracies) if accuracies else math.nan
 
 
-def _way(report):
-    """The name of the way of a report, with its training."""
+def name_of_way(report: dict) -> str:
+    """Return the name of the way of a report, with its training."""
     if "way" not in report:
         return f"{SCRATCH_NAMES[report['type']]} {FROM_SCRATCH}, {report['epochs']} epochs"
     if not report["epochs"]:

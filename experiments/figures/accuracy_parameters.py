@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from experiments.compress.table import name_of_way
 from experiments.figures.style import look
 from experiments.results import NoResults, comparable, describe, every_run, mean_over_seeds, read_runs
 from experiments.sweep.table import COUNTS
@@ -44,17 +45,16 @@ def draw(results: Path, name: str | None = None) -> Figure:
 
 
 def converted(study: Path) -> dict[str, list[tuple[float, float]]]:
-    """Return {training after conversion: means (parameters, accuracy) over seeds} of LinearConv in a study."""
+    """Return {name of the way: means (parameters, accuracy) over seeds} of the conversions to LinearConv in a study."""
     groups = {}
     for run in read_runs(study)["runs"] if study.exists() else ():
         report = run["report"]
         if report.get("way") == "linearconv" and (report["teacher"] or not report["epochs"]):
-            groups.setdefault((report["epochs"], report["budget"]), []).append(run)
+            groups.setdefault((name_of_way(report), report["budget"]), []).append(run)
     curves = {}
-    for (epochs, _), runs in sorted(groups.items()):
-        title = f"converted, {epochs} epochs" if epochs else "converted"
+    for (way, _), runs in groups.items():
         point = mean_over_seeds(runs, "parameters")[0], mean_over_seeds(runs)[0]
-        curves.setdefault(title, []).append(point)
+        curves.setdefault(way, []).append(point)
     return curves
 
 

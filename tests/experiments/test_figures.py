@@ -80,7 +80,7 @@ def test_curves_of_conversion_are_means_over_seeds(results):
     runs = [entry("--way linearconv", accuracy, seed=seed, **unit) for seed, accuracy in enumerate((80, 90))]
     write(results, "compression_base", runs)
     lines = {line.get_label(): line for line in accuracy_parameters.draw(results).axes[0].lines}
-    assert lines["converted"].get_ydata() == [85]
+    assert lines["LinearConv, at once"].get_ydata() == [85]
 
 
 @pytest.mark.parametrize(
