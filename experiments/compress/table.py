@@ -79,7 +79,7 @@ def markdown_of_losses(runs: Sequence[dict]) -> list[str]:
         for size in sizes:
             lost = found[way].get(size, [])
             deviation = f" ± {statistics.stdev(lost):.2f}" if len(lost) > 1 else ""
-            cell = f"{means[way][size]:.2f}{deviation}" if lost else ""
+            cell = f"{round(means[way][size], 2) + 0.0:.2f}{deviation}" if lost else ""  # + 0.0: not -0.00
             row.append(f"**{cell}**" if lost and means[way][size] == least[AT_ONCE in way, size] else cell)
         rows.append(row)
     seeds = max((len(lost) for by_size in found.values() for lost in by_size.values()), default=0)
