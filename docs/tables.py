@@ -91,7 +91,7 @@ def kept() -> list[str]:
         ways = [way for way in found if way.startswith(("LinearConv", "thinner"))]
         for way in [way for way in ways if way.endswith((AT_ONCE, "teacher")) or FROM_SCRATCH in way]:
             cells = [f"{statistics.fmean(found[way][size]):.2f}" if size in found[way] else "" for size in shown]
-            seeds = max(map(len, found[way].values()))
+            seeds = min(map(len, found[way].values()))
             rows.append([f"{network}, {accuracy:.2f} %", way, *cells, str(seeds)])
     header = ["dense network", "way", *(f"{100 * size:g} %" for size in shown), "seeds"]
     return markdown_table(header, rows, left=2)
