@@ -16,7 +16,7 @@ from benchmarks.measuring import markdown as speed_table
 from benchmarks.measuring import ratios_over_sittings
 from docs.values import counts_by_network, fast_rows, load, runs_of, speeds, values
 from experiments import paper
-from experiments.compress.table import AT_ONCE, FROM_SCRATCH, losses, markdown_of_losses, sizes_and_speeds
+from experiments.compress.table import AT_ONCE, FROM_SCRATCH, losses, markdown_of_losses, mean_lost, sizes_and_speeds
 from experiments.markdown import markdown_table
 from experiments.results import comparable, every_run, mean_over_seeds
 from experiments.sweep import table as sweep_table
@@ -90,7 +90,7 @@ def kept() -> list[str]:
         found, accuracy = losses(load(name)["runs"])
         ways = [way for way in found if way.startswith(("LinearConv", "thinner"))]
         for way in [way for way in ways if way.endswith((AT_ONCE, "teacher")) or FROM_SCRATCH in way]:
-            cells = [f"{statistics.fmean(found[way][size]):.2f}" if size in found[way] else "" for size in shown]
+            cells = [mean_lost(found[way][size]) if size in found[way] else "" for size in shown]
             seeds = min(map(len, found[way].values()))
             rows.append([f"{network}, {accuracy:.2f} %", way, *cells, str(seeds)])
     header = ["dense network", "way", *(f"{100 * size:g} %" for size in shown), "seeds"]

@@ -58,6 +58,11 @@ def name_of_way(report: dict) -> str:
     return f"{NAMES[report['way']]}, {report['epochs']} epochs{rate}{teacher}"
 
 
+def mean_lost(lost: Sequence[float]) -> str:
+    """Return the mean of the points lost over seeds, as text."""
+    return f"{round(statistics.fmean(lost), 2) + 0.0:.2f}"  # + 0.0: not -0.00
+
+
 def markdown(runs: Sequence[dict]) -> list[str]:
     """Return the lines of both tables."""
     return [*markdown_of_losses(runs), "", *sizes_and_speeds(runs)]
@@ -79,7 +84,7 @@ def markdown_of_losses(runs: Sequence[dict]) -> list[str]:
         for size in sizes:
             lost = found[way].get(size, [])
             deviation = f" ± {statistics.stdev(lost):.2f}" if len(lost) > 1 else ""
-            cell = f"{round(means[way][size], 2) + 0.0:.2f}{deviation}" if lost else ""  # + 0.0: not -0.00
+            cell = f"{mean_lost(lost)}{deviation}" if lost else ""
             row.append(f"**{cell}**" if lost and means[way][size] == least[AT_ONCE in way, size] else cell)
         rows.append(row)
     seeds = max((len(lost) for by_size in found.values() for lost in by_size.values()), default=0)
