@@ -19,6 +19,7 @@ RESULTS = ROOT / "results"  # this repository's own results
 USERS = ROOT / "runs"  # results of users, ignored by git
 CONDITIONS = ("architecture", "dataset", "recipe", "epochs")  # comparable runs have these in common
 PAPER_WEIGHT = 0.01  # weight of the regulariser
+PAPER_EPOCHS = 250
 OTHERS = {"octave": "octave", "basis": "filter basis", "ghost": "Ghost module", "svd": "SVD pair"}  # baselines by type
 REPORTED = re.compile(r"(-t|-r|-s|--alpha|--width|--reg-weight|--recipe) \S+")  # options that are in the report
 TITLES = {
@@ -145,6 +146,8 @@ def describe(conditions: tuple, seeds: Iterable[int]) -> str:
     numbers = sorted(set(seeds))
     shown = " to ".join(map(str, numbers[:1] + numbers[1:][-1:]))
     whose = "the paper's recipe" if recipe == "paper" else f"{recipe} recipe"
+    if recipe == "paper" and epochs < PAPER_EPOCHS:
+        epochs = f"{epochs} of {PAPER_EPOCHS}"
     plural = "s" if numbers[-1] > 1 else ""
     return f"{network}, {TITLES.get(dataset, dataset)}, {whose}, {epochs} epochs, {shown} seed{plural}"
 

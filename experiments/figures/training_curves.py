@@ -6,30 +6,42 @@ Thin lines are single epochs, and thick lines the mean of the last ten. A dashed
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from experiments.figures.style import WIDTH, dense_line, look
 from experiments.results import NoResults, comparable, describe, every_run
 
-NAME = "base_paper_cifar10"
+RESULTS = ("base_paper_cifar10", "vgg11_paper_cifar10")  # from above; a missing one is left out
 NAMES = {"Conv": "Conv (dense)", "-L": "-L, no regulariser", "-Lr": "-Lr, full rank", "-LRr": "-LRr, rank 10"}
 WINDOW = 10  # epochs
 FROM = 20  # first epoch that the axis limits consider
 
 
 def draw(results: Path) -> Figure:
-    """Return the figure of the longest comparable runs in `<results>/base_paper_cifar10.json`."""
-    groups = comparable(every_run(results, NAME)).items()
+    """Return the figure of the longest comparable runs in each of `RESULTS`."""
+    found = [group for name in RESULTS if (group := longest(results, name))]
+    if not found:
+        raise NoResults(f"no dense run beside others in {' or '.join(RESULTS)}")
+    figure = Figure((WIDTH, 6.2 * len(found)))
+    for part, group in zip(figure.subfigures(len(found), 1, squeeze=False).flat, found, strict=True):
+        draw_group(part, *group)
+    return figure
+
+
+def longest(results: Path, name: str) -> tuple[tuple, dict[str, list[dict]]] | None:
+    """Return conditions and runs of a result's longest comparable runs with a dense one among them, if any."""
+    groups = comparable(every_run(results, name)).items()
     groups = [(conditions, methods) for conditions, methods in groups if {"Conv"} < methods.keys()]
-    if not groups:
-        raise NoResults(f"{NAME}.json has no dense run beside others")
-    conditions, runs = max(groups, key=lambda group: group[0][-1])
+    return max(groups, key=lambda group: group[0][-1], default=None)
+
+
+def draw_group(figure: SubFigure, conditions: tuple, runs: dict[str, list[dict]]) -> None:
+    """Draw the accuracies of comparable runs, and below them the differences to the dense one."""
     epochs = conditions[-1]
     curves, means = {}, {}
     for method, same in runs.items():  # over seeds
         curves[method] = np.mean([[record["test_accuracy"] for record in run["log"]] for run in same], axis=0)
         means[method] = np.convolve(curves[method], np.full(WINDOW, 1 / WINDOW), "valid")
-    figure = Figure((WIDTH, 6.2))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(5, 3))
     places = np.arange(1, epochs + 1)
     for method, mean in sorted(means.items(), key=lambda item: -item[1][-1]):
@@ -50,4 +62,3 @@ def draw(results: Path) -> Figure:
     lower.set(ylabel="difference to dense,\npoints", xlabel="epoch", xlim=(0, epochs))
     for axes in (upper, lower):
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="last ten epochs", alignment="left")
-    return figure

@@ -73,6 +73,16 @@ def test_bad_input_ends_in_one_line(words, named, results, monkeypatch, capsys):
 
 
 @needs_matplotlib
+def test_training_curves_show_every_network_that_has_them(results):
+    from experiments.figures import training_curves
+
+    write(results, "vgg11_paper_cifar10", [entry(architecture="VGG11"), entry("-t rank -r 1", architecture="VGG11")])
+    titles = [axes.get_title("left") for axes in training_curves.draw(results).axes[::2]]
+    assert [title[:5] for title in titles] == ["Base,", "VGG11"]
+    assert "20 of 250 epochs" in titles[1]
+
+
+@needs_matplotlib
 def test_curves_of_conversion_are_means_over_seeds(results):
     from experiments.figures import accuracy_parameters
 
@@ -109,7 +119,7 @@ def test_runs_compare_that_share_network_data_recipe_and_epochs(tmp_path):
     methods = groups["Base", "cifar10", "paper", 20]
     assert {name: len(runs) for name, runs in methods.items()} == {"-Lr": 2}
     text = describe(("Base", "cifar10", "paper", 20), map(len, methods.values()))
-    assert text == "Base, CIFAR-10, the paper's recipe, 20 epochs, 2 seeds"
+    assert text == "Base, CIFAR-10, the paper's recipe, 20 of 250 epochs, 2 seeds"
 
 
 def test_correlations_are_those_of_the_filters_in_the_checkpoint(run, tmp_path, capsys):
