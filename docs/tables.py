@@ -88,7 +88,7 @@ def kept() -> list[str]:
     shown, rows = (0.75, 0.57, 0.5, 0.4, 0.25, 0.15), []
     for network, name in (("VGG11", "compression_vgg11"), ("Base", "compression_base")):
         found, accuracy = losses(load(name)["runs"])
-        ways = [way for way in found if way.startswith(("LinearConv", "thinner"))]
+        ways = [way for way in found if way.startswith(("LinearConv", "thinner")) and len(found[way]) > 1]
         for way in [way for way in ways if way.endswith((AT_ONCE, "teacher")) or FROM_SCRATCH in way]:
             cells = [mean_lost(found[way][size]) if size in found[way] else "" for size in shown]
             seeds = min(map(len, found[way].values()))
@@ -239,8 +239,10 @@ TABLES |= {
     "inference_float32": lambda: speed_table(load("deployment_cpu_float32")),
     "inference_bfloat16": lambda: speed_table(load("deployment_cpu_bfloat16")),
     "fast": lambda: sweep_table.table(fast_rows(), FAST_COLUMNS),  # Base and thinner dense networks, short recipe
-    "compression_base": lambda: markdown_of_losses(load("compression_base")["runs"]),
-    "compression_vgg11": lambda: markdown_of_losses(load("compression_vgg11")["runs"]),
+    **{
+        name: lambda name=name: markdown_of_losses(load(name)["runs"])
+        for name in ("compression_base", "compression_vgg11", "tune_lr_vgg11")
+    },
     "compression_speeds": lambda: sizes_and_speeds(
         [run for run in load("compression_vgg11")["runs"] if run["report"].get("way") == "linearconv"]
     ),

@@ -88,7 +88,8 @@ def markdown_of_losses(runs: Sequence[dict]) -> list[str]:
             row.append(f"**{cell}**" if lost and means[way][size] == least[AT_ONCE in way, size] else cell)
         rows.append(row)
     seeds = max((len(lost) for by_size in found.values() for lost in by_size.values()), default=0)
-    lines = [f"Points of test accuracy lost against dense ({accuracy:.2f} %); mean over up to {seeds} seeds.", ""]
+    over = f"mean over up to {seeds} seeds" if seeds > 1 else "one seed"
+    lines = [f"Points of test accuracy lost against dense ({accuracy:.2f} %); {over}.", ""]
     return lines + markdown_table(["way", *(f"{100 * size:g} %" for size in sizes)], rows)
 
 
