@@ -42,6 +42,11 @@ def sweep(names: str, columns: str) -> list[str]:
     return sweep_table.markdown(runs_of(names), columns.split())
 
 
+def lost(name: str) -> list[str]:
+    """Return the table of the accuracy lost in a compression study."""
+    return markdown_of_losses(load(name)["runs"])
+
+
 def measured(architecture: str, recipe: str = "paper") -> dict[str, list[dict]]:
     """Return the runs of a network on CIFAR-10 with a recipe and its largest number of epochs, by method."""
     groups = comparable(run for run in every_run() if not run["file"].startswith(NOT_FOR_TABLES))
@@ -239,10 +244,9 @@ TABLES |= {
     "inference_float32": lambda: speed_table(load("deployment_cpu_float32")),
     "inference_bfloat16": lambda: speed_table(load("deployment_cpu_bfloat16")),
     "fast": lambda: sweep_table.table(fast_rows(), FAST_COLUMNS),  # Base and thinner dense networks, short recipe
-    **{
-        name: lambda name=name: markdown_of_losses(load(name)["runs"])
-        for name in ("compression_base", "compression_vgg11", "tune_lr_vgg11")
-    },
+    "compression_base": partial(lost, "compression_base"),
+    "compression_vgg11": partial(lost, "compression_vgg11"),
+    "tune_lr_vgg11": partial(lost, "tune_lr_vgg11"),
     "compression_speeds": lambda: sizes_and_speeds(
         [run for run in load("compression_vgg11")["runs"] if run["report"].get("way") == "linearconv"]
     ),

@@ -146,10 +146,9 @@ def describe(conditions: tuple, seeds: Iterable[int]) -> str:
     numbers = sorted(set(seeds))
     shown = " to ".join(map(str, numbers[:1] + numbers[1:][-1:]))
     whose = "the paper's recipe" if recipe == "paper" else f"{recipe} recipe"
-    if recipe == "paper" and epochs < PAPER_EPOCHS:
-        epochs = f"{epochs} of {PAPER_EPOCHS}"
+    length = f"{epochs} of {PAPER_EPOCHS}" if recipe == "paper" and epochs < PAPER_EPOCHS else epochs
     plural = "s" if numbers[-1] > 1 else ""
-    return f"{network}, {TITLES.get(dataset, dataset)}, {whose}, {epochs} epochs, {shown} seed{plural}"
+    return f"{network}, {TITLES.get(dataset, dataset)}, {whose}, {length} epochs, {shown} seed{plural}"
 
 
 def mean_and_deviation(values: Iterable[float]) -> tuple[float, float | None]:

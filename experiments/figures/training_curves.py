@@ -11,17 +11,17 @@ from matplotlib.figure import Figure, SubFigure
 from experiments.figures.style import WIDTH, dense_line, look
 from experiments.results import NoResults, comparable, describe, every_run
 
-RESULTS = ("base_paper_cifar10", "vgg11_paper_cifar10")  # from above; a missing one is left out
+SWEEPS = ("base_paper_cifar10", "vgg11_paper_cifar10")  # from above; a missing one is left out
 NAMES = {"Conv": "Conv (dense)", "-L": "-L, no regulariser", "-Lr": "-Lr, full rank", "-LRr": "-LRr, rank 10"}
 WINDOW = 10  # epochs
 FROM = 20  # first epoch that the axis limits consider
 
 
 def draw(results: Path) -> Figure:
-    """Return the figure of the longest comparable runs in each of `RESULTS`."""
-    found = [group for name in RESULTS if (group := longest(results, name))]
+    """Return the figure of the longest comparable runs in each of `SWEEPS`."""
+    found = [group for name in SWEEPS if (group := longest(results, name))]
     if not found:
-        raise NoResults(f"no dense run beside others in {' or '.join(RESULTS)}")
+        raise NoResults(f"no dense run beside others in {' or '.join(SWEEPS)}")
     figure = Figure((WIDTH, 6.2 * len(found)))
     for part, group in zip(figure.subfigures(len(found), 1, squeeze=False).flat, found, strict=True):
         draw_group(part, *group)
