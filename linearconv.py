@@ -126,7 +126,7 @@ class LinearConv(nn.Module):
         if self.padding_mode != "zeros":
             input, padding = F.pad(input, self._padding_widths(), self.padding_mode), (0, 0)
         geometry: tuple = self.stride, padding, self.dilation, self.groups
-        is_on_gpu = any(parameter.is_cuda for parameter in self.parameters(recurse=False))
+        is_on_gpu = any(parameter.is_cuda for parameter in self.parameters())
         if not self.combines_maps or (self.compute == "auto" and is_on_gpu):
             return F.conv2d(input, self.weight, self.bias, *geometry)  # W * x + b
         # [y_p ; A y_p + (b_s - A b_p)] with y_p = W_p * x + b_p

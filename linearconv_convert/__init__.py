@@ -2,6 +2,7 @@
 
     small = convert(model, "rank", budget=0.5, calibration=images)
     fast = deploy(small)                                        # plain modules for inference, with BatchNorm folded
+    balance(small); train(small); unbalance(small)              # train it further
     plain = fold(small)                                         # nn.Conv2d for every LinearConv
     export(small, "small.onnx", example_input)                  # the deployed network as a file
     initialise(network, "spectral")                             # LinearConv layers for training from scratch
@@ -9,6 +10,7 @@
 The command line is `python -m linearconv_convert --help`.
 """
 
+from linearconv_convert.balance import balance, unbalance
 from linearconv_convert.convert import convert
 from linearconv_convert.deploying import deploy
 from linearconv_convert.exporting import export
@@ -23,10 +25,12 @@ __all__ = [
     "ConversionWarning",
     "LayerReport",
     "Report",
+    "balance",
     "convert",
     "deploy",
     "export",
     "fold",
     "initialise",
     "load_converted",
+    "unbalance",
 ]

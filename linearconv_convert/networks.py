@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
+from linearconv_convert.balance import balance, unbalance
 from linearconv_convert.convert import convert
 from linearconv_convert.report import Report
 from linearconv_convert.surgery import ConversionError, ConversionWarning, first_line
@@ -116,7 +117,7 @@ def load_weights(model: nn.Module, path: str | Path, num_classes: int | None = N
         model.load_state_dict(state | {key: own[key] for key in left})
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
-        hint = "; it is of a LinearConv network already" if any(key.endswith("conv_weights") for key in state) else ""
+        hint = "; it is of a LinearConv network already" if any("conv_weights" in key for key in state) else ""
         raise ConversionError(f"{path} does not fit the network: {lines[min(1, len(lines) - 1)][:160]}{hint}") from None
     return left
 
@@ -157,5 +158,7 @@ def load_converted(path: str | Path) -> nn.Module:
     record = read_record(path)
     shape = {name: record[name] for name in ("in_channels", "num_classes")}
     model = convert_again(load_network(record["name"], **shape), record["conversion"])
+    if record.get("balanced"):  # older checkpoints are not
+        balance(model)
     load_weights(model, path)
-    return model
+    return unbalance(model)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dataloaders import Loader
+from linearconv_convert.balance import balance
 from linearconv_convert.budget import UNITS
 from linearconv_convert.convert import convert
 from linearconv_convert.networks import convert_again, load_network, load_weights, setting_of
@@ -103,11 +104,14 @@ class Library:
         network.dense.to(group.device)
         with warnings_as_lines(options.program):
             if options.variant.type != "dense" and not record["conversion"]:
+                record["balanced"] = recipe.init == "fit"
                 if group.is_rank0:
                     model, record["conversion"] = _convert(network, options, recipe, loader)
                 record["conversion"] = group.broadcast_from_rank0(lambda: record["conversion"])
             if model is None or recipe.init == "scratch":
                 model = convert_again(deepcopy(network.model), record["conversion"])
+            if record.get("balanced"):
+                balance(model)
         return Network(model, network.dense, record)
 
 

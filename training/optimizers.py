@@ -30,7 +30,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 def _filter_parameters(model):
     """All primary filters and coefficients."""
     layers = (layer for layer in model.modules() if isinstance(layer, LinearConv))
-    return [p for layer in layers for name, p in layer.named_parameters(recurse=False) if name != "bias"]
+    return [p for layer in layers for name, p in layer.named_parameters() if name != "bias"]
 
 
 class FilterDecay:

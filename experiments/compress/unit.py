@@ -26,7 +26,7 @@ from dataloaders import BatchLoader, dataloaders
 from experiments.compress.ways import WAYS
 from experiments.sweep.plan import script_parser
 from experiments.thinner import networks_of
-from linearconv_convert import ConversionError, deploy, export
+from linearconv_convert import ConversionError, balance, deploy, export
 from linearconv_convert.batch_norm import refresh_batch_norm
 from linearconv_convert.exporting import runner
 from linearconv_variants import OneLineParser, non_negative_int, positive_float, positive_share
@@ -103,6 +103,7 @@ def study_one(own: Namespace, options: Options, folder: Path) -> None:
         **options.pick("channels_last", "save_every"),
     )
     if own.tune:
+        balance(small)
         if holds_checkpoint(folder):
             trainer.load_state(*load_newest(folder))
         report |= trainer.fit().outcome()

@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn as nn
 
+from linearconv import LinearConv
+from linearconv_convert import balance
 from tests.helpers.layers import prune_half, variants
 from training.optimizers import FilterDecay, make_optimizer
 from training.recipe import Recipe
@@ -55,3 +57,11 @@ def test_filters_decay_as_if_they_were_the_parameters(variant, optimizer):
         torch.testing.assert_close(moved, speed * LR * DECAY * gradient)
     torch.testing.assert_close(layer.bias, before["0.bias"])
     torch.testing.assert_close(model[3].weight, before["3.weight"] * (1 - speed * LR * DECAY))
+
+
+def test_filters_of_balanced_layers_decay():
+    layer = balance(LinearConv(4, 6, 3, bias=False))
+    before, recipe = layer.weight.detach(), Recipe(LR, 1, optimizer="adamw", weight_decay=1e-3, decay="filters")
+    FilterDecay(layer, recipe).before_step(LR)
+    change = layer.weight.detach() - before
+    assert 0 < change.norm() < 1e-3 * before.norm() and (change * before).sum() < 0

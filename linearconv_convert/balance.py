@@ -1,0 +1,72 @@
+"""Balanced parameters, in which a converted network is trained further: the same layers with the same sizes.
+
+    W_p = G D,    A = B G^-1,    hence W = [W_p ; A W_p] = [G ; B] D        G (P, P) fixed, B (F - P, P), D (P, K)
+
+The coefficients `A` of a converted layer are large, because the best filters decide them. A small step of `W_p` then
+becomes a large step of the secondary filters. With the singular value decomposition W = U diag(s) V^T, the parameters
+start at [G ; B] = U diag(s)^1/2 and D = diag(s)^1/2 V^T, so that a step of any of them changes the filters evenly.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+from linearconv import LinearConv
+from linearconv_convert.surgery import layers_of
+
+
+class _Product(nn.Module):
+    """A parameter as the product of a trained matrix with the fixed matrix G on its left, or G^-1 on its right."""
+
+    def __init__(self, basis: Tensor, inverse: Tensor, side: str) -> None:
+        super().__init__()
+        self.register_buffer("basis", basis)  # G
+        self.register_buffer("inverse", inverse)
+        self.side = side
+
+    def forward(self, trained: Tensor) -> Tensor:
+        return self._multiply(self.basis, self.inverse, trained)
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """Return the trained matrix of a parameter's value; torch calls this method."""
+        return self._multiply(self.inverse, self.basis, value)
+
+    def _multiply(self, left: Tensor, right: Tensor, tensor: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):  # rounding would be large
+            if self.side == "left":
+                return (left @ tensor.flatten(1)).view_as(tensor)
+            return tensor @ right
+
+
+@torch.no_grad()
+def balance(model: nn.Module) -> Any:
+    """Give full-rank LinearConv layers balanced parameters, in place, for training; return the model.
+
+    The parameters `conv_weights` and `linear_weights` become parametrizations of torch.nn.utils.parametrize, with equal
+    sizes and, to rounding, equal outputs. :func:`unbalance` reverses this. Layers of other variants stay unchanged.
+    """
+    for layer in layers_of(model, LinearConv).values():
+        is_full_rank = type(layer).factors is LinearConv.factors and layer.secondary_channels > 0
+        if is_full_rank and not parametrize.is_parametrized(layer):
+            left, values, _ = torch.linalg.svd(layer.weight.flatten(1).double(), full_matrices=False)
+            primary = layer.primary_channels
+            basis = left[:primary, :primary] * values[:primary].sqrt()
+            matrices = [matrix.to(layer.conv_weights) for matrix in (basis, torch.linalg.inv(basis))]
+            parametrize.register_parametrization(layer, "conv_weights", _Product(*matrices, "left"))
+            parametrize.register_parametrization(layer, "linear_weights", _Product(*matrices, "right"))
+    return model
+
+
+def unbalance(model: nn.Module) -> Any:
+    """Give the layers of :func:`balance` the parameters of LinearConv again, in place; return the model."""
+    for layer in layers_of(model, LinearConv).values():
+        if parametrize.is_parametrized(layer):
+            # Copies of the layer have the same class, from which torch removes the properties: change another class.
+            kind = type(layer)
+            layer.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
+            for name in ("conv_weights", "linear_weights"):
+                parametrize.remove_parametrizations(layer, name)
+    return model
