@@ -18,7 +18,7 @@ from docs.values import counts_by_network, fast_rows, load, runs_of, speeds, val
 from experiments import paper
 from experiments.compress.table import AT_ONCE, FROM_SCRATCH, losses, markdown_of_losses, mean_lost, sizes_and_speeds
 from experiments.markdown import markdown_table
-from experiments.results import comparable, every_run, mean_over_seeds
+from experiments.results import comparable, describe_training, every_run, mean_over_seeds
 from experiments.sweep import table as sweep_table
 from experiments.table1 import __main__ as table1
 from experiments.table1 import counts as table1_counts
@@ -60,21 +60,20 @@ def summary() -> list[str]:
     training, inference = speeds("speed_cpu_float32"), speeds("deployment_cpu_float32")
     for name, network in paper.NETWORKS.items():
         parameters = f"{counts[name]['parameters_ours']} → {counts[f'{name}-Lr']['parameters_ours']}"
-        runs, recipe = measured(network.__name__, "paper"), "paper's"
+        runs, recipe = measured(network.__name__, "paper"), "paper"
         if not {"Conv", "-Lr"} <= runs.keys():
-            runs, recipe = measured(network.__name__, "fast"), "short"
+            runs, recipe = measured(network.__name__, "fast"), "fast"
         accuracy, conditions = "not measured", ""
         if {"Conv", "-Lr"} <= runs.keys():
             (dense, _), (ours, _) = mean_over_seeds(runs["Conv"]), mean_over_seeds(runs["-Lr"])
             accuracy = f"{dense:.1f} → {ours:.1f}"
-            epochs, seeds = runs["-Lr"][0]["report"]["epochs"], len(runs["-Lr"])
-            conditions = f"{recipe}, {epochs} epochs, {seeds} seed{'s' if seeds > 1 else ''}"
+            conditions = describe_training(recipe, runs["-Lr"][0]["report"]["epochs"], [len(runs["-Lr"])])
         printed, key = paper.accuracies(name, "cifar10"), name.replace("-", "")
         row = [name, parameters, accuracy, conditions, f"{printed['Conv']:.1f} → {printed['-Lr']:.1f}"]
         for ratio in (training.get((key, "train 50", "full rank")), inference.get((key, "infer 8", "deployed"))):
             row.append(f"{ratio:.2f}" if ratio else "not measured")
         rows.append(row)
-    header = ["network", "parameters, M", "accuracy, %", "recipe", "paper, %", "training speed", "deployed speed"]
+    header = ["network", "parameters, M", "accuracy, %", "training", "paper, %", "training speed", "deployed speed"]
     return markdown_table(header, rows)
 
 

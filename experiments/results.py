@@ -143,12 +143,17 @@ def describe(conditions: tuple, seeds: Iterable[int]) -> str:
     For example, `Base, CIFAR-10, the paper's recipe, 250 epochs, 1 seed`.
     """
     network, dataset, recipe, epochs = conditions
+    return f"{network}, {TITLES.get(dataset, dataset)}, {describe_training(recipe, epochs, seeds)}"
+
+
+def describe_training(recipe: str, epochs: int, seeds: Iterable[int]) -> str:
+    """Return, for example, `the paper's recipe, 100 of 250 epochs, 1 seed`."""
     numbers = sorted(set(seeds))
     shown = " to ".join(map(str, numbers[:1] + numbers[1:][-1:]))
-    whose = "the paper's recipe" if recipe == "paper" else f"{recipe} recipe"
+    name = {"paper": "the paper's recipe", "fast": "short recipe"}.get(recipe, f"{recipe} recipe")
     length = f"{epochs} of {PAPER_EPOCHS}" if recipe == "paper" and epochs < PAPER_EPOCHS else epochs
     plural = "s" if numbers[-1] > 1 else ""
-    return f"{network}, {TITLES.get(dataset, dataset)}, {whose}, {length} epochs, {shown} seed{plural}"
+    return f"{name}, {length} epochs, {shown} seed{plural}"
 
 
 def mean_and_deviation(values: Iterable[float]) -> tuple[float, float | None]:

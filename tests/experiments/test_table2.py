@@ -64,7 +64,7 @@ def test_rows_of_a_network_are_of_one_recipe_and_length_those_with_most_rows(tmp
     cells, lines = shown(tmp_path, long, fast, squeezed)
     assert cells["VGG11"][:2] == ("90.00", "") and cells["VGG11-Lr"][:2] == ("89.50", "-0.50")
     assert cells["SqueezeNet-LRr"][:2] == ("79.00", "-1.00")
-    assert "VGG11, CIFAR-10, fast recipe, 20 epochs" in " ".join(lines)
+    assert "VGG11, CIFAR-10, short recipe, 20 epochs" in " ".join(lines)
 
 
 def test_every_row_is_timed_against_the_plain_network(monkeypatch):
