@@ -5,6 +5,9 @@
 The coefficients `A` of a converted layer are large, because the best filters decide them. A small step of `W_p` then
 becomes a large step of the secondary filters. With the singular value decomposition W = U diag(s) V^T, the parameters
 start at [G ; B] = U diag(s)^1/2 and D = diag(s)^1/2 V^T, so that a step of any of them changes the filters evenly.
+With the Cholesky factor L L^T = I + A^T A and the eigenvectors Q of L^T W_p W_p^T L = Q diag(s)^2 Q^T,
+
+    G = L^-T Q diag(s)^1/2,    G^-1 = diag(s)^-1/2 Q^T L^T
 """
 
 from typing import Any
@@ -16,6 +19,8 @@ from torch.nn.utils import parametrize
 
 from linearconv import LinearConv
 from linearconv_convert.surgery import layers_of
+
+LEAST_VALUE = 1e-4  # of the singular values, relative to the largest: bounds G^-1 where filters are dependent
 
 
 class _Product(nn.Module):
@@ -51,13 +56,23 @@ def balance(model: nn.Module) -> Any:
     for layer in layers_of(model, LinearConv).values():
         is_full_rank = type(layer).factors is LinearConv.factors and layer.secondary_channels > 0
         if is_full_rank and not parametrize.is_parametrized(layer):
-            left, values, _ = torch.linalg.svd(layer.weight.flatten(1).double(), full_matrices=False)
-            primary = layer.primary_channels
-            basis = left[:primary, :primary] * values[:primary].sqrt()
-            matrices = [matrix.to(layer.conv_weights) for matrix in (basis, torch.linalg.inv(basis))]
+            matrices = [matrix.to(layer.conv_weights) for matrix in _basis_and_inverse(layer)]
             parametrize.register_parametrization(layer, "conv_weights", _Product(*matrices, "left"))
             parametrize.register_parametrization(layer, "linear_weights", _Product(*matrices, "right"))
     return model
+
+
+def _basis_and_inverse(layer):
+    """G and G^-1 of a layer, in float64."""
+    primary, coefficients = layer.conv_weights.flatten(1).double(), layer.linear_weights.double()
+    identity = torch.eye(len(primary)).to(primary)
+    root = torch.linalg.cholesky(identity + coefficients.T @ coefficients)  # L
+    projected = root.T @ primary
+    squares, rotation = torch.linalg.eigh(projected @ projected.T)
+    values = squares.clamp_min(0).sqrt()
+    scale = values.clamp_min(LEAST_VALUE * values[-1].item() or 1.0).sqrt()
+    basis = torch.linalg.solve_triangular(root.T, rotation * scale, upper=True)
+    return basis, (rotation / scale).T @ root.T
 
 
 def unbalance(model: nn.Module) -> Any:

@@ -90,3 +90,25 @@ def test_grouped_layers_and_a_single_layer():
     expected = layer(images)
     torch.testing.assert_close(balance(layer)(images), expected)
     torch.testing.assert_close(unbalance(layer)(images), expected)
+
+
+@pytest.mark.parametrize("change", ["zero filter", "all zero", "dependent", "more filters than elements"])
+def test_layers_whose_filters_are_dependent(change):
+    torch.manual_seed(0)
+    layer = LinearConv(2, 16, 1) if change.startswith("more") else LinearConv(8, 16, 3)
+    with torch.no_grad():
+        if change == "zero filter":
+            layer.conv_weights[3] = 0
+        elif change == "all zero":
+            layer.conv_weights.zero_()
+        elif change == "dependent":
+            layer.conv_weights[1:] = layer.conv_weights[:1]
+    images = torch.randn(2, layer.in_channels, 6, 6)
+    expected, state = layer(images), copy.deepcopy(layer.state_dict())
+    balance(layer)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(layer(images).float(), expected, rtol=0.05, atol=0.05)
+    layer(images).square().mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
+    torch.testing.assert_close(layer(images), expected)
+    torch.testing.assert_close(unbalance(layer).state_dict(), state, rtol=1e-4, atol=1e-4)
