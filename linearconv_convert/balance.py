@@ -51,7 +51,8 @@ def balance(model: nn.Module) -> Any:
     """Give full-rank LinearConv layers balanced parameters, in place, for training; return the model.
 
     The parameters `conv_weights` and `linear_weights` become parametrizations of torch.nn.utils.parametrize, with equal
-    sizes and, to rounding, equal outputs. :func:`unbalance` reverses this. Layers of other variants stay unchanged.
+    sizes and, to rounding, equal outputs. :func:`unbalance` reverses this. Layers of other variants, and layers with
+    parametrizations, stay unchanged.
     """
     for layer in layers_of(model, LinearConv).values():
         is_full_rank = type(layer).factors is LinearConv.factors and layer.secondary_channels > 0
@@ -78,7 +79,7 @@ def _basis_and_inverse(layer):
 def unbalance(model: nn.Module) -> Any:
     """Give the layers of :func:`balance` the parameters of LinearConv again, in place; return the model."""
     for layer in layers_of(model, LinearConv).values():
-        if parametrize.is_parametrized(layer):
+        if any(isinstance(module, _Product) for module in layer.modules()):
             # Copies of the layer have the same class, from which torch removes the properties: change another class.
             kind = type(layer)
             layer.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn as nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from linearconv import LinearConv
 from linearconv_convert import balance, convert, deploy, unbalance
@@ -78,7 +79,7 @@ def test_parameters_are_computed_in_full_precision_under_autocast(converted):
 
 def test_other_layers_stay_unchanged():
     layers = LinearConvLowRank(8, 16, 3, rank=2), LinearConvSparse(8, 16, 3), LinearConv(8, 16, 3, alpha=1)
-    model = nn.Sequential(*layers, nn.Conv2d(16, 4, 1))
+    model = nn.Sequential(*layers, weight_norm(LinearConv(8, 16, 3), "conv_weights"), nn.Conv2d(16, 4, 1))
     names = list(model.state_dict())
     assert list(balance(model).state_dict()) == names
     assert list(unbalance(model).state_dict()) == names
