@@ -101,6 +101,18 @@ def kept() -> list[str]:
     return markdown_table(header, rows, left=2)
 
 
+def balanced() -> list[str]:
+    """Return the accuracy that tuned LinearConv networks lose, with their own and with balanced parameters."""
+    own, _ = losses(load("tune_plain_base")["runs"])
+    found, _ = losses(load("compression_base")["runs"])
+    ways = [way for way in own if way.startswith("LinearConv") and way in found]
+    sizes, rows = sorted(found[ways[0]], reverse=True), []
+    for way in sorted(ways):
+        for name, each in (("own", own), ("balanced", found)):
+            rows.append([way.partition(", ")[2], name, *(mean_lost(each[way][size]) for size in sizes)])
+    return markdown_table(["training", "parameters", *(f"{100 * size:g} %" for size in sizes)], rows, left=2)
+
+
 def recipes() -> list[str]:
     """Return the scripts with their networks and recipes."""
     rows = []
@@ -231,7 +243,7 @@ def pipelines() -> list[str]:
 
 
 FUNCTIONS = (
-    *(half, kept, summary, recipes, options, zoo_options, search, search_linearconv),
+    *(half, kept, balanced, summary, recipes, options, zoo_options, search, search_linearconv),
     *(ablations, pruned, shares, gpu, map_costs, pipelines),
 )
 TABLES = {function.__name__: function for function in FUNCTIONS}
@@ -245,6 +257,7 @@ TABLES |= {
     "fast": lambda: sweep_table.table(fast_rows(), FAST_COLUMNS),  # Base and thinner dense networks, short recipe
     "compression_base": partial(lost, "compression_base"),
     "compression_vgg11": partial(lost, "compression_vgg11"),
+    "tune_lr_base": partial(lost, "tune_lr_base"),
     "tune_lr_vgg11": partial(lost, "tune_lr_vgg11"),
     "compression_speeds": lambda: sizes_and_speeds(
         [run for run in load("compression_vgg11")["runs"] if run["report"].get("way") == "linearconv"]
