@@ -26,9 +26,12 @@ LEAST_VALUE = 1e-4  # of the singular values, relative to the largest: bounds G^
 class _Product(nn.Module):
     """A parameter as the product of a trained matrix with the fixed matrix G on its left, or G^-1 on its right."""
 
+    basis: Tensor  # G
+    inverse: Tensor
+
     def __init__(self, basis: Tensor, inverse: Tensor, side: str) -> None:
         super().__init__()
-        self.register_buffer("basis", basis)  # G
+        self.register_buffer("basis", basis)
         self.register_buffer("inverse", inverse)
         self.side = side
 
@@ -57,9 +60,9 @@ def balance(model: nn.Module) -> Any:
     for layer in layers_of(model, LinearConv).values():
         is_full_rank = type(layer).factors is LinearConv.factors and layer.secondary_channels > 0
         if is_full_rank and not parametrize.is_parametrized(layer):
-            matrices = [matrix.to(layer.conv_weights) for matrix in _basis_and_inverse(layer)]
-            parametrize.register_parametrization(layer, "conv_weights", _Product(*matrices, "left"))
-            parametrize.register_parametrization(layer, "linear_weights", _Product(*matrices, "right"))
+            basis, inverse = (matrix.to(layer.conv_weights) for matrix in _basis_and_inverse(layer))
+            parametrize.register_parametrization(layer, "conv_weights", _Product(basis, inverse, "left"))
+            parametrize.register_parametrization(layer, "linear_weights", _Product(basis, inverse, "right"))
     return model
 
 
