@@ -92,7 +92,7 @@ def kept() -> list[str]:
     shown, rows = (0.75, 0.57, 0.5, 0.4, 0.25, 0.15), []
     for network, name in (("VGG11", "compression_vgg11"), ("Base", "compression_base")):
         found, accuracy = losses(load(name)["runs"])
-        ways = [way for way in found if way.startswith(("LinearConv", "thinner")) and len(found[way]) > 1]
+        ways = [way for way in found if way.startswith(("LinearConv", "thinner"))]
         for way in [way for way in ways if way.endswith((AT_ONCE, "teacher")) or FROM_SCRATCH in way]:
             cells = [mean_lost(found[way][size]) if size in found[way] else "" for size in shown]
             seeds = min(map(len, found[way].values()))
