@@ -2,10 +2,10 @@
 
     W_p = G D,    A = B G^-1,    hence W = [W_p ; A W_p] = [G ; B] D        G (P, P) fixed, B (F - P, P), D (P, K)
 
-The coefficients `A` of a converted layer are large, because the best filters decide them. A small step of `W_p` then
-becomes a large step of the secondary filters. With the singular value decomposition W = U diag(s) V^T, the parameters
-start at [G ; B] = U diag(s)^1/2 and D = diag(s)^1/2 V^T, so that a step of any of them changes the filters evenly.
-With the Cholesky factor L L^T = I + A^T A and the eigenvectors Q of L^T W_p W_p^T L = Q diag(s)^2 Q^T,
+The coefficients `A` of a converted layer are large where its first P filters are nearly dependent. A small step of
+`W_p` then becomes a large step of the secondary filters. With the singular value decomposition W = U diag(s) V^T, the
+parameters start at [G ; B] = U diag(s)^1/2 and D = diag(s)^1/2 V^T, so that a step of any of them changes the filters
+evenly. With the Cholesky factor L L^T = I + A^T A and the eigenvectors Q of L^T W_p W_p^T L = Q diag(s)^2 Q^T,
 
     G = L^-T Q diag(s)^1/2,    G^-1 = diag(s)^-1/2 Q^T L^T
 """
