@@ -67,16 +67,17 @@ def balance(model: nn.Module) -> Any:
 
 
 def _basis_and_inverse(layer):
-    """G and G^-1 of a layer, in float64."""
-    primary, coefficients = layer.conv_weights.flatten(1).double(), layer.linear_weights.double()
+    """G and G^-1 of a layer, in float64 or complex128."""
+    precise = torch.promote_types(layer.conv_weights.dtype, torch.float64)
+    primary, coefficients = layer.conv_weights.flatten(1).to(precise), layer.linear_weights.to(precise)
     identity = torch.eye(len(primary)).to(primary)
-    root = torch.linalg.cholesky(identity + coefficients.T @ coefficients)  # L
-    projected = root.T @ primary
-    squares, rotation = torch.linalg.eigh(projected @ projected.T)
+    root = torch.linalg.cholesky(identity + coefficients.mH @ coefficients)  # L
+    projected = root.mH @ primary
+    squares, rotation = torch.linalg.eigh(projected @ projected.mH)
     values = squares.clamp_min(0).sqrt()
     scale = values.clamp_min(LEAST_VALUE * values[-1].item() or 1.0).sqrt()
-    basis = torch.linalg.solve_triangular(root.T, rotation * scale, upper=True)
-    return basis, (rotation / scale).T @ root.T
+    basis = torch.linalg.solve_triangular(root.mH, rotation * scale, upper=True)
+    return basis, (rotation / scale).mH @ root.mH
 
 
 def unbalance(model: nn.Module) -> Any:

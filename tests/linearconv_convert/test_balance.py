@@ -93,6 +93,16 @@ def test_grouped_layers_and_a_single_layer():
     torch.testing.assert_close(unbalance(layer)(images), expected)
 
 
+def test_complex_layers():
+    torch.manual_seed(0)
+    layer, images = LinearConv(4, 8, 3, dtype=torch.complex64), torch.randn(2, 4, 6, 6, dtype=torch.complex64)
+    expected, values = layer(images), torch.linalg.svdvals(layer.weight.flatten(1))
+    torch.testing.assert_close(balance(layer)(images), expected)
+    factor = layer.parametrizations["conv_weights"].original.flatten(1)  # D
+    torch.testing.assert_close(torch.linalg.svdvals(factor), values[: layer.primary_channels].sqrt())
+    torch.testing.assert_close(unbalance(layer)(images), expected)
+
+
 @pytest.mark.parametrize("change", ["zero filter", "all zero", "dependent", "more filters than elements"])
 def test_layers_whose_filters_are_dependent(change):
     torch.manual_seed(0)
