@@ -45,6 +45,7 @@ LEFT_ALONE = {  # with the first convolution converted
     "or its state_dict": lambda: changed(lambda conv: conv.register_state_dict_post_hook(lambda *_: None)),
     "not finite": lambda: changed(lambda conv: conv.weight.data.view(-1)[0].fill_(float("nan"))),
     "meta device": lambda: changed(lambda conv: conv.to("meta")),
+    "complex filters": lambda: changed(lambda conv: conv.to(torch.complex64)),
 }
 
 
