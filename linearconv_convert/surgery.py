@@ -118,7 +118,7 @@ def reason_to_keep(layer: nn.Module, uses: Counter[nn.Parameter]) -> str:
         return "shares a parameter with another layer"
     if layer.weight.is_meta:
         return "is on the meta device"
-    if layer.weight.is_complex():
+    if any(parameter.is_complex() for parameter in parameters):
         return "has complex filters"  # the fits are of real matrices
     if not all(parameter.isfinite().all() for parameter in parameters):
         return "has values that are not finite"

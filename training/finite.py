@@ -25,7 +25,7 @@ class FiniteCheck:
     def check(self, loss: Tensor) -> bool:
         """Return False if a loss () or a gradient of its backward pass has been found not finite."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)).float()) + loss.detach()
+        norm = nn.utils.get_total_norm(gradients) + loss.detach()
         if self.every == 1:
             return math.isfinite(norm.item())
         self.bad = torch.maximum(self.bad, 1 - norm.isfinite().float())

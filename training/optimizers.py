@@ -53,8 +53,8 @@ class FilterDecay:
             norm = sum(layer.weight.square().sum() for layer in self.layers) / 2
             gradients = torch.autograd.grad(norm, self.parameters)
         with torch.no_grad():
-            if self.decoupled:
-                torch._foreach_add_(self.parameters, gradients, alpha=-lr * self.weight_decay)
-            else:
-                of_loss = [parameter.grad for parameter in self.parameters]
-                torch._foreach_add_(of_loss, gradients, alpha=self.weight_decay)
+            for parameter, gradient in zip(self.parameters, gradients, strict=True):
+                if self.decoupled:
+                    parameter.sub_(gradient, alpha=lr * self.weight_decay)
+                else:
+                    parameter.grad.add_(gradient, alpha=self.weight_decay)
