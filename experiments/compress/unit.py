@@ -92,6 +92,8 @@ def study_one(own: Namespace, options: Options, folder: Path) -> None:
     settings = recipe.settings() | options.pick("dataset", "width", "seed", "amp", "validation")
     settings |= {"network": name, "type": DENSE, "way": own.way, "budget": own.budget}
     settings |= {"num_classes": info.num_classes, "in_memory": isinstance(loaders[0], BatchLoader)}
+    if own.tune:
+        balance(small)
     trainer = Trainer(
         small,
         tuple(loaders),
@@ -103,7 +105,6 @@ def study_one(own: Namespace, options: Options, folder: Path) -> None:
         **options.pick("channels_last", "save_every"),
     )
     if own.tune:
-        balance(small)
         if holds_checkpoint(folder):
             trainer.load_state(*load_newest(folder))
         report |= trainer.fit().outcome()
