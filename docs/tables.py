@@ -263,6 +263,7 @@ TABLES |= {
         [run for run in load("compression_vgg11")["runs"] if run["report"].get("way") == "linearconv"]
     ),
     "paper_recipe": partial(sweep, "base_paper_cifar10", "setting parameters accuracy last_ten best against_dense"),
+    "paper_recipe_vgg": partial(sweep, "vgg11_paper_cifar10", "setting parameters accuracy last_ten best epochs"),
     "accuracy": partial(sweep, "base_cifar10", "setting parameters accuracy against_dense best"),
     "grey": partial(sweep, "table1_mnist table1_fashion", "dataset setting parameters accuracy best epochs"),
     "hundred": partial(sweep, "table1_cifar100", "setting parameters accuracy against_dense best epochs"),
