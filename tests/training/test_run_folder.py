@@ -27,12 +27,19 @@ def test_a_folder_in_use_is_refused_and_free_again_when_its_run_has_ended(run, r
     with open_folder(run.folder("run")):
         for resume in ("", "--resume auto"):
             assert "another run uses the folder" in refused("base", f"{RUN} {resume}")
+        begun, begin = os.pipe()
         child = os.fork()  # as a worker that outlives its killed run
         if child == 0:
+            os.write(begin, b"1")
             signal.pause()
-    assert (run("base", RUN) / "report.json").exists()
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+        os.read(begun, 1)  # the child has let go of the lock
+    try:
+        assert (run("base", RUN) / "report.json").exists()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(begun)
+        os.close(begin)
 
 
 @pytest.mark.slow
