@@ -69,28 +69,44 @@ def markdown(runs: Sequence[dict]) -> list[str]:
 
 
 def markdown_of_losses(runs: Sequence[dict]) -> list[str]:
-    """Return the lines of the table of losses; the least loss at each size, at once and after training, is bold."""
+    """Return the lines of the table of losses; see :func:`least_lost` for the bold cells."""
     found, accuracy = losses(runs)
     sizes = sorted({size for by_size in found.values() for size in by_size}, reverse=True)
-    means = {way: {size: statistics.fmean(lost) for size, lost in by_size.items()} for way, by_size in found.items()}
-    least: dict[tuple[bool, float], float] = {}
-    for way, by_size in means.items():
-        for size, mean in by_size.items():
-            group = (AT_ONCE in way, size)
-            least[group] = min(mean, least.get(group, math.inf))
-    rows = []
-    for way in sorted(found, key=lambda way: (FROM_SCRATCH in way, AT_ONCE not in way, way.partition(", ")[2])):
+    winners, rows = least_lost(found), []
+    for way in sorted(found, key=lambda way: (FROM_SCRATCH in way, AT_ONCE not in way, training_of(way))):
         row = [way]
         for size in sizes:
             lost = found[way].get(size, [])
             deviation = f" ± {statistics.stdev(lost):.2f}" if len(lost) > 1 else ""
             cell = f"{mean_lost(lost)}{deviation}" if lost else ""
-            row.append(f"**{cell}**" if lost and means[way][size] == least[AT_ONCE in way, size] else cell)
+            row.append(f"**{cell}**" if (way, size) in winners else cell)
         rows.append(row)
     seeds = max((len(lost) for by_size in found.values() for lost in by_size.values()), default=0)
     over = f"mean over up to {seeds} seeds" if seeds > 1 else "one seed"
     lines = [f"Points of test accuracy lost against dense ({accuracy:.2f} %); {over}.", ""]
     return lines + markdown_table(["way", *(f"{100 * size:g} %" for size in sizes)], rows)
+
+
+def least_lost(found: dict[str, dict[float, list[float]]]) -> set[tuple[str, float]]:
+    """Return (way, size) of each way that loses least among the ways with the same size, training and number of seeds.
+
+    There is no least loss for a single way, and none until all these ways have the same number of seeds.
+    """
+    rivals: dict[tuple[str, float], dict[str, list[float]]] = {}
+    for way, by_size in found.items():
+        for size, lost in by_size.items():
+            rivals.setdefault((training_of(way), size), {})[way] = lost
+    winners = set()
+    for (_, size), each in rivals.items():
+        if len(each) > 1 and len(set(map(len, each.values()))) == 1:
+            least = min(map(statistics.fmean, each.values()))
+            winners |= {(way, size) for way, lost in each.items() if statistics.fmean(lost) == least}
+    return winners
+
+
+def training_of(way: str) -> str:
+    """Return the training in the name of a way: `at once`, `2 epochs, teacher`."""
+    return way.partition(", ")[2]
 
 
 def sizes_and_speeds(runs: Sequence[dict]) -> list[str]:

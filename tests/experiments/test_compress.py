@@ -86,7 +86,9 @@ def test_the_table_shows_the_points_lost_and_marks_the_least():
             runs.append(entry("--way x", lost, seed=seed, epochs=0, way=way, speed={"torch": 1.5}, **unit))
             runs.append(entry("--way x", tuned - less, seed=seed, epochs=2, way=way, **unit))
         runs.append(entry("--way x", 88, seed=seed, epochs=2, way="svd", tune_lr=1e-3, **unit))
+        runs.append(entry("--way x", 91, seed=seed, epochs=6, way="svd", **unit))
         runs.append(entry("-t rank", 88, seed=seed, epochs=3, parameters=495))
+    runs.append(entry("--way x", 85, epochs=6, way="linearconv", **unit))
     found, accuracy = losses(runs)
     assert accuracy == 91 and found["LinearConv, at once"] == {0.5: [1, 2]}
     assert found["SVD pair, 2 epochs"] == {0.5: [1.5, 0.5]}
@@ -95,6 +97,9 @@ def test_the_table_shows_the_points_lost_and_marks_the_least():
     lines = markdown(runs)
     assert "| LinearConv, at once | **1.50 ± 0.71** |" in lines and "| SVD pair, at once | 5.50 ± 0.71 |" in lines
     assert "| LinearConv, 2 epochs | **0.00 ± 0.71** |" in lines
+    assert "| SVD pair, 2 epochs, lr 0.001 | 3.00 ± 1.41 |" in lines  # no other way has this training
+    assert "| SVD pair, 6 epochs | 0.00 ± 1.41 |" in lines  # of more seeds than the other way
+    assert "| LinearConv, 6 epochs | 5.00 |" in lines
     assert "| LinearConv | 50 % | 500 | 9 | 1.50 | not measured |" in lines
 
 
