@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, extra = parse_sweep(parser, sys.argv[1:] if argv is None else argv)
     try:
         runs = plan(options, extra)
-        kept = {"study": {"network": options.network, "tune": options.tune}}
+        kept = {"study": options.network}
         if not (options.table or options.dry_run):  # the dense networks first, for all shards
             dense = [run for run in runs if run.setting == "-t dense"]
             whole = Namespace(**{**vars(options), "shard": (1, 1)})
