@@ -132,3 +132,21 @@ def test_tuning_recovers_the_loss_of_base_down_to_57_percent_and_most_of_it_belo
     for size, lost in mean[f"{training}, teacher"].items():
         assert lost < (0.05 if size >= 0.57 else at_once[size] / 4)
         assert lost < mean[training][size]
+
+
+def test_on_the_first_seed_of_base_other_ways_lose_less_than_linearconv():
+    found, _ = losses([run for run in load("compression_base")["runs"] if run["report"]["seed"] == 0])
+    training = ", 2 epochs, lr 0.001, teacher"
+    tuned = {way.partition(",")[0]: by_size for way, by_size in found.items() if way.endswith(training)}
+    winners = {size: min(tuned, key=lambda way: tuned[way][size]) for size in tuned["LinearConv"]}
+    spatial, tucker = dict.fromkeys((0.57, 0.5, 0.25), "spatial SVD"), dict.fromkeys((0.4, 0.15, 0.1), "Tucker")
+    assert winners == {0.75: "SVD pair", **spatial, **tucker}
+    for size in (0.75, 0.57):
+        lost = [by_size[size][0] for way, by_size in tuned.items() if way != "channel pruning"]
+        assert len(lost) == 4 and max(lost) - min(lost) < 0.2
+    assert tuned["LinearConv"][0.1][0] > 2 * tuned["Tucker"][0.1][0]
+    scratch = [f"{way} from scratch, 36 epochs" for way in ("LinearConv", "thinner dense")]
+    ways = ["Ghost modules from scratch, 36 epochs", "LinearConv, 6 epochs, lr 0.001, teacher", *scratch]
+    for size in (0.57, 0.25):
+        lost = [found[way][size][0] for way in ways]
+        assert lost == sorted(lost)
