@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from linearconv_convert import convert, fitting
-from linearconv_convert.budget import Option, share_out
+from linearconv_convert.budget import Option, curve_of, share_out
 from linearconv_convert.calibration import add_sensitivities, output_moments
 from linearconv_convert.inputs import Call
 from linearconv_convert.losses import MAX_IMAGES, MEASURED_ERRORS, MIN_LOSS, LossCurve
@@ -154,6 +154,9 @@ def factorise(form: type, dense: nn.Module, share: float, images: Sequence[Tenso
                 options[name].append(Option({"rank": rank}, size, curve.at(error)))
     total = count_parameters(model)
     others = total - sum(layer.weight.numel() for layer in layers.values())
+    smallest = (curve_of(options)[0][0] + others) / total
+    if smallest > share:
+        raise UsageError(f"{share:g} cannot be reached: the smallest size is {smallest:.4g} of the model's")
     replacements = {}
     for name, option in share_out(options, share * total - others).items():
         if option.setting:
@@ -186,7 +189,7 @@ def prune(dense: nn.Module, share: float, images: Sequence[Tensor]) -> nn.Module
         else:
             low = ratio
     if found is None:
-        raise UsageError(f"pruning cannot reach {share:g} of the parameters")
+        raise UsageError(f"{share:g} cannot be reached by pruning")
     return found
 
 

@@ -12,12 +12,14 @@ from baselines import method_of
 from experiments.compress import __main__ as compress
 from experiments.compress.table import losses, markdown
 from experiments.compress.ways import WAYS, Spatial, SVDPair, Tucker, build, product
+from linearconv_convert import ConversionError
 from linearconv_convert.batch_norm import refresh_batch_norm
 from linearconv_convert.weights import root_of_layer
 from models.base_xcnn import Base
 from tests.helpers.commands import refusal
 from tests.helpers.entries import entry
 from training.counting import count_parameters
+from training.errors import UsageError
 from training.report import ROOT
 
 
@@ -36,6 +38,8 @@ def test_a_way_has_at_most_the_parameters_asked_for_and_loses_less_with_more(way
             assert 0.85 * share < count_parameters(small) / count_parameters(dense) <= share
             errors.append((small(batches[0]) - expected).norm() / expected.norm())
     assert errors[1] < errors[0] and errors[1] < 0.5
+    with pytest.raises((UsageError, ConversionError), match="0.001 cannot be reached"):
+        WAYS[way](dense, 0.001, batches)
 
 
 @pytest.mark.parametrize("form", (SVDPair, Spatial, Tucker))
