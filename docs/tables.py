@@ -256,6 +256,7 @@ TABLES |= {
     "inference_bfloat16": lambda: speed_table(load("deployment_cpu_bfloat16")),
     "fast": lambda: sweep_table.table(fast_rows(), FAST_COLUMNS),  # Base and thinner dense networks, short recipe
     "compression_base": partial(lost, "compression_base"),
+    "compression_base_cifar100": partial(lost, "compression_base_cifar100"),
     "compression_vgg11": partial(lost, "compression_vgg11"),
     "tune_lr_base": partial(lost, "tune_lr_base"),
     "tune_lr_vgg11": partial(lost, "tune_lr_vgg11"),
