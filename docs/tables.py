@@ -92,8 +92,9 @@ def kept() -> list[str]:
     shown, rows = (0.75, 0.57, 0.5, 0.4, 0.25, 0.15), []
     for network, name in (("VGG11", "compression_vgg11"), ("Base", "compression_base")):
         found, accuracy = losses(load(name)["runs"])
-        tuned = max(way for way in found if way.startswith("LinearConv, ") and way.endswith("teacher"))  # the longest
-        for way in [f"LinearConv, {AT_ONCE}", tuned, *(way for way in found if FROM_SCRATCH in way)]:
+        tuned = [way for way in found if way.startswith("LinearConv, ") and way.endswith("teacher")]
+        longest = max(tuned, key=lambda way: int(way.split()[1]))  # `LinearConv, 6 epochs, ...`
+        for way in [f"LinearConv, {AT_ONCE}", longest, *(way for way in found if FROM_SCRATCH in way)]:
             cells = [mean_lost(found[way][size]) if size in found[way] else "" for size in shown]
             seeds = min(map(len, found[way].values()))
             rows.append([f"{network}, {accuracy:.2f} %", way, *cells, str(seeds)])

@@ -134,7 +134,7 @@ def test_tuning_recovers_the_loss_of_base_down_to_57_percent_and_most_of_it_belo
         assert lost < mean[training][size]
 
 
-def test_on_the_first_seed_of_base_other_ways_lose_less_than_linearconv():
+def test_the_page_names_the_ways_that_lose_least_on_the_first_seed_of_base():
     found, _ = losses([run for run in load("compression_base")["runs"] if run["report"]["seed"] == 0])
     training = ", 2 epochs, lr 0.001, teacher"
     tuned = {way.partition(",")[0]: by_size for way, by_size in found.items() if way.endswith(training)}
